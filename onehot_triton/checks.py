@@ -1,0 +1,207 @@
+"""Errors for bad input: each names the argument, what was expected and what was found, with the first bad position."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution
+
+from . import reference
+from .grad_method import ReparamGradientStrategy
+
+_PARAMETER_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_INDEX_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+def _error(name: str, expected: str, found: Any) -> ValueError:
+    return ValueError(f"{name}: expected {expected}, found {found}")
+
+
+# When values are checked ----------------------------------------------------------------------------------------------
+
+
+def resolve(validate_args: bool | None, param: Tensor) -> bool:
+    """Whether values are to be checked. None is torch's default on the CPU, where they can be looked at, else False."""
+    if validate_args is not None:
+        return bool(validate_args)
+    return (
+        param.device.type == "cpu"
+        and Distribution._validate_args
+        and not torch.compiler.is_compiling()
+        and not reference.in_transform()
+    )
+
+
+def _is_true(condition: Tensor, message: str) -> bool:
+    """The value of `condition`; a compiled graph asserts it instead, with `message`, and goes on."""
+    if torch.compiler.is_compiling():
+        torch._assert_async(condition, message)
+        return True
+    return bool(condition)
+
+
+def _first(bad: Tensor) -> list[int]:
+    """The position of the first True."""
+    return torch.nonzero(bad)[0].tolist()
+
+
+# Arguments of a distribution ------------------------------------------------------------------------------------------
+
+
+def one_of(**parameters: Tensor | None) -> tuple[Tensor, str]:
+    """The one parameter that was given, and its name."""
+    given = [(value, name) for name, value in parameters.items() if value is not None]
+    if len(given) != 1:
+        raise _error(", ".join(parameters), "exactly one of the two", "both" if given else "neither")
+    param, name = given[0]
+    if not isinstance(param, Tensor):
+        raise _error(name, "a tensor", type(param).__name__)
+    if param.dtype not in _PARAMETER_DTYPES:
+        raise _error(name, "float16, bfloat16, float32 or float64", param.dtype)
+    if param.dim() == 0 or param.shape[-1] == 0:
+        raise _error(name, "[*batch, columns] with at least one column", f"shape {list(param.shape)}")
+    return param, name
+
+
+def rows(row_maximum: Tensor, param: Tensor, name: str) -> None:
+    """Checks that every row is a distribution.
+
+    Args:
+        row_maximum: [*batch], the maximum of the logits. It is finite exactly where the row holds no NaN and no +inf,
+            and something beside -inf.
+        param: [*batch, columns], what the user gave: logits or probs.
+        name: which of the two.
+    """
+    # One number tells. It can overflow where all is well, so a bad one is looked into, not believed.
+    total = row_maximum.sum(dtype=torch.float64 if param.dtype == torch.float64 else torch.float32)
+    if torch.compiler.is_compiling():
+        torch._assert_async(
+            total.isfinite(), f"{name}: expected a distribution in every row, found NaN, inf or nothing"
+        )
+        return
+    if math.isfinite(total.item()):
+        return
+    bad_rows = ~row_maximum.isfinite()
+    if not bad_rows.any():
+        return
+    at = _first(bad_rows)
+    row = param.detach()[tuple(at)]
+    if name == "probs":
+        bad, values, empty = ~((row >= 0) & (row < torch.inf)), "values >= 0 and finite", "a positive sum"
+    else:
+        bad, values, empty = row.isnan() | (row == torch.inf), "neither NaN nor +inf", "a value above -inf"
+    if bad.any():
+        column = _first(bad)
+        raise _error(name, values, f"{row[column[0]].item()} at {at + column}")
+    raise _error(name, f"{empty} in every row", f"a row of {row[0].item()} alone at {at}")
+
+
+def grad_method(method: Any) -> None:
+    if method is not None and not isinstance(method, ReparamGradientStrategy):
+        names = " or ".join(f"ReparamGradientStrategy.{member.name}" for member in ReparamGradientStrategy)
+        raise _error("grad_method", f"None, {names}", repr(method))
+
+
+def unimix(weight: Any) -> None:
+    if not isinstance(weight, (int, float)) or not 0 <= weight <= 1:
+        raise _error("unimix", "a number in [0, 1]", repr(weight))
+
+
+def dtype(value: Any) -> None:
+    if not isinstance(value, torch.dtype) or value.is_complex:
+        raise _error("dtype", "a real torch.dtype", repr(value))
+
+
+def temperature(value: Any, batch: torch.Size, validate: bool) -> None:
+    """Checks a temperature: above 0, and a tensor of one element or one that broadcasts to the batch."""
+    if not isinstance(value, Tensor):
+        if not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise _error("temperature", "a finite number above 0", repr(value))
+        return
+    if not value.is_floating_point():
+        raise _error("temperature", "a floating tensor", value.dtype)
+    if value.numel() != 1 and not _broadcasts_to(value.shape, batch):
+        raise _error("temperature", f"a shape that broadcasts to the batch {list(batch)}", list(value.shape))
+    if validate:
+        bad = ~((value > 0) & (value < torch.inf))
+        if not _is_true(~bad.any(), "temperature: expected finite numbers above 0"):
+            at = _first(bad)
+            raise _error("temperature", "finite numbers above 0", f"{value[tuple(at)].item()} at {at}")
+
+
+def _broadcasts_to(shape: torch.Size, target: torch.Size) -> bool:
+    return len(shape) <= len(target) and all(
+        a in (1, b) for a, b in zip(reversed(shape), reversed(target), strict=False)
+    )
+
+
+# Arguments of methods -------------------------------------------------------------------------------------------------
+
+
+def sample_shape(shape: int | Sequence[int] | None) -> torch.Size:
+    """`shape` as a torch.Size; None is ()."""
+    if shape is None:
+        return torch.Size()
+    if isinstance(shape, torch.Size):
+        return shape
+    try:
+        size = torch.Size((shape,) if isinstance(shape, int) else shape)
+    except TypeError:
+        raise _error("sample_shape", "None, an int or a sequence of ints", repr(shape)) from None
+    if any(n < 0 for n in size):
+        raise _error("sample_shape", "no negative dimension", list(size))
+    return size
+
+
+def generator(value: Any, device: torch.device) -> None:
+    if value is None:
+        return
+    if not isinstance(value, torch.Generator):
+        raise _error("generator", "a torch.Generator or None", type(value).__name__)
+    if value.device.type != device.type:
+        raise _error("generator", f"one on {device.type}, as the parameters", f"one on {value.device}")
+
+
+def _broadcastable(name: str, lead: torch.Size, batch: torch.Size) -> None:
+    for a, b in zip(reversed(lead), reversed(batch), strict=False):
+        if a != b and a != 1 and b != 1:
+            raise _error(name, f"leading dimensions that broadcast with the batch {list(batch)}", list(lead))
+
+
+def value_shape(value: Any, batch: torch.Size, event: torch.Size) -> None:
+    if not isinstance(value, Tensor):
+        raise _error("value", "a tensor", type(value).__name__)
+    if value.shape[-1:] != event:
+        raise _error("value", f"[..., {event[0]}] with a column for each category", f"shape {list(value.shape)}")
+    if value.is_complex():
+        raise _error("value", "a real tensor", value.dtype)
+    _broadcastable("value", value.shape[:-1], batch)
+
+
+def one_hot(value: Tensor, index: Tensor) -> None:
+    """Checks that every row of `value`, whose maximum is at `index`, is a single 1 among zeros."""
+    good = (value.count_nonzero(-1) == 1) & (value.gather(-1, index.unsqueeze(-1)).squeeze(-1) == 1)
+    if not _is_true(good.all(), "value: expected one-hot rows"):
+        at = _first(~good)
+        row = value[tuple(at)]
+        ones, others = (row == 1).sum().item(), ((row != 0) & (row != 1)).sum().item()
+        raise _error(
+            "value",
+            "one-hot rows, a single 1 among zeros",
+            f"{ones} ones and {others} other values than 0 and 1 at {at}",
+        )
+
+
+def index(value: Any, batch: torch.Size, columns: int, validate: bool) -> None:
+    if not isinstance(value, Tensor) or value.dtype not in _INDEX_DTYPES:
+        raise _error("index", "an integer tensor", value.dtype if isinstance(value, Tensor) else type(value).__name__)
+    _broadcastable("index", value.shape, batch)
+    if validate:
+        bad = (value < 0) | (value >= columns)
+        if not _is_true(~bad.any(), f"index: expected 0 .. {columns - 1}"):
+            at = _first(bad)
+            raise _error("index", f"0 .. {columns - 1}", f"{value[tuple(at)].item()} at {at}")

@@ -1,0 +1,417 @@
+"""OneHotCategorical: the categorical distribution over one-hot vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, constraints, kl
+from torch.distributions import OneHotCategorical as TorchOneHotCategorical
+
+from . import checks, ops, reference
+from .grad_method import ReparamGradientStrategy
+
+SampleShape = int | Sequence[int] | None
+"""The leading dimensions of a draw."""
+
+
+class OneHotCategorical(Distribution):
+    """A categorical distribution that reads and produces one-hot encodings.
+
+    Give exactly one of `logits` and `probs`. Results are computed in float32 at least and given in the dtype of the
+    parameters, samples in `dtype`. A row is drawn with exact tail probabilities: see `docs/design.md`.
+
+    Args:
+        logits: [*batch, columns] unnormalised log-probabilities, in float16, bfloat16, float32 or float64. A category
+            with -inf is never drawn, has log_prob -inf and gradient 0.
+        probs: [*batch, columns] in place of `logits`: non-negative weights, normalised here by their sum. A category
+            with weight 0 is treated as one with logit -inf.
+        grad_method: the gradient of `rsample`; None means PassThrough, and leaves `has_rsample` False.
+        temperature: of the RelaxedOneHot gradient, above 0; a tensor broadcasts to the batch.
+        unimix: e in [0, 1]: the distribution is (1 - e) softmax(logits) + e / columns, in all that it does (Hafner et
+            al. 2023, https://arxiv.org/abs/2301.04104).
+        dtype: of `sample`, `mode` and `enumerate_support`: any of torch's, bool too.
+        validate_args: True checks parameters and values, False does not; None checks on a CPU where torch's own default
+            does, and not on a GPU, where a check is a pass over the row and a device synchronisation.
+
+    Raises:
+        ValueError: naming the argument, what was expected and what was found, with the first bad position.
+
+    Example:
+        >>> import torch
+        >>> from onehot_triton import OneHotCategorical
+        >>> _ = torch.manual_seed(0)
+        >>> logits = torch.randn(4)
+        >>> dist = OneHotCategorical(logits=logits)
+        >>> print(dist.rsample((3,)))
+        tensor([[1., 0., 0., 0.],
+                [0., 0., 0., 1.],
+                [1., 0., 0., 0.]])
+    """
+
+    arg_constraints = {"logits": constraints.real_vector, "probs": constraints.simplex}
+    support = constraints.one_hot
+    has_enumerate_support = True
+    num_params: int = 1
+    """The number of parameters that make one distribution: TorchRL asks for it."""
+
+    def __init__(
+        self,
+        logits: Tensor | None = None,
+        probs: Tensor | None = None,
+        grad_method: ReparamGradientStrategy | None = None,
+        *,
+        temperature: float | Tensor = 1.0,
+        unimix: float = 0.0,
+        dtype: torch.dtype = torch.int64,
+        validate_args: bool | None = None,
+    ) -> None:
+        self._param, self._name = checks.one_of(logits=logits, probs=probs)
+        checks.grad_method(grad_method)
+        checks.unimix(unimix)
+        checks.dtype(dtype)
+        self.grad_method = grad_method
+        self.temperature = temperature
+        self.unimix = unimix
+        self.dtype = dtype
+        shape = self._param.shape
+        # Not torch's validation: it checks normalised parameters, and reads the row several times.
+        super().__init__(shape[:-1], shape[-1:], validate_args=False)
+        self._validate_args = checks.resolve(validate_args, self._param)
+        checks.temperature(temperature, shape[:-1], self._validate_args)
+        self._compute_logits()
+        if self._validate_args:
+            self._row_maximum = reference.maximum(self._logits.detach())
+            checks.rows(self._row_maximum, self._param, self._name)
+            self._all_valid = True
+
+    # The logits and what is known of them ----------------------------------------------------------------------------
+
+    def _compute_logits(self) -> None:
+        """Sets the unnormalised logits that everything is computed from, and forgets what was known of the last."""
+        self._logits = ops.logits_of(self._param, self._name == "probs", self.unimix)
+        self._version = _version(self._param)
+        self._row_maximum: Tensor | None = None
+        self._logsumexp: Tensor | None = None
+        self._all_valid = False
+
+    def _current_logits(self) -> Tensor:
+        """The unnormalised logits, anew where the parameter was changed in place: no statistic of its old values is
+        ever mixed with the new ones."""
+        if self._version != _version(self._param):
+            self._compute_logits()
+        return self._logits
+
+    def _keep(self, logsumexp: Tensor | None) -> None:
+        """Remembers a logsumexp that came as a by-product, but not one that belongs to a transform of torch.func."""
+        if logsumexp is not None and self._logsumexp is None and not reference.in_transform():
+            self._logsumexp = logsumexp
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        for name in ("_logits", "_version", "_row_maximum", "_logsumexp"):
+            del state[name]
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__.update(state)
+        all_valid = self._all_valid
+        self._compute_logits()
+        self._all_valid = all_valid
+
+    # Parameters -------------------------------------------------------------------------------------------------------
+
+    @property
+    def logits(self) -> Tensor:
+        """Normalised log-probabilities, [*batch, columns]: computed when asked for."""
+        return torch.log_softmax(self._current_logits(), -1).to(self._param.dtype)
+
+    @property
+    def probs(self) -> Tensor:
+        """Probabilities, [*batch, columns]: computed when asked for."""
+        return torch.softmax(self._current_logits(), -1).to(self._param.dtype)
+
+    @property
+    def param_shape(self) -> torch.Size:
+        """[*batch, columns]."""
+        return self._param.shape
+
+    @property
+    def num_samples(self) -> int:
+        """The number of categories, as TorchRL calls it."""
+        return self._event_shape[0]
+
+    @property
+    def has_rsample(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+        """True where a `grad_method` was given, as in TorchRL: tensordict calls `sample` where it is False."""
+        return self.grad_method is not None
+
+    # Samples ----------------------------------------------------------------------------------------------------------
+
+    def _sample(self, shape: Any, dtype: torch.dtype | None, generator: torch.Generator | None, want: bool = False):
+        logits = self._current_logits()
+        checks.generator(generator, logits.device)
+        draw = ops.Draw(checks.sample_shape(shape), dtype, generator, self._all_valid, want)
+        one_hot, index, logsumexp = ops.sample(logits, draw, self._row_maximum)
+        self._keep(logsumexp)
+        return one_hot, index, logsumexp
+
+    def _rsample(self, shape: Any, generator: torch.Generator | None, want: bool = False):
+        logits = self._current_logits()
+        checks.generator(generator, logits.device)
+        draw = ops.Draw(checks.sample_shape(shape), logits.dtype, generator, self._all_valid, want)
+        method = self.grad_method or ReparamGradientStrategy.PassThrough
+        one_hot, index, logsumexp = ops.rsample(logits, draw, method, self.temperature, self._row_maximum)
+        self._keep(logsumexp)
+        return one_hot.to(self._param.dtype), index, logsumexp
+
+    def sample(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, sample_shape: SampleShape = (), *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """One-hot draws, without gradient.
+
+        Args:
+            sample_shape: leading dimensions of the result; None, an int or a sequence of ints.
+            generator: on the device of the parameters; None for torch's default one.
+
+        Returns:
+            [*sample_shape, *batch, columns] of `dtype`. A row that is no distribution, where nothing was validated, is
+            all zero.
+
+        Example:
+            >>> OneHotCategorical(torch.tensor([0.0, float("-inf")])).sample((2,))
+            tensor([[1, 0],
+                    [1, 0]])
+        """
+        return self._sample(sample_shape, self.dtype, generator)[0]
+
+    def rsample(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, sample_shape: SampleShape = (), *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """One-hot draws in the parameters' dtype, exactly 0 and 1, with the gradient of `grad_method`.
+
+        Args and shapes are those of `sample`.
+
+        Example:
+            >>> logits = torch.zeros(2, requires_grad=True)
+            >>> draw = OneHotCategorical(logits, grad_method=ReparamGradientStrategy.PassThrough).rsample()
+            >>> (draw * torch.tensor([1.0, 3.0])).sum().backward()
+            >>> logits.grad  # p (g - <p, g>)
+            tensor([-0.5000,  0.5000])
+        """
+        return self._rsample(sample_shape, generator)[0]
+
+    def sample_index(self, sample_shape: SampleShape = (), *, generator: torch.Generator | None = None) -> Tensor:
+        """The draw as category indices, int64 [*sample_shape, *batch]; nothing one-hot is made.
+
+        A row that is no distribution, where nothing was validated, gives -1.
+
+        Example:
+            >>> OneHotCategorical(torch.tensor([0.0, float("-inf")])).sample_index((3,))
+            tensor([0, 0, 0])
+        """
+        return self._sample(sample_shape, None, generator)[1]
+
+    def sample_and_log_prob(
+        self, sample_shape: SampleShape = (), *, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """`sample` and its `log_prob`, from one pass over the logits.
+
+        Example:
+            >>> OneHotCategorical(torch.tensor([0.0, float("-inf")])).sample_and_log_prob()
+            (tensor([1, 0]), tensor(0.))
+        """
+        one_hot, index, logsumexp = self._sample(sample_shape, self.dtype, generator, want=True)
+        return one_hot, self._log_prob_at(index, logsumexp)
+
+    def rsample_and_log_prob(
+        self, sample_shape: SampleShape = (), *, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """`rsample` and its `log_prob`, from one pass over the logits.
+
+        Example:
+            >>> OneHotCategorical(torch.tensor([0.0, float("-inf")])).rsample_and_log_prob()
+            (tensor([1., 0.]), tensor(0.))
+        """
+        one_hot, index, logsumexp = self._rsample(sample_shape, generator, want=True)
+        return one_hot, self._log_prob_at(index, logsumexp)
+
+    @property
+    def mode(self) -> Tensor:
+        """One 1 at the first maximum of each row, [*batch, columns] of `dtype`.
+
+        Example:
+            >>> OneHotCategorical(torch.tensor([0.0, 1.0, 1.0])).mode
+            tensor([0, 1, 0])
+        """
+        logits = self._current_logits().detach()
+        valid = None if self._all_valid else reference.maximum(logits).isfinite()
+        # Mixing with the uniform distribution keeps the order, but may round two values to one.
+        return reference.one_hot(self._param.detach().argmax(-1), self.num_samples, self.dtype, valid)
+
+    @property
+    def deterministic_sample(self) -> Tensor:
+        """The mode: tensordict asks for it by this name."""
+        return self.mode
+
+    def enumerate_support(self, expand: bool = True) -> Tensor:
+        """Every one-hot vector, [columns, *batch, columns] of `dtype`; [columns, 1, ..., columns] without `expand`."""
+        columns = self.num_samples
+        values = torch.eye(columns, dtype=self.dtype, device=self._param.device)
+        values = values.view(columns, *(1,) * len(self._batch_shape), columns)
+        return values.expand(columns, *self._batch_shape, columns) if expand else values
+
+    # Densities and moments --------------------------------------------------------------------------------------------
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """The log-probability of one-hot vectors, differentiable in the parameters.
+
+        Args:
+            value: [..., columns] of any float, integer or bool dtype; its leading dimensions broadcast against the
+                batch. Where arguments are not validated, the first maximum of a row counts.
+
+        Returns:
+            The broadcast leading dimensions, in the parameters' dtype.
+
+        Raises:
+            ValueError: the last dimension is not the number of categories, or, validated, a row is not one-hot.
+
+        Example:
+            >>> OneHotCategorical(probs=torch.tensor([0.25, 0.75])).log_prob(torch.tensor([True, False]))
+            tensor(-1.3863)
+        """
+        checks.value_shape(value, self._batch_shape, self._event_shape)
+        lead = value.shape[:-1]
+        if self._validate_args:
+            index = reference.one_hot_index(value)
+            checks.one_hot(value, index)
+            return self._log_prob_at(index, self._logsumexp)
+        if lead[len(lead) - len(self._batch_shape) :] != self._batch_shape:
+            return self._log_prob_at(reference.one_hot_index(value), self._logsumexp)
+        logits = self._current_logits()
+        out, logsumexp = ops.log_prob(logits, self._logsumexp, value=value)
+        self._keep(logsumexp)
+        return out.to(self._param.dtype)
+
+    def log_prob_index(self, index: Tensor) -> Tensor:
+        """The log-probability of categories given as indices, differentiable in the parameters.
+
+        Args:
+            index: an integer tensor that broadcasts against the batch.
+
+        Returns:
+            The broadcast shape, in the parameters' dtype.
+
+        Raises:
+            ValueError: `index` is no integer tensor, does not broadcast, or, validated, is outside 0 .. columns - 1.
+                Where nothing is validated, NaN stands at such a place.
+
+        Example:
+            >>> OneHotCategorical(probs=torch.tensor([0.25, 0.75])).log_prob_index(torch.tensor([0, 1]))
+            tensor([-1.3863, -0.2877])
+        """
+        checks.index(index, self._batch_shape, self.num_samples, self._validate_args)
+        return self._log_prob_at(index.long(), self._logsumexp)
+
+    def _log_prob_at(self, index: Tensor, logsumexp: Tensor | None) -> Tensor:
+        logits, batch = self._current_logits(), self._batch_shape
+        shape = torch.broadcast_shapes(index.shape, batch)
+        index = index.expand(shape)
+        if shape[len(shape) - len(batch) :] == batch:
+            out, logsumexp = ops.log_prob(logits, logsumexp, index=index)
+            self._keep(logsumexp)
+        else:
+            logsumexp = None if logsumexp is None else logsumexp.expand(shape)
+            out, _ = ops.log_prob(logits.expand(shape + self._event_shape), logsumexp, index=index)
+        return out.to(self._param.dtype)
+
+    def entropy(self) -> Tensor:
+        """-sum p log p in nats, [*batch], with 0 log 0 = 0; differentiable.
+
+        Example:
+            >>> OneHotCategorical(probs=torch.tensor([0.5, 0.5, 0.0])).entropy()
+            tensor(0.6931)
+        """
+        out, logsumexp = ops.entropy(self._current_logits())
+        self._keep(logsumexp)
+        return out.to(self._param.dtype)
+
+    @property
+    def mean(self) -> Tensor:
+        """The probabilities, [*batch, columns]."""
+        return self.probs
+
+    @property
+    def variance(self) -> Tensor:
+        """p (1 - p) of each category, [*batch, columns]."""
+        probs = self.probs
+        return probs * (1 - probs)
+
+    # House ------------------------------------------------------------------------------------------------------------
+
+    def expand(self, batch_shape: Sequence[int], _instance: OneHotCategorical | None = None) -> OneHotCategorical:
+        """The same distribution over a larger batch, with every option kept; no memory is copied."""
+        new = self._get_checked_instance(OneHotCategorical, _instance)
+        batch = torch.Size(batch_shape)
+        logits = self._current_logits()
+        for name in ("_name", "grad_method", "temperature", "unimix", "dtype", "_all_valid"):
+            setattr(new, name, getattr(self, name))
+        new._param = self._param.expand(batch + self._event_shape)
+        new._logits = new._param if logits is self._param else logits.expand(batch + self._event_shape)
+        new._version = _version(new._param)
+        for name in ("_row_maximum", "_logsumexp"):
+            statistic = getattr(self, name)
+            setattr(new, name, None if statistic is None else statistic.expand(batch))
+        super(OneHotCategorical, new).__init__(batch, self._event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def __repr__(self) -> str:
+        options = [f"{self._name}: {tuple(self._param.shape)}"]
+        if self.grad_method is not None:
+            options.append(f"grad_method: {self.grad_method.name}")
+        if isinstance(self.temperature, Tensor) or self.temperature != 1:
+            options.append(f"temperature: {self.temperature}")
+        if self.unimix:
+            options.append(f"unimix: {self.unimix}")
+        if self.dtype != torch.int64:
+            options.append(f"dtype: {self.dtype}")
+        return f"{type(self).__name__}({', '.join(options)})"
+
+
+def _version(tensor: Tensor) -> int:
+    """How often `tensor` was changed in place. Inference tensors do not count, and a compiler forbids it."""
+    return 0 if torch.compiler.is_compiling() or tensor.is_inference() else tensor._version
+
+
+# Kullback-Leibler divergence ------------------------------------------------------------------------------------------
+
+
+def _log_probs(dist: OneHotCategorical | TorchOneHotCategorical) -> Tensor:
+    """Normalised log-probabilities in float32 at least, with -inf where the probability is 0."""
+    if isinstance(dist, OneHotCategorical):
+        logits = dist._current_logits()
+        return torch.log_softmax(logits, -1, dtype=reference.compute_dtype(logits.dtype))
+    # torch clamps the logarithm of a probability.
+    logits = torch.where(dist.probs == 0, -torch.inf, dist.logits)
+    return logits.to(reference.compute_dtype(logits.dtype))
+
+
+def _dtype(dist: OneHotCategorical | TorchOneHotCategorical) -> torch.dtype:
+    return dist._param.dtype
+
+
+@kl.register_kl(OneHotCategorical, OneHotCategorical)
+@kl.register_kl(OneHotCategorical, TorchOneHotCategorical)
+@kl.register_kl(TorchOneHotCategorical, OneHotCategorical)
+def _kl_one_hot(p: OneHotCategorical | TorchOneHotCategorical, q: OneHotCategorical | TorchOneHotCategorical) -> Tensor:
+    """sum p (log p - log q), [*batch]: 0 where p is 0, whatever q is there; inf where q alone is 0."""
+    if p.event_shape != q.event_shape:
+        raise ValueError(f"q: expected {p.event_shape[0]} categories, as in p, found {q.event_shape[0]}")
+    log_p, log_q = _log_probs(p), _log_probs(q)
+    # Taken out before the subtraction: -inf - -inf is NaN, and so would be its gradient.
+    never = log_p == -torch.inf
+    out = (log_p.exp() * (log_p.masked_fill(never, 0.0) - log_q.masked_fill(never, 0.0))).sum(-1)
+    return out.to(torch.promote_types(_dtype(p), _dtype(q)))

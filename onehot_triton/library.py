@@ -1,0 +1,189 @@
+"""The kernels as torch operators, `torch.ops.onehot_triton.*`: what torch.compile, torch.export and vmap see of them.
+
+An operator takes the arguments of its launcher in `kernels/`, which gives their shapes. It is a pure function of them,
+the seed included, so it needs no tag for randomness and survives checkpointing. Its autograd is in `ops.py`.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from .reference import compute_dtype, seeded_exponential
+
+operators = torch.ops.onehot_triton
+_library = torch.library.Library("onehot_triton", "DEF")
+
+
+def _define(schema: str, layout: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> None:
+    """Defines an operator.
+
+    Args:
+        schema: its name, arguments and results.
+        layout: for vmap, a letter for each argument, ">", and one for each result: "r" for a tensor whose first
+            dimension is the rows, "d" for one with draws before the rows, "s" for the seed tensor, "." for anything
+            else.
+        implementation: for every device.
+        fake: gives empty results of the right shape and dtype.
+    """
+    name = schema[: schema.index("(")]
+    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
+    for key in ("CPU", "CUDA", "XPU"):
+        _library.impl(name, implementation, key)
+    torch.library.register_fake(f"onehot_triton::{name}", fake, lib=_library)
+    torch.library.register_vmap(f"onehot_triton::{name}", _vmap_rule(name, *layout.split(">")), lib=_library)
+
+
+def _vmap_rule(name: str, arguments: str, results: str) -> Callable[..., Any]:
+    """Batches over rows, since B x rows are rows. A batch of seeds, or one seed for all, is a loop."""
+    dimension = {"r": 0, "d": 1}
+
+    def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
+        operator, size = getattr(operators, name), info.batch_size
+        if "s" in arguments:
+            seeds_are_batched = in_dims[arguments.index("s")] is not None
+            if info.randomness == "error" and not seeds_are_batched:
+                raise RuntimeError(f"vmap: {name} is random; call vmap with randomness='different' or 'same'")
+            if seeds_are_batched or info.randomness == "same":
+                each = []
+                for b in range(size):
+                    picked = [a.select(d, b) if isinstance(d, int) else a for a, d in zip(args, in_dims, strict=True)]
+                    each.append(operator(*picked))
+                if len(results) == 1:
+                    return torch.stack(each), 0
+                return tuple(map(torch.stack, zip(*each, strict=True))), (0,) * len(results)
+
+        flat = []
+        for argument, in_dim, kind in zip(args, in_dims, arguments, strict=True):
+            if kind in dimension and argument is not None:
+                dim = dimension[kind]
+                if in_dim is None:
+                    argument = argument.unsqueeze(dim).expand(*argument.shape[:dim], size, *argument.shape[dim:])
+                else:
+                    argument = argument.movedim(in_dim, dim)
+                argument = argument.flatten(dim, dim + 1)
+            flat.append(argument)
+        out = operator(*flat)
+        if len(results) == 1:
+            dim = dimension[results]
+            return out.unflatten(dim, (size, -1)), dim
+        # A result that was not asked for is an empty tensor without rows.
+        asked = [o.numel() > 0 or o.dim() > 1 for o in out]
+        dims = tuple(dimension[kind] if a else None for a, kind in zip(asked, results, strict=True))
+        return tuple(o if d is None else o.unflatten(d, (size, -1)) for o, d in zip(out, dims, strict=True)), dims
+
+    return rule
+
+
+def _launch(module: str, function: str) -> Callable[..., Any]:
+    """The launcher, imported when it is first called: importing the library needs no Triton."""
+
+    def launch(*args: Any) -> Any:
+        return getattr(importlib.import_module(f".kernels.{module}", __package__), function)(*args)
+
+    return launch
+
+
+def _launch_with_seed(module: str, function: str) -> Callable[..., Any]:
+    """The launcher, whose one seed argument is the tensor or the integer of the schema."""
+    launch = _launch(module, function)
+
+    def launch_with_seed(*args: Any) -> Any:
+        *rest, seed_tensor, seed, offset, row_offset = args
+        return launch(*rest, seed if seed_tensor is None else seed_tensor, offset, row_offset)
+
+    return launch_with_seed
+
+
+def _per_row(logits: Tensor, *lead: Any) -> Tensor:
+    """An empty number per row, in the compute dtype."""
+    return logits.new_empty((*lead, logits.shape[0]), dtype=compute_dtype(logits.dtype))
+
+
+def _like(logits: Tensor, *_: Any) -> Tensor:
+    """An empty gradient."""
+    return torch.empty_like(logits, memory_format=torch.contiguous_format)
+
+
+def _log_prob(logits: Tensor, logsumexp: Tensor | None, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    out, index, new = _launch("log_prob", "log_prob")(logits, logsumexp, value)
+    # An operator must not return its argument.
+    return out, index, new if logsumexp is None else new.new_empty(0)
+
+
+_SEED = "Tensor? seed_tensor, int seed, int offset, int row_offset"
+
+_define(
+    f"sample(Tensor logits, SymInt draws, ScalarType? dtype, {_SEED}) -> (Tensor, Tensor, Tensor)",
+    "r..s...>ddr",
+    _launch_with_seed("sample", "sample"),
+    lambda logits, draws, dtype, *_: (
+        logits.new_empty(0) if dtype is None else logits.new_empty((draws, *logits.shape), dtype=dtype),
+        logits.new_empty((draws, logits.shape[0]), dtype=torch.int64),
+        _per_row(logits),
+    ),
+)
+_define(
+    f"relaxed(Tensor logits, Tensor temperature, SymInt draws, {_SEED}) -> Tensor",
+    "rr.s...>d",
+    _launch_with_seed("relaxed", "relaxed"),
+    lambda logits, temperature, draws, *_: logits.new_empty((draws, *logits.shape)),
+)
+_define(
+    f"relaxed_grad(Tensor logits, Tensor logsumexp, Tensor index, Tensor grad, Tensor temperature, {_SEED}) -> Tensor",
+    "rrddrs...>r",
+    _launch_with_seed("relaxed", "relaxed_grad"),
+    _like,
+)
+_define(
+    "softmax_grad(Tensor logits, Tensor logsumexp, Tensor grad) -> Tensor",
+    "rrr>r",
+    _launch("softmax_grad", "softmax_grad"),
+    _like,
+)
+_define(
+    "log_prob(Tensor logits, Tensor? logsumexp, Tensor value) -> (Tensor, Tensor, Tensor)",
+    "rrd>ddr",
+    _log_prob,
+    lambda logits, logsumexp, value: (
+        _per_row(logits, value.shape[0]),
+        value.new_empty(value.shape[:-1], dtype=torch.int64),
+        _per_row(logits) if logsumexp is None else logits.new_empty(0, dtype=compute_dtype(logits.dtype)),
+    ),
+)
+_define(
+    "log_prob_index(Tensor logits, Tensor logsumexp, Tensor index) -> Tensor",
+    "rrd>d",
+    _launch("log_prob", "log_prob_index"),
+    lambda logits, logsumexp, index: _per_row(logits, index.shape[0]),
+)
+_define(
+    "log_prob_grad(Tensor logits, Tensor logsumexp, Tensor index, Tensor grad) -> Tensor",
+    "rrdd>r",
+    _launch("log_prob", "log_prob_grad"),
+    _like,
+)
+_define("logsumexp(Tensor logits) -> Tensor", "r>r", _launch("entropy", "logsumexp"), _per_row)
+_define(
+    "entropy(Tensor logits) -> (Tensor, Tensor)",
+    "r>rr",
+    _launch("entropy", "entropy"),
+    lambda logits: (_per_row(logits), _per_row(logits)),
+)
+_define(
+    "entropy_grad(Tensor logits, Tensor logsumexp, Tensor entropy, Tensor grad) -> Tensor",
+    "rrrr>r",
+    _launch("entropy", "entropy_grad"),
+    _like,
+)
+# The eager noise that a backward draws again from its seed: opaque to a compiler because of the generator in it.
+_define(
+    "seeded_exponential(Tensor seed, SymInt[] shape) -> Tensor",
+    "s.>d",
+    seeded_exponential,
+    lambda seed, shape: seed.new_empty(shape, dtype=torch.float64),
+)

@@ -1,0 +1,445 @@
+"""One function per operation: its autograd, and the only choice of Triton or eager.
+
+The functions take `logits` [*batch, columns], unnormalised, and reshape to the rows that both backends take: the
+operators of `library.py`, and their eager twins in `reference.py`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from . import reference, rng
+from .grad_method import ReparamGradientStrategy
+from .library import operators as _kernels
+
+# The choice of backend ------------------------------------------------------------------------------------------------
+
+_BACKENDS = ("auto", "triton", "eager")
+# A plain global, which torch.compile can read and guards on.
+_backend = "auto"
+_TRITON_IS_THERE = importlib.util.find_spec("triton") is not None
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """Chooses what computes, within a `with` block and for the whole process: for tests, comparison and debugging.
+
+    Args:
+        name: "auto", the default: kernels for CUDA, ROCm and XPU tensors where Triton is there, eager torch for all
+            others. "triton": kernels, or an error that says why not. "eager": torch operations everywhere.
+
+    Raises:
+        ValueError: `name` is none of these.
+
+    Example:
+        >>> import torch
+        >>> from onehot_triton import OneHotCategorical, use_backend
+        >>> with use_backend("eager"):
+        ...     OneHotCategorical(torch.zeros(3)).entropy()
+        tensor(1.0986)
+    """
+    if name not in _BACKENDS:
+        raise ValueError(f"name: expected one of {', '.join(map(repr, _BACKENDS))}, found {name!r}")
+    global _backend
+    before, _backend = _backend, name
+    try:
+        yield
+    finally:
+        _backend = before
+
+
+def uses_kernels(device: torch.device) -> bool:
+    """Whether the kernels compute for tensors on `device`; raises RuntimeError where they must and cannot."""
+    if _backend == "eager":
+        return False
+    if device.type in ("cuda", "xpu") and _TRITON_IS_THERE:
+        return True
+    if _backend == "auto":
+        return False
+    if not _TRITON_IS_THERE:
+        raise RuntimeError('use_backend("triton"): Triton is not installed')
+    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
+        return True
+    hint = "; TRITON_INTERPRET=1, set before the start, interprets them there" if device.type == "cpu" else ""
+    raise RuntimeError(f'use_backend("triton"): the kernels do not run on {device.type} tensors{hint}')
+
+
+def _apply(function: type[Function], *args: Any) -> Any:
+    """function.apply(*args), or its forward alone where no gradient is asked for: recording costs more than the work
+    of a small batch."""
+    needs_grad = torch.is_grad_enabled() and any(isinstance(arg, Tensor) and arg.requires_grad for arg in args)
+    # A tensor under vmap does not tell whether a transform outside of it wants a gradient.
+    return function.apply(*args) if needs_grad or reference.in_transform() else function.forward(*args)  # pyright: ignore
+
+
+# Parameters -----------------------------------------------------------------------------------------------------------
+
+
+class _Log(Function):
+    """log w, with gradient 0 where w is 0: that category is switched off, as one with logit -inf is."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(weights):
+        return weights.log()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (weights,) = ctx.saved_tensors
+        return grad / torch.where(weights == 0, torch.inf, weights)
+
+
+def logits_of(param: Tensor, is_probs: bool, unimix: float) -> Tensor:
+    """Unnormalised logits of softmax(param), or of param / sum(param), mixed with `unimix` of the uniform distribution.
+
+    The parameter itself where it is logits and nothing is mixed in; else a new tensor, in float32 at least, because
+    half precision has too few digits for the logarithm of a small probability.
+    """
+    if not is_probs and unimix == 0:
+        return param
+    param = param.to(reference.compute_dtype(param.dtype))
+    logits = _apply(_Log, param) if is_probs else param
+    if unimix == 0:
+        return logits
+    return torch.log(torch.softmax(logits, -1) * (1 - unimix) + unimix / logits.shape[-1])
+
+
+# Sampling -------------------------------------------------------------------------------------------------------------
+
+
+class Draw(NamedTuple):
+    """What a draw is to be, beside its parameters.
+
+    Attributes:
+        sample_shape: leading dimensions of the draw.
+        dtype: of the one-hot; None leaves it out.
+        generator: None for the default one of the device.
+        all_valid: True where the caller knows that every row is a distribution.
+        want_logsumexp: False to leave it out where it is not a by-product.
+    """
+
+    sample_shape: tuple[int, ...]
+    dtype: torch.dtype | None
+    generator: torch.Generator | None = None
+    all_valid: bool = False
+    want_logsumexp: bool = False
+
+
+def _rows(tensor: Tensor) -> Tensor:
+    """[*batch, columns] -> [rows, columns]."""
+    return tensor if tensor.dim() == 2 else tensor.reshape(tensor.shape[:-1].numel(), tensor.shape[-1])
+
+
+def _draw(
+    logits: Tensor, row_maximum: Tensor | None, seed: rng.Seed | None, draw: Draw
+) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    """The draw itself: by the kernel where `seed` is given, by the twin where not."""
+    batch, columns = logits.shape[:-1], logits.shape[-1]
+    shape = (*draw.sample_shape, *batch)
+    x, draws = _rows(logits), math.prod(draw.sample_shape)
+    if seed is not None:
+        one_hot, index, logsumexp = _kernels.sample(x, draws, draw.dtype, *seed, 0)
+    else:
+        m = reference.maximum(x) if row_maximum is None else row_maximum.reshape(-1)
+        one_hot, index, logsumexp = reference.sample(
+            x,
+            m,
+            draws,
+            draw.dtype,
+            reference.noise_from(x.device, draw.generator),
+            reference.group_length(columns),
+            all_valid=draw.all_valid,
+            want_logsumexp=draw.want_logsumexp,
+        )
+    return (
+        one_hot.view(*shape, columns) if draw.dtype is not None else None,
+        index.view(shape),
+        logsumexp.view(batch) if logsumexp is not None else None,
+    )
+
+
+def sample(
+    logits: Tensor, draw: Draw, row_maximum: Tensor | None = None
+) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    """Draws from softmax(logits), without a gradient.
+
+    Args:
+        logits: [*batch, columns].
+        draw: what is wanted.
+        row_maximum: `reference.maximum(logits)`, where the caller has it.
+
+    Returns:
+        one_hot: [*sample_shape, *batch, columns], or None. A row that is no distribution is all zero.
+        index: int64 [*sample_shape, *batch]; -1 for such a row.
+        logsumexp: [*batch] in the compute dtype, or None; NaN for such a row.
+    """
+    seed = rng.next_seed(logits.device, draw.generator) if uses_kernels(logits.device) else None
+    return _draw(logits.detach(), row_maximum, seed, draw)
+
+
+class _StraightThrough(Function):
+    """A one-hot draw, exactly 0 and 1, with the gradient of PassThrough, or of RelaxedOneHot where a temperature is."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(logits, temperature, row_maximum, seed_tensor, key, offset, kernels, draw):
+        return _draw(logits, row_maximum, rng.Seed(seed_tensor, key, offset) if kernels else None, draw)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        logits, temperature, _, seed_tensor, ctx.key, ctx.offset, ctx.kernels, _ = inputs
+        _, index, logsumexp = output
+        ctx.mark_non_differentiable(*(t for t in (index, logsumexp) if t is not None))
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(logits, temperature, seed_tensor, index, logsumexp)
+
+    @staticmethod
+    def backward(ctx, grad, *_):
+        if grad is None:
+            return (None,) * 8
+        logits, temperature, seed_tensor, index, logsumexp = ctx.saved_tensors
+        x = _rows(logits)
+        rows, columns = x.shape
+        draws = index.shape[: index.dim() - logits.dim() + 1].numel()
+        grad = grad.reshape(draws, rows, columns)
+        # Under create_graph the gradient is computed in differentiable torch operations.
+        kernels = ctx.kernels and not torch.is_grad_enabled()
+        if temperature is None:
+            grad = grad[0] if draws == 1 else grad.sum(0)
+            out = _kernels.softmax_grad(x, logsumexp.reshape(-1), grad) if kernels else reference.softmax_grad(x, grad)
+        else:
+            index = index.reshape(draws, rows)
+            if kernels:
+                out = _kernels.relaxed_grad(
+                    x, logsumexp.reshape(-1), index, grad, temperature, seed_tensor, ctx.key, ctx.offset, 0
+                )
+            else:
+                if seed_tensor is None:
+                    seed_tensor = torch.tensor(ctx.key ^ ctx.offset, device=x.device)
+                noise = _kernels.seeded_exponential(seed_tensor, (draws, rows, columns + 1))
+                out = reference.relaxed_grad(x, index, grad, temperature, noise[..., :-1], noise[..., -1])
+        return out.view(logits.shape), *(None,) * 7
+
+
+def rsample(
+    logits: Tensor,
+    draw: Draw,
+    method: ReparamGradientStrategy,
+    temperature: Tensor | float,
+    row_maximum: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """`sample` in the logits' dtype, with the gradient of `method` in the logits.
+
+    Args:
+        logits: [*batch, columns].
+        draw: what is wanted; its dtype is the logits'.
+        method: the gradient.
+        temperature: of RelaxedOneHot; a tensor broadcasts to the batch. No gradient flows to it.
+        row_maximum: `reference.maximum(logits)`, where the caller has it.
+    """
+    device = logits.device
+    kernels = uses_kernels(device)
+    relaxed = method is ReparamGradientStrategy.RelaxedOneHot
+    if kernels:
+        seed = rng.next_seed(device, draw.generator)
+    else:
+        seed = rng.Seed(rng.seed_tensor(device, draw.generator) if relaxed else None, 0, 0)
+    at = _row_temperature(temperature, logits).detach() if relaxed else None
+    return _apply(_StraightThrough, logits, at, row_maximum, *seed, kernels, draw)
+
+
+def _row_temperature(temperature: Tensor | float, logits: Tensor) -> Tensor:
+    """The temperature of each row, [rows], in the compute dtype."""
+    dtype = reference.compute_dtype(logits.dtype)
+    if not isinstance(temperature, Tensor):
+        temperature = torch.full((), temperature, dtype=dtype, device=logits.device)
+    if temperature.numel() == 1:
+        temperature = temperature.reshape(())
+    batch = logits.shape[:-1]
+    return temperature.to(dtype).expand(batch).reshape(batch.numel())
+
+
+class _Relaxed(Function):
+    """softmax((x + Gumbel) / t). Its backward needs the sample alone, not the noise: with z = (x + Gumbel) / t,
+
+        dz = y (g - <y, g>),   dx = dz / t,   dt = -<dz, z> / t = -<dz, log y> / t,
+
+    the last because z and log y differ by one number per row, and dz sums to 0.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(logits, temperature, seed_tensor, key, offset, kernels, draw):
+        x, draws = _rows(logits), math.prod(draw.sample_shape)
+        if kernels:
+            out = _kernels.relaxed(x, temperature, draws, seed_tensor, key, offset, 0)
+        else:
+            out = reference.relaxed(x, temperature, draws, reference.noise_from(x.device, draw.generator))
+        return out.view(*draw.sample_shape, *logits.shape)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        logits, temperature, *_ = inputs
+        ctx.save_for_backward(temperature, output)
+        ctx.batch = logits.shape[:-1]
+
+    @staticmethod
+    def backward(ctx, grad):
+        temperature, y = ctx.saved_tensors
+        columns = y.shape[-1]
+        rows = ctx.batch.numel()
+        draws = y.shape[: y.dim() - 1 - len(ctx.batch)].numel()
+        dtype = temperature.dtype
+        probs = y.reshape(draws, rows, columns).to(dtype)
+        dz = reference.softmax_backward(probs, grad.reshape(draws, rows, columns).to(dtype))
+        dx = dt = None
+        if ctx.needs_input_grad[0]:
+            dx = (dz.sum(0) / temperature.unsqueeze(-1)).to(y.dtype).view(*ctx.batch, columns)
+        if ctx.needs_input_grad[1]:
+            log_y = probs.clamp(min=torch.finfo(dtype).tiny).log()
+            dt = -(dz * log_y).sum((0, 2)) / temperature
+        return dx, dt, *(None,) * 5
+
+
+def relaxed_sample(
+    logits: Tensor, temperature: Tensor, sample_shape: torch.Size, generator: torch.Generator | None = None
+) -> Tensor:
+    """A point of the simplex, softmax((logits + Gumbel) / temperature), in the logits' dtype.
+
+    Args:
+        logits: [*batch, columns].
+        temperature: broadcasts to the batch.
+        sample_shape: leading dimensions of the draw.
+        generator: None for the default one of the device.
+
+    Returns:
+        [*sample_shape, *batch, columns], with gradients in the logits and the temperature.
+    """
+    kernels = uses_kernels(logits.device)
+    seed = rng.next_seed(logits.device, generator) if kernels else rng.Seed(None, 0, 0)
+    draw = Draw(sample_shape, None, generator)
+    return _apply(_Relaxed, logits, _row_temperature(temperature, logits), *seed, kernels, draw)
+
+
+# Densities ------------------------------------------------------------------------------------------------------------
+
+
+class _LogProb(Function):
+    """log p_k of `value`, one-hot rows [draws, *batch, columns], or of `index` [draws, *batch], whichever is given."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(logits, logsumexp, value, index, kernels):
+        x = _rows(logits)
+        rows, columns = x.shape
+        batch = logits.shape[:-1]
+        lse = None if logsumexp is None else logsumexp.reshape(rows)
+        lead = value.shape[: value.dim() - logits.dim()] if index is None else index.shape[: index.dim() - len(batch)]
+        draws = lead.numel()
+        if index is None and kernels:
+            out, index, new = _kernels.log_prob(x, lse, value.reshape(draws, rows, columns))
+            lse = new if lse is None else lse
+        else:
+            if lse is None:
+                lse = _kernels.logsumexp(x) if kernels else reference.logsumexp(x)
+            index = reference.one_hot_index(value) if index is None else index
+            index = index.reshape(draws, rows)
+            out = _kernels.log_prob_index(x, lse, index) if kernels else reference.log_prob(x, lse, index)
+        return out.reshape(lead + batch), index.reshape(lead + batch), lse.view(batch)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        logits, *_, ctx.kernels = inputs
+        _, index, logsumexp = output
+        ctx.mark_non_differentiable(index, logsumexp)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(logits, index, logsumexp)
+
+    @staticmethod
+    def backward(ctx, grad, *_):
+        if grad is None:
+            return (None,) * 5
+        logits, index, logsumexp = ctx.saved_tensors
+        x = _rows(logits)
+        rows = x.shape[0]
+        draws = index.shape[: index.dim() - logits.dim() + 1].numel()
+        index, grad = index.reshape(draws, rows), grad.reshape(draws, rows)
+        if ctx.kernels and not torch.is_grad_enabled():
+            out = _kernels.log_prob_grad(x, logsumexp.reshape(rows), index, grad)
+        else:
+            out = reference.log_prob_grad(x, index, grad)
+        return out.view(logits.shape), *(None,) * 4
+
+
+def log_prob(
+    logits: Tensor, logsumexp: Tensor | None, value: Tensor | None = None, index: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """log softmax(logits) at the one-hot `value` or at `index`, differentiable in the logits.
+
+    Args:
+        logits: [*batch, columns].
+        logsumexp: [*batch], where the caller has it.
+        value: [*draws, *batch, columns] of any float, integer or bool dtype; its first maximum counts.
+        index: int64 [*draws, *batch], in place of `value`. Outside 0 .. columns - 1 the result is NaN.
+
+    Returns:
+        log_prob: [*draws, *batch] in the compute dtype.
+        logsumexp: [*batch] in the compute dtype, without gradient.
+    """
+    out, _, logsumexp = _apply(
+        _LogProb, logits, logsumexp, value if value is None else value.detach(), index, uses_kernels(logits.device)
+    )
+    return out, logsumexp
+
+
+class _Entropy(Function):
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(logits, kernels):
+        x = _rows(logits)
+        out, logsumexp = _kernels.entropy(x) if kernels else reference.entropy(x)
+        return out.view(logits.shape[:-1]), logsumexp.view(logits.shape[:-1])
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        logits, ctx.kernels = inputs
+        entropy, logsumexp = output
+        ctx.mark_non_differentiable(logsumexp)
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(logits, entropy, logsumexp)
+
+    @staticmethod
+    def backward(ctx, grad, *_):
+        if grad is None:
+            return None, None
+        logits, entropy, logsumexp = ctx.saved_tensors
+        x, grad = _rows(logits), grad.reshape(-1)
+        if ctx.kernels and not torch.is_grad_enabled():
+            out = _kernels.entropy_grad(x, logsumexp.reshape(-1), entropy.reshape(-1), grad)
+        else:
+            out = reference.entropy_grad(x, grad)
+        return out.view(logits.shape), None
+
+
+def entropy(logits: Tensor) -> tuple[Tensor, Tensor]:
+    """The entropy of softmax(logits), differentiable in the logits, and its logsumexp, without gradient: both [*batch]
+    in the compute dtype."""
+    return _apply(_Entropy, logits, uses_kernels(logits.device))

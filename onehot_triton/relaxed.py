@@ -1,0 +1,139 @@
+"""RelaxedOneHotCategorical: soft one-hot samples on the simplex."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, constraints
+
+from . import checks, ops, reference
+from .distribution import SampleShape
+
+
+class RelaxedOneHotCategorical(Distribution):
+    """The Concrete, or Gumbel-softmax, distribution: softmax((logits + Gumbel) / temperature).
+
+    Signature and density are torch.distributions.RelaxedOneHotCategorical's (Maddison, Mnih and Teh 2017,
+    https://arxiv.org/abs/1611.00712; Jang, Gu and Poole 2017, https://arxiv.org/abs/1611.01144).
+
+    Args:
+        temperature: above 0; a tensor has one element or broadcasts to the batch. Differentiable.
+        probs: [*batch, columns] non-negative weights; or
+        logits: [*batch, columns] unnormalised log-probabilities. float16, bfloat16, float32 or float64. A category with
+            -inf, or weight 0, has value 0 in every sample.
+        validate_args: as for `OneHotCategorical`.
+
+    Raises:
+        ValueError: naming the argument, what was expected and what was found, with the first bad position.
+
+    Example:
+        >>> import torch
+        >>> from onehot_triton import RelaxedOneHotCategorical
+        >>> dist = RelaxedOneHotCategorical(torch.tensor(0.5), logits=torch.zeros(4))
+        >>> dist.rsample((2,)).shape
+        torch.Size([2, 4])
+    """
+
+    arg_constraints = {"probs": constraints.simplex, "logits": constraints.real_vector}
+    support = constraints.simplex
+    has_rsample = True
+
+    def __init__(
+        self,
+        temperature: float | Tensor,
+        probs: Tensor | None = None,
+        logits: Tensor | None = None,
+        validate_args: bool | None = None,
+    ) -> None:
+        self._param, self._name = checks.one_of(logits=logits, probs=probs)
+        shape = self._param.shape
+        super().__init__(shape[:-1], shape[-1:], validate_args=False)
+        self._validate_args = checks.resolve(validate_args, self._param)
+        checks.temperature(temperature, shape[:-1], self._validate_args)
+        if not isinstance(temperature, Tensor):
+            dtype = reference.compute_dtype(self._param.dtype)
+            temperature = torch.full((), temperature, dtype=dtype, device=self._param.device)
+        self.temperature = temperature
+        if self._validate_args:
+            checks.rows(reference.maximum(self._logits().detach()), self._param, self._name)
+
+    def _logits(self) -> Tensor:
+        return ops.logits_of(self._param, self._name == "probs", 0.0)
+
+    @property
+    def logits(self) -> Tensor:
+        """Normalised log-probabilities, [*batch, columns]."""
+        return torch.log_softmax(self._logits(), -1).to(self._param.dtype)
+
+    @property
+    def probs(self) -> Tensor:
+        """Probabilities, [*batch, columns]."""
+        return torch.softmax(self._logits(), -1).to(self._param.dtype)
+
+    @property
+    def param_shape(self) -> torch.Size:
+        """[*batch, columns]."""
+        return self._param.shape
+
+    def rsample(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, sample_shape: SampleShape = (), *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Points of the simplex, [*sample_shape, *batch, columns] in the parameters' dtype, with gradients in the
+        logits and the temperature.
+
+        Args:
+            sample_shape: leading dimensions; None, an int or a sequence of ints.
+            generator: on the device of the parameters; None for torch's default one.
+        """
+        checks.generator(generator, self._param.device)
+        shape = checks.sample_shape(sample_shape)
+        return ops.relaxed_sample(self._logits(), self.temperature, shape, generator).to(self._param.dtype)
+
+    def sample(  # pyright: ignore[reportIncompatibleMethodOverride]
+        self, sample_shape: SampleShape = (), *, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """`rsample` without gradient."""
+        with torch.no_grad():
+            return self.rsample(sample_shape, generator=generator)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """The log-density on the simplex, with n categories of probability p and temperature t,
+
+            log Gamma(n) + (n - 1) log t - n logsumexp_j(log p_j - t log y_j) + sum_j (log p_j - (t + 1) log y_j),
+
+        equation (10) of Maddison et al. 2017, differentiable in the parameters, the temperature and the value.
+
+        Args:
+            value: [..., columns], positive and summing to 1; its leading dimensions broadcast against the batch.
+
+        Returns:
+            The broadcast leading dimensions, in the parameters' dtype.
+        """
+        checks.value_shape(value, self._batch_shape, self._event_shape)
+        if self._validate_args:
+            self._validate_sample(value)
+        dtype = reference.compute_dtype(self._param.dtype)
+        columns = self._event_shape[0]
+        t = self.temperature.to(dtype)
+        t = t.reshape(()) if t.numel() == 1 else t
+        log_y = value.to(dtype).log()
+        score = self._logits().to(dtype) - t.unsqueeze(-1) * log_y
+        density = torch.log_softmax(score, -1).sum(-1) - log_y.sum(-1)
+        return (density + torch.lgamma(t.new_tensor(columns)) + (columns - 1) * t.log()).to(self._param.dtype)
+
+    def expand(
+        self, batch_shape: Sequence[int], _instance: RelaxedOneHotCategorical | None = None
+    ) -> RelaxedOneHotCategorical:
+        """The same distribution over a larger batch; no memory is copied."""
+        new = self._get_checked_instance(RelaxedOneHotCategorical, _instance)
+        batch = torch.Size(batch_shape)
+        new._param, new._name = self._param.expand(batch + self._event_shape), self._name
+        new.temperature = self.temperature
+        super(RelaxedOneHotCategorical, new).__init__(batch, self._event_shape, validate_args=False)
+        new._validate_args = self._validate_args
+        return new
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}(temperature: {self.temperature}, {self._name}: {tuple(self._param.shape)})"

@@ -67,23 +67,20 @@ def one_of(**parameters: Tensor | None) -> tuple[Tensor, str]:
     return param, name
 
 
-def rows(row_maximum: Tensor, param: Tensor, name: str) -> None:
+def rows(survey: reference.Survey, param: Tensor, name: str) -> None:
     """Checks that every row is a distribution.
 
     Args:
-        row_maximum: [*batch], the maximum of the logits. It is finite exactly where the row holds no NaN and no +inf,
-            and something beside -inf.
+        survey: of the logits.
         param: [*batch, columns], what the user gave: logits or probs.
         name: which of the two.
     """
-    # One number tells. It can overflow where all is well, so a bad one is looked into, not believed.
-    total = row_maximum.sum(dtype=torch.float64 if param.dtype == torch.float64 else torch.float32)
-    if torch.compiler.is_compiling():
-        torch._assert_async(
-            total.isfinite(), f"{name}: expected a distribution in every row, found NaN, inf or nothing"
-        )
+    row_maximum, all_valid = survey
+    if all_valid or row_maximum is None:
         return
-    if math.isfinite(total.item()):
+    if torch.compiler.is_compiling():
+        message = f"{name}: expected a distribution in every row, found NaN, inf or nothing"
+        torch._assert_async(row_maximum.isfinite().all(), message)
         return
     bad_rows = ~row_maximum.isfinite()
     if not bad_rows.any():

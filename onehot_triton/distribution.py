@@ -83,9 +83,9 @@ class OneHotCategorical(Distribution):
         checks.temperature(temperature, shape[:-1], self._validate_args)
         self._compute_logits()
         if self._validate_args:
-            self._row_maximum = reference.maximum(self._logits.detach())
-            checks.rows(self._row_maximum, self._param, self._name)
-            self._all_valid = True
+            survey = reference.survey(self._logits.detach())
+            checks.rows(survey, self._param, self._name)
+            self._survey = reference.Survey(survey.row_maximum, True)
 
     # The logits and what is known of them ----------------------------------------------------------------------------
 
@@ -93,9 +93,8 @@ class OneHotCategorical(Distribution):
         """Sets the unnormalised logits that everything is computed from, and forgets what was known of the last."""
         self._logits = ops.logits_of(self._param, self._name == "probs", self.unimix)
         self._version = _version(self._param)
-        self._row_maximum: Tensor | None = None
+        self._survey: reference.Survey | None = None
         self._logsumexp: Tensor | None = None
-        self._all_valid = False
 
     def _current_logits(self) -> Tensor:
         """The unnormalised logits, anew where the parameter was changed in place: no statistic of its old values is
@@ -104,6 +103,15 @@ class OneHotCategorical(Distribution):
             self._compute_logits()
         return self._logits
 
+    def _surveyed(self) -> reference.Survey | None:
+        """The survey of the current logits, made once; None where kernels compute, which need none."""
+        if self._survey is None and not ops.uses_kernels(self._param.device):
+            survey = reference.survey(self._logits.detach())
+            if reference.in_transform():
+                return survey
+            self._survey = survey
+        return self._survey
+
     def _keep(self, logsumexp: Tensor | None) -> None:
         """Remembers a logsumexp that came as a by-product, but not one that belongs to a transform of torch.func."""
         if logsumexp is not None and self._logsumexp is None and not reference.in_transform():
@@ -111,15 +119,13 @@ class OneHotCategorical(Distribution):
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        for name in ("_logits", "_version", "_row_maximum", "_logsumexp"):
+        for name in ("_logits", "_version", "_survey", "_logsumexp"):
             del state[name]
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__.update(state)
-        all_valid = self._all_valid
         self._compute_logits()
-        self._all_valid = all_valid
 
     # Parameters -------------------------------------------------------------------------------------------------------
 
@@ -153,17 +159,17 @@ class OneHotCategorical(Distribution):
     def _sample(self, shape: Any, dtype: torch.dtype | None, generator: torch.Generator | None, want: bool = False):
         logits = self._current_logits()
         checks.generator(generator, logits.device)
-        draw = ops.Draw(checks.sample_shape(shape), dtype, generator, self._all_valid, want)
-        one_hot, index, logsumexp = ops.sample(logits, draw, self._row_maximum)
+        draw = ops.Draw(checks.sample_shape(shape), dtype, generator, want)
+        one_hot, index, logsumexp = ops.sample(logits, draw, self._surveyed())
         self._keep(logsumexp)
         return one_hot, index, logsumexp
 
     def _rsample(self, shape: Any, generator: torch.Generator | None, want: bool = False):
         logits = self._current_logits()
         checks.generator(generator, logits.device)
-        draw = ops.Draw(checks.sample_shape(shape), logits.dtype, generator, self._all_valid, want)
+        draw = ops.Draw(checks.sample_shape(shape), logits.dtype, generator, want)
         method = self.grad_method or ReparamGradientStrategy.PassThrough
-        one_hot, index, logsumexp = ops.rsample(logits, draw, method, self.temperature, self._row_maximum)
+        one_hot, index, logsumexp = ops.rsample(logits, draw, method, self.temperature, self._surveyed())
         self._keep(logsumexp)
         return one_hot.to(self._param.dtype), index, logsumexp
 
@@ -247,7 +253,8 @@ class OneHotCategorical(Distribution):
             tensor([0, 1, 0])
         """
         logits = self._current_logits().detach()
-        valid = None if self._all_valid else reference.maximum(logits).isfinite()
+        row_maximum, all_valid = self._surveyed() or reference.survey(logits)
+        valid = None if all_valid or row_maximum is None else row_maximum.isfinite()
         # Mixing with the uniform distribution keeps the order, but may round two values to one.
         return reference.one_hot(self._param.detach().argmax(-1), self.num_samples, self.dtype, valid)
 
@@ -291,7 +298,7 @@ class OneHotCategorical(Distribution):
         if lead[len(lead) - len(self._batch_shape) :] != self._batch_shape:
             return self._log_prob_at(reference.one_hot_index(value), self._logsumexp)
         logits = self._current_logits()
-        out, logsumexp = ops.log_prob(logits, self._logsumexp, value=value)
+        out, logsumexp = ops.log_prob(logits, self._logsumexp, value=value, survey=self._surveyed())
         self._keep(logsumexp)
         return out.to(self._param.dtype)
 
@@ -320,7 +327,7 @@ class OneHotCategorical(Distribution):
         shape = torch.broadcast_shapes(index.shape, batch)
         index = index.expand(shape)
         if shape[len(shape) - len(batch) :] == batch:
-            out, logsumexp = ops.log_prob(logits, logsumexp, index=index)
+            out, logsumexp = ops.log_prob(logits, logsumexp, index=index, survey=self._surveyed())
             self._keep(logsumexp)
         else:
             logsumexp = None if logsumexp is None else logsumexp.expand(shape)
@@ -334,7 +341,7 @@ class OneHotCategorical(Distribution):
             >>> OneHotCategorical(probs=torch.tensor([0.5, 0.5, 0.0])).entropy()
             tensor(0.6931)
         """
-        out, logsumexp = ops.entropy(self._current_logits())
+        out, logsumexp = ops.entropy(self._current_logits(), self._surveyed())
         self._keep(logsumexp)
         return out.to(self._param.dtype)
 
@@ -356,14 +363,15 @@ class OneHotCategorical(Distribution):
         new = self._get_checked_instance(OneHotCategorical, _instance)
         batch = torch.Size(batch_shape)
         logits = self._current_logits()
-        for name in ("_name", "grad_method", "temperature", "unimix", "dtype", "_all_valid"):
+        for name in ("_name", "grad_method", "temperature", "unimix", "dtype"):
             setattr(new, name, getattr(self, name))
         new._param = self._param.expand(batch + self._event_shape)
         new._logits = new._param if logits is self._param else logits.expand(batch + self._event_shape)
         new._version = _version(new._param)
-        for name in ("_row_maximum", "_logsumexp"):
-            statistic = getattr(self, name)
-            setattr(new, name, None if statistic is None else statistic.expand(batch))
+        new._logsumexp = None if self._logsumexp is None else self._logsumexp.expand(batch)
+        new._survey = self._survey
+        if self._survey is not None and self._survey.row_maximum is not None:
+            new._survey = reference.Survey(self._survey.row_maximum.expand(batch), self._survey.all_valid)
         super(OneHotCategorical, new).__init__(batch, self._event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new

@@ -128,14 +128,12 @@ class Draw(NamedTuple):
         sample_shape: leading dimensions of the draw.
         dtype: of the one-hot; None leaves it out.
         generator: None for the default one of the device.
-        all_valid: True where the caller knows that every row is a distribution.
         want_logsumexp: False to leave it out where it is not a by-product.
     """
 
     sample_shape: tuple[int, ...]
     dtype: torch.dtype | None
     generator: torch.Generator | None = None
-    all_valid: bool = False
     want_logsumexp: bool = False
 
 
@@ -144,8 +142,17 @@ def _rows(tensor: Tensor) -> Tensor:
     return tensor if tensor.dim() == 2 else tensor.reshape(tensor.shape[:-1].numel(), tensor.shape[-1])
 
 
+def _survey(rows: Tensor, survey: reference.Survey | None) -> reference.Survey:
+    """The survey of `rows`, from that of the batch where there is one."""
+    if survey is None:
+        return reference.survey(rows)
+    if survey.row_maximum is None:
+        return survey
+    return reference.Survey(survey.row_maximum.reshape(-1), survey.all_valid)
+
+
 def _draw(
-    logits: Tensor, row_maximum: Tensor | None, seed: rng.Seed | None, draw: Draw
+    logits: Tensor, survey: reference.Survey | None, seed: rng.Seed | None, draw: Draw
 ) -> tuple[Tensor | None, Tensor, Tensor | None]:
     """The draw itself: by the kernel where `seed` is given, by the twin where not."""
     batch, columns = logits.shape[:-1], logits.shape[-1]
@@ -154,15 +161,15 @@ def _draw(
     if seed is not None:
         one_hot, index, logsumexp = _kernels.sample(x, draws, draw.dtype, *seed, 0)
     else:
-        m = reference.maximum(x) if row_maximum is None else row_maximum.reshape(-1)
+        row_maximum, all_valid = _survey(x, survey)
         one_hot, index, logsumexp = reference.sample(
             x,
-            m,
+            row_maximum,
             draws,
             draw.dtype,
             reference.noise_from(x.device, draw.generator),
             reference.group_length(columns),
-            all_valid=draw.all_valid,
+            all_valid=all_valid,
             want_logsumexp=draw.want_logsumexp,
         )
     return (
@@ -173,14 +180,14 @@ def _draw(
 
 
 def sample(
-    logits: Tensor, draw: Draw, row_maximum: Tensor | None = None
+    logits: Tensor, draw: Draw, survey: reference.Survey | None = None
 ) -> tuple[Tensor | None, Tensor, Tensor | None]:
     """Draws from softmax(logits), without a gradient.
 
     Args:
         logits: [*batch, columns].
         draw: what is wanted.
-        row_maximum: `reference.maximum(logits)`, where the caller has it.
+        survey: `reference.survey(logits)`, where the caller has it.
 
     Returns:
         one_hot: [*sample_shape, *batch, columns], or None. A row that is no distribution is all zero.
@@ -188,7 +195,7 @@ def sample(
         logsumexp: [*batch] in the compute dtype, or None; NaN for such a row.
     """
     seed = rng.next_seed(logits.device, draw.generator) if uses_kernels(logits.device) else None
-    return _draw(logits.detach(), row_maximum, seed, draw)
+    return _draw(logits.detach(), survey, seed, draw)
 
 
 class _StraightThrough(Function):
@@ -197,8 +204,8 @@ class _StraightThrough(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(logits, temperature, row_maximum, seed_tensor, key, offset, kernels, draw):
-        return _draw(logits, row_maximum, rng.Seed(seed_tensor, key, offset) if kernels else None, draw)
+    def forward(logits, temperature, survey, seed_tensor, key, offset, kernels, draw):
+        return _draw(logits, survey, rng.Seed(seed_tensor, key, offset) if kernels else None, draw)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -241,7 +248,7 @@ def rsample(
     draw: Draw,
     method: ReparamGradientStrategy,
     temperature: Tensor | float,
-    row_maximum: Tensor | None = None,
+    survey: reference.Survey | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """`sample` in the logits' dtype, with the gradient of `method` in the logits.
 
@@ -250,7 +257,7 @@ def rsample(
         draw: what is wanted; its dtype is the logits'.
         method: the gradient.
         temperature: of RelaxedOneHot; a tensor broadcasts to the batch. No gradient flows to it.
-        row_maximum: `reference.maximum(logits)`, where the caller has it.
+        survey: `reference.survey(logits)`, where the caller has it.
     """
     device = logits.device
     kernels = uses_kernels(device)
@@ -260,7 +267,7 @@ def rsample(
     else:
         seed = rng.Seed(rng.seed_tensor(device, draw.generator) if relaxed else None, 0, 0)
     at = _row_temperature(temperature, logits).detach() if relaxed else None
-    return _apply(_StraightThrough, logits, at, row_maximum, *seed, kernels, draw)
+    return _apply(_StraightThrough, logits, at, survey, *seed, kernels, draw)
 
 
 def _row_temperature(temperature: Tensor | float, logits: Tensor) -> Tensor:
@@ -346,7 +353,7 @@ class _LogProb(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(logits, logsumexp, value, index, kernels):
+    def forward(logits, logsumexp, value, index, survey, kernels):
         x = _rows(logits)
         rows, columns = x.shape
         batch = logits.shape[:-1]
@@ -358,7 +365,7 @@ class _LogProb(Function):
             lse = new if lse is None else lse
         else:
             if lse is None:
-                lse = _kernels.logsumexp(x) if kernels else reference.logsumexp(x)
+                lse = _kernels.logsumexp(x) if kernels else reference.logsumexp(x, _survey(x, survey).row_maximum)
             index = reference.one_hot_index(value) if index is None else index
             index = index.reshape(draws, rows)
             out = _kernels.log_prob_index(x, lse, index) if kernels else reference.log_prob(x, lse, index)
@@ -375,7 +382,7 @@ class _LogProb(Function):
     @staticmethod
     def backward(ctx, grad, *_):
         if grad is None:
-            return (None,) * 5
+            return (None,) * 6
         logits, index, logsumexp = ctx.saved_tensors
         x = _rows(logits)
         rows = x.shape[0]
@@ -385,11 +392,15 @@ class _LogProb(Function):
             out = _kernels.log_prob_grad(x, logsumexp.reshape(rows), index, grad)
         else:
             out = reference.log_prob_grad(x, index, grad)
-        return out.view(logits.shape), *(None,) * 4
+        return out.view(logits.shape), *(None,) * 5
 
 
 def log_prob(
-    logits: Tensor, logsumexp: Tensor | None, value: Tensor | None = None, index: Tensor | None = None
+    logits: Tensor,
+    logsumexp: Tensor | None,
+    value: Tensor | None = None,
+    index: Tensor | None = None,
+    survey: reference.Survey | None = None,
 ) -> tuple[Tensor, Tensor]:
     """log softmax(logits) at the one-hot `value` or at `index`, differentiable in the logits.
 
@@ -398,14 +409,14 @@ def log_prob(
         logsumexp: [*batch], where the caller has it.
         value: [*draws, *batch, columns] of any float, integer or bool dtype; its first maximum counts.
         index: int64 [*draws, *batch], in place of `value`. Outside 0 .. columns - 1 the result is NaN.
+        survey: `reference.survey(logits)`, where the caller has it.
 
     Returns:
         log_prob: [*draws, *batch] in the compute dtype.
         logsumexp: [*batch] in the compute dtype, without gradient.
     """
-    out, _, logsumexp = _apply(
-        _LogProb, logits, logsumexp, value if value is None else value.detach(), index, uses_kernels(logits.device)
-    )
+    value = None if value is None else value.detach()
+    out, _, logsumexp = _apply(_LogProb, logits, logsumexp, value, index, survey, uses_kernels(logits.device))
     return out, logsumexp
 
 
@@ -413,14 +424,17 @@ class _Entropy(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(logits, kernels):
+    def forward(logits, survey, kernels):
         x = _rows(logits)
-        out, logsumexp = _kernels.entropy(x) if kernels else reference.entropy(x)
+        if kernels:
+            out, logsumexp = _kernels.entropy(x)
+        else:
+            out, logsumexp = reference.entropy(x, _survey(x, survey).row_maximum)
         return out.view(logits.shape[:-1]), logsumexp.view(logits.shape[:-1])
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        logits, ctx.kernels = inputs
+        logits, _, ctx.kernels = inputs
         entropy, logsumexp = output
         ctx.mark_non_differentiable(logsumexp)
         ctx.set_materialize_grads(False)
@@ -429,17 +443,17 @@ class _Entropy(Function):
     @staticmethod
     def backward(ctx, grad, *_):
         if grad is None:
-            return None, None
+            return None, None, None
         logits, entropy, logsumexp = ctx.saved_tensors
         x, grad = _rows(logits), grad.reshape(-1)
         if ctx.kernels and not torch.is_grad_enabled():
             out = _kernels.entropy_grad(x, logsumexp.reshape(-1), entropy.reshape(-1), grad)
         else:
             out = reference.entropy_grad(x, grad)
-        return out.view(logits.shape), None
+        return out.view(logits.shape), None, None
 
 
-def entropy(logits: Tensor) -> tuple[Tensor, Tensor]:
+def entropy(logits: Tensor, survey: reference.Survey | None = None) -> tuple[Tensor, Tensor]:
     """The entropy of softmax(logits), differentiable in the logits, and its logsumexp, without gradient: both [*batch]
     in the compute dtype."""
-    return _apply(_Entropy, logits, uses_kernels(logits.device))
+    return _apply(_Entropy, logits, survey, uses_kernels(logits.device))

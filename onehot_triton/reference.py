@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -16,6 +17,8 @@ from torch import Tensor
 # Elements in one block of scratch: 1 MiB of float32, which stays in a core's cache. Large inputs are worked through
 # block by block, so that no second copy of the logits, the probabilities or the noise ever exists.
 _BLOCK = 2**18
+# exp(x) and a sum of 2^30 of them are normal float32 numbers for |x| up to this.
+_SAFE = 60.0
 # Rows up to this length are one group. Longer ones are cut into groups of about sqrt(columns), which makes the noise
 # of a draw, one number per group and one per element of the winning group, the least.
 _ONE_GROUP = 16
@@ -46,13 +49,38 @@ def _by_rows(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     return _joined([function(*(tensor[part] for tensor in tensors)) for part in parts])
 
 
+def _at(row_maximum: Tensor | None, part: slice) -> Tensor | None:
+    return None if row_maximum is None else row_maximum[part]
+
+
 def _joined(parts: list[Tensor], dim: int = 0) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
-def maximum(logits: Tensor) -> Tensor:
-    """max_j x_j, [rows], in the logits' dtype: finite exactly for the rows that are distributions, since amax keeps NaN."""
-    return logits.amax(-1)
+class Survey(NamedTuple):
+    """What one look at the logits tells.
+
+    Attributes:
+        row_maximum: [rows] in the logits' dtype, finite exactly for the rows that are distributions, since amax keeps
+            NaN; None where every exp(x) is safe as it is, and no maximum need be subtracted.
+        all_valid: True where every row is known to be a distribution.
+    """
+
+    row_maximum: Tensor | None
+    all_valid: bool
+
+
+def survey(logits: Tensor) -> Survey:
+    """Looks at `logits` [..., columns]: on the CPU, where values can be looked at, one number or two tell."""
+    if logits.device.type != "cpu" or torch.compiler.is_compiling() or in_transform():
+        return Survey(logits.amax(-1), False)
+    if logits.numel() == 0:
+        return Survey(None, True)
+    low, high = logits.aminmax()
+    if low.item() > -_SAFE and high.item() < _SAFE:
+        return Survey(None, True)
+    row_maximum = logits.amax(-1)
+    return Survey(row_maximum, math.isfinite(row_maximum.sum(dtype=compute_dtype(logits.dtype)).item()))
 
 
 # Noise ----------------------------------------------------------------------------------------------------------------
@@ -108,7 +136,7 @@ def group_length(columns: int) -> int:
 
 def sample_index(
     logits: Tensor,
-    row_maximum: Tensor,
+    row_maximum: Tensor | None,
     draws: int,
     noise: Noise,
     group: int,
@@ -116,7 +144,7 @@ def sample_index(
 ) -> tuple[Tensor, Tensor | None]:
     """Draws from softmax(logits) by group Gumbel-max.
 
-    With w_j = exp(x_j - max x), E iid Exp(1) and the row cut into groups of consecutive columns,
+    With w_j = exp(x_j - max x) (or exp(x_j), where that is safe), E iid Exp(1) and the row cut into groups of consecutive columns,
 
         g* = argmin_g E_g / sum_{j in g} w_j        one E per group
         j* = argmin_{j in g*} E_j / w_j             one E per element of the winning group
@@ -126,7 +154,7 @@ def sample_index(
 
     Args:
         logits: [rows, columns].
-        row_maximum: [rows], `maximum(logits)`.
+        row_maximum: `survey(logits).row_maximum`.
         draws: how many draws of each row.
         noise: where the exponentials come from.
         group: columns in a group; one group, and no first race, where it is at least `columns`.
@@ -142,13 +170,13 @@ def sample_index(
     noise_per_draw = groups + group if groups > 1 else columns
     indices, logsumexps = [], []
     for part in blocks(rows, columns):
-        x, m = logits[part], row_maximum[part].unsqueeze(-1)
+        x = logits[part]
+        m = _at(row_maximum, part)
         weight = _weights(x, m)
-        if groups > 1:
-            group_weight = _group_sums(weight, group, groups)
-            logsumexps.append(group_weight.sum(-1).log() + m.squeeze(-1))
-        elif want_logsumexp:
-            logsumexps.append(weight.sum(-1).log() + m.squeeze(-1))
+        group_weight = _group_sums(weight, group, groups) if groups > 1 else weight
+        if groups > 1 or want_logsumexp:
+            log_total = group_weight.sum(-1).log()
+            logsumexps.append(log_total if m is None else log_total + m)
         some = []
         for chunk in blocks(draws, x.shape[0] * noise_per_draw):
             lead = (chunk.stop - chunk.start, x.shape[0])
@@ -167,10 +195,12 @@ def sample_index(
     return _joined(indices, 1), _joined(logsumexps) if logsumexps else None
 
 
-def _weights(logits: Tensor, row_maximum: Tensor) -> Tensor:
-    """exp(x - max x) in the compute dtype. The maximum is subtracted in it, so that large |x| lose nothing."""
+def _weights(logits: Tensor, row_maximum: Tensor | None) -> Tensor:
+    """exp(x - max x), or exp(x) without a maximum, in the compute dtype, in which the maximum is subtracted too."""
     dtype = compute_dtype(logits.dtype)
-    return torch.sub(logits.to(dtype), row_maximum.to(dtype)).exp_()
+    if row_maximum is None:
+        return logits.to(dtype).exp()
+    return torch.sub(logits.to(dtype), row_maximum.to(dtype).unsqueeze(-1)).exp_()
 
 
 def _group_sums(weight: Tensor, group: int, groups: int) -> Tensor:
@@ -184,7 +214,7 @@ def _group_sums(weight: Tensor, group: int, groups: int) -> Tensor:
 
 def sample(
     logits: Tensor,
-    row_maximum: Tensor,
+    row_maximum: Tensor | None,
     draws: int,
     dtype: torch.dtype | None,
     noise: Noise,
@@ -202,7 +232,7 @@ def sample(
         logsumexp: [rows] in the compute dtype, NaN there; or None.
     """
     index, logsumexp = sample_index(logits, row_maximum, draws, noise, group, want_logsumexp)
-    valid = None if all_valid else row_maximum.isfinite()
+    valid = None if all_valid or row_maximum is None else row_maximum.isfinite()
     hot = None if dtype is None else one_hot(index, logits.shape[-1], dtype, valid)
     if valid is not None:
         index = torch.where(valid, index, -1)
@@ -221,16 +251,13 @@ def one_hot(index: Tensor, columns: int, dtype: torch.dtype, valid: Tensor | Non
 # Densities ------------------------------------------------------------------------------------------------------------
 
 
-def logsumexp(logits: Tensor) -> Tensor:
-    """log sum_j exp x_j, [rows], in the compute dtype; NaN for a row that is no distribution."""
-    dtype = compute_dtype(logits.dtype)
+def logsumexp(logits: Tensor, row_maximum: Tensor | None) -> Tensor:
+    """log sum_j exp x_j, [rows], in the compute dtype; NaN for a row that is no distribution.
 
-    def block(x: Tensor) -> Tensor:
-        m = x.amax(-1, keepdim=True).to(dtype)
-        # (x - m) is NaN in every row whose maximum is NaN or infinite, and so is the sum.
-        return (torch.sub(x.to(dtype), m).exp_().sum(-1).log_()).add_(m.squeeze(-1))
-
-    return _by_rows(block, logits)
+    `row_maximum` is `survey(logits).row_maximum`. Where it is NaN or infinite, x - max x holds a NaN, and so the sum is.
+    """
+    totals = _joined([_weights(logits[part], _at(row_maximum, part)).sum(-1) for part in blocks(*logits.shape)])
+    return totals.log_() if row_maximum is None else totals.log_().add_(row_maximum)
 
 
 def one_hot_index(value: Tensor) -> Tensor:
@@ -253,24 +280,27 @@ def log_prob_grad(logits: Tensor, index: Tensor, grad: Tensor) -> Tensor:
     return smooth.scatter_add(-1, inside.t(), grad.t().to(dtype)).to(logits.dtype)
 
 
-def entropy(logits: Tensor) -> tuple[Tensor, Tensor]:
+def entropy(logits: Tensor, row_maximum: Tensor | None) -> tuple[Tensor, Tensor]:
     """H = -sum_j p_j log p_j with 0 log 0 = 0, and the logsumexp, both [rows] in the compute dtype.
 
-    With d = x - max x: H = log sum e^d - (sum e^d d) / (sum e^d), in which no rounding of the logsumexp enters.
+    With d = x - max x, or x where `row_maximum` (`survey(logits).row_maximum`) is None: H = log sum e^d -
+    (sum e^d d) / (sum e^d), in which no rounding of the logsumexp enters.
     """
     dtype = compute_dtype(logits.dtype)
     entropies, logsumexps = [], []
     for part in blocks(*logits.shape):
-        x = logits[part]
-        m = x.amax(-1, keepdim=True).to(dtype)
-        d = torch.sub(x.to(dtype), m)
+        d, m = logits[part].to(dtype), _at(row_maximum, part)
+        if m is not None:
+            d = torch.sub(d, m.to(dtype).unsqueeze(-1))
         weight = d.exp()
         total = weight.sum(-1)
+        if m is not None:
+            # Where the weight is 0, d can be -inf; any finite number in its place makes the product 0.
+            d = d.clamp(min=torch.finfo(dtype).min)
+        moment = weight.mul_(d).sum(-1)
         log_total = total.log()
-        # Where the weight is 0, d is -inf; any finite number in its place makes the product 0.
-        moment = weight.mul_(d.clamp(min=torch.finfo(dtype).min)).sum(-1)
         entropies.append(log_total - moment / total)
-        logsumexps.append(log_total.add_(m.squeeze(-1)))
+        logsumexps.append(log_total if m is None else log_total + m)
     return _joined(entropies), _joined(logsumexps)
 
 

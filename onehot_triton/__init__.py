@@ -1,7 +1,6 @@
 """A one-hot categorical distribution, with fused Triton kernels on a GPU and eager torch on a CPU."""
 
-__version__ = "0.1.0.dev0"
-
+from ._version import __version__
 from .distribution import OneHotCategorical
 from .grad_method import ReparamGradientStrategy
 from .ops import use_backend
@@ -9,7 +8,8 @@ from .relaxed import RelaxedOneHotCategorical
 
 __all__ = [
     "OneHotCategorical",
-    "RelaxedOneHotCategorical",
     "ReparamGradientStrategy",
+    "RelaxedOneHotCategorical",
+    "__version__",
     "use_backend",
 ]

@@ -1,0 +1,48 @@
+# Every target builds what it needs in .venv, from constraints.txt, and skips what is already there.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install -c constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint bench bench-gpu clean
+
+help: ## says what each target does
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+demo: $(VENV)/.demo ## the library at work on this machine: example, self-check, a small table
+	@$(BIN)/python -m onehot_triton
+
+test: $(VENV)/.test ## the whole test suite; make test ARGS="-k name" for a part
+	$(BIN)/python -m pytest $(ARGS)
+
+lint: $(VENV)/.test ## ruff and pyright
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright --pythonpath $(BIN)/python
+
+bench: $(VENV)/.bench ## times the library against its peers on this CPU
+	$(BIN)/python benchmarks/cpu.py
+
+bench-gpu: ## checks the compiled kernels, then times them, with the python3 that is there
+	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py
+
+clean: ## removes the environment and every cache
+	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+# The library itself, editable. Build isolation would download setuptools once more.
+$(VENV)/.demo: constraints.txt pyproject.toml
+	@echo "making $(VENV), which takes a minute or two the first time"
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	@$(PIP) setuptools wheel
+	@$(PIP) --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.demo
+	@echo "installing what the tests need"
+	@$(PIP) --no-build-isolation -e ".[test,bench,torchrl]"
+	@touch $@
+
+$(VENV)/.bench: $(VENV)/.test
+	@touch $@

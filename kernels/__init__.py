@@ -1,0 +1,1 @@
+"""The Triton kernels: each file reads formula, kernel, launcher."""

@@ -1,1 +1,4 @@
-"""The Triton kernels: each file reads formula, kernel, launcher."""
+"""The Triton kernels. Each file reads: formula, kernel, launcher.
+
+`noise.py` and `rows.py` hold the device functions they share, `launch.py` the table of launch configurations.
+"""

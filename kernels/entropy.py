@@ -98,7 +98,7 @@ def _reduce(logits: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor]:
 
 
 def logsumexp(logits: Tensor) -> Tensor:
-    """log sum exp of each row of `logits` [rows, columns], in the compute dtype; NaN for one that is no distribution."""
+    """log sum exp of each row of `logits` [rows, columns], in the compute dtype; NaN where it is no distribution."""
     return _reduce(logits, with_entropy=False)[1]
 
 

@@ -1,5 +1,8 @@
-"""(rows, columns, dtype) -> tile, warps, splits. One table: a launch is a function of its shapes alone, so that a sample
-never depends on what was timed before it, and ahead-of-time compilation knows every configuration."""
+"""(rows, columns, dtype) -> tile, warps, splits.
+
+One table: a launch is a function of its shapes alone, so that a sample never depends on what was timed before it, and
+ahead-of-time compilation knows every configuration.
+"""
 
 from typing import NamedTuple
 
@@ -45,7 +48,7 @@ def part_tile(rows: int, columns: int, parts: int) -> Tile:
     return Tile(1, block, 4, False)
 
 
-# The groups that the sampling loop reads at once, of GROUP columns each: one tile of 4096, each group on all four warps.
+# The groups of GROUP columns that the sampling loop reads at once: a tile of 4096, each group on all four warps.
 GROUPS = TILE // GROUP
 # Groups that the race of the groups reads at once: one tile up to a million columns.
 RACE = 1024

@@ -1,8 +1,8 @@
 """The log-probability of one-hot rows, or of indices.
 
-    k = the first maximum of the value row
-    log p_k = x_k - logsumexp(x)
-    dx_j = sum over draws of g ([j = k] - p_j)
+k = the first maximum of the value row
+log p_k = x_k - logsumexp(x)
+dx_j = sum over draws of g ([j = k] - p_j)
 """
 
 import torch

@@ -67,8 +67,8 @@ def words(STAGE: tl.constexpr, call, row, draw, key, counter3):
 
 @triton.jit
 def _minus_log1p(v, complement):
-    # -log(1 - v) in float32, complement = 1 - v. Near 0 by 2 atanh(z), z = v / (2 - v) < 1/7: the first term left out is
-    # z^8 / 9 < 2e-8. Above, log2(complement) < -0.41 keeps lg2.approx's absolute error below 4e-7 of it.
+    # -log(1 - v) in float32, complement = 1 - v. Near 0 by 2 atanh(z), z = v / (2 - v) < 1/7: the first term left out
+    # is z^8 / 9 < 2e-8. Above, log2(complement) < -0.41 keeps lg2.approx's absolute error below 4e-7 of it.
     z = v / (2.0 - v)
     zz = z * z
     near = 2.0 * z * (1.0 + zz * (1.0 / 3.0 + zz * (0.2 + zz * (1.0 / 7.0))))

@@ -9,8 +9,8 @@ s_k is the maximum, so with it taken out the weights need no online maximum:
 
                    w_k = 1,  w_j = (1 + E_j / (p_j E_k))^(-1 / t),  y = w / sum w,  <y, g> = sum w g / sum w
 
-The noise is drawn in four quarters of a group of columns, see `noise.py`: a tile is [rows or groups, quarter] four times
-over. A row longer than a group is walked twice with the same noise, once for the sums and once for the write.
+The noise is drawn in four quarters of a group of columns, see `noise.py`: a tile is [rows or groups, quarter] four
+times over. A row longer than a group is walked twice with the same noise, for the sums and for the write.
 """
 
 import torch
@@ -33,7 +33,6 @@ from .noise import (
     words,
 )
 from .rows import compute_type, exp2_of, load_logits, or_zero, with_unit_stride
-
 
 _GROUP = tl.constexpr(GROUP)
 _QUARTER = tl.constexpr(GROUP // 4)
@@ -321,7 +320,7 @@ def _relaxed_grad_short_kernel(
     inverse = inverse[:, None]
     out0 = tl.zeros([ROWS, QUARTER], TYPE)
     out1, out2, out3 = out0, out0, out0
-    for draw in range(0, draws):
+    for draw in range(draws):
         at = draw * rows + row
         winner = tl.load(index_ptr + at, mask=inside, other=0)[:, None]
         scale = _winner_scale(row + row_offset, draw, key, counter3, TYPE)[:, None]
@@ -413,7 +412,7 @@ def _relaxed_grad_write(
     inverse = 1.0 / tl.load(temperature_ptr + row * temperature_stride).to(TYPE)
     out0 = tl.zeros([TILE, _QUARTER], TYPE)
     out1, out2, out3 = out0, out0, out0
-    for draw in range(0, draws):
+    for draw in range(draws):
         at = draw * rows + row
         _, w0, w1, w2, w3 = _long_words(POSTERIOR, first, row + row_offset, draw, key, counter3, TILE)
         scale = _winner_scale(row + row_offset, draw, key, counter3, TYPE)

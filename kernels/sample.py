@@ -75,7 +75,10 @@ def _short_kernel(
 
 
 @triton.jit
-def _group_sums(logits_ptr, one_hot_ptr, start, columns, MASK: tl.constexpr, ZERO: tl.constexpr, TYPE: tl.constexpr, TILE: tl.constexpr):  # fmt: skip
+def _group_sums(
+    logits_ptr, one_hot_ptr, start, columns,
+    MASK: tl.constexpr, ZERO: tl.constexpr, TYPE: tl.constexpr, TILE: tl.constexpr,
+):  # fmt: skip
     """(e, s) of each group of the tile that starts at column `start`, with sum exp x = s 2^e; stores zeros beside."""
     column = start + tl.arange(0, TILE)[:, None] * _GROUP + tl.arange(0, _GROUP)[None, :]
     if MASK:
@@ -91,7 +94,7 @@ def _group_sums(logits_ptr, one_hot_ptr, start, columns, MASK: tl.constexpr, ZER
 
 @triton.jit
 def _race_groups(group, exponent, total, row, draw, key, counter3, running, running_total, best, best_group):
-    """Lets a tile of groups (exponent, total) race; carries the row's running maximum exponent and sum, and the best."""
+    """Lets a tile of groups (exponent, total) race; carries the row's running maximum and sum, and the best."""
     w0, w1, _, _ = words(GROUPS, group, row, draw, key, counter3)
     new = tl.maximum(running, tl.max(exponent, 0))
     base = or_zero(new)

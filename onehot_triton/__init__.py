@@ -8,8 +8,8 @@ from .relaxed import RelaxedOneHotCategorical
 
 __all__ = [
     "OneHotCategorical",
-    "ReparamGradientStrategy",
     "RelaxedOneHotCategorical",
+    "ReparamGradientStrategy",
     "__version__",
     "use_backend",
 ]

@@ -15,6 +15,7 @@ from .grad_method import ReparamGradientStrategy
 
 _PARAMETER_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INDEX_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+_SAMPLE_DTYPES = (torch.bool, *_INDEX_DTYPES, *_PARAMETER_DTYPES)
 
 
 def _error(name: str, expected: str, found: Any) -> ValueError:
@@ -39,7 +40,7 @@ def resolve(validate_args: bool | None, param: Tensor) -> bool:
 def _is_true(condition: Tensor, message: str) -> bool:
     """The value of `condition`; a compiled graph asserts it instead, with `message`, and goes on."""
     if torch.compiler.is_compiling():
-        torch._assert_async(condition, message)
+        torch._assert_async(condition, message)  # pyright: ignore[reportPrivateImportUsage]
         return True
     return bool(condition)
 
@@ -80,7 +81,7 @@ def rows(survey: reference.Survey, param: Tensor, name: str) -> None:
         return
     if torch.compiler.is_compiling():
         message = f"{name}: expected a distribution in every row, found NaN, inf or nothing"
-        torch._assert_async(row_maximum.isfinite().all(), message)
+        _is_true(row_maximum.isfinite().all(), message)
         return
     bad_rows = ~row_maximum.isfinite()
     if not bad_rows.any():
@@ -109,8 +110,8 @@ def unimix(weight: Any) -> None:
 
 
 def dtype(value: Any) -> None:
-    if not isinstance(value, torch.dtype) or value.is_complex:
-        raise _error("dtype", "a real torch.dtype", repr(value))
+    if value not in _SAMPLE_DTYPES:
+        raise _error("dtype", "one of " + ", ".join(str(d) for d in _SAMPLE_DTYPES), repr(value))
 
 
 def temperature(value: Any, batch: torch.Size, validate: bool) -> None:

@@ -32,7 +32,8 @@ class OneHotCategorical(Distribution):
         temperature: of the RelaxedOneHot gradient, above 0; a tensor broadcasts to the batch.
         unimix: e in [0, 1]: the distribution is (1 - e) softmax(logits) + e / columns, in all that it does (Hafner et
             al. 2023, https://arxiv.org/abs/2301.04104).
-        dtype: of `sample`, `mode` and `enumerate_support`: any of torch's, bool too.
+        dtype: of `sample`, `mode` and `enumerate_support`: bool, uint8, a signed integer, or a floating dtype of at
+            least 16 bits.
         validate_args: True checks parameters and values, False does not; None checks on a CPU where torch's own default
             does, and not on a GPU, where a check is a pass over the row and a device synchronisation.
 
@@ -51,8 +52,8 @@ class OneHotCategorical(Distribution):
                 [1., 0., 0., 0.]])
     """
 
-    arg_constraints = {"logits": constraints.real_vector, "probs": constraints.simplex}
-    support = constraints.one_hot
+    arg_constraints = {"logits": constraints.real_vector, "probs": constraints.simplex}  # pyright: ignore[reportAssignmentType]
+    support = constraints.one_hot  # pyright: ignore[reportAssignmentType]
     has_enumerate_support = True
     num_params: int = 1
     """The number of parameters that make one distribution: TorchRL asks for it."""
@@ -99,7 +100,7 @@ class OneHotCategorical(Distribution):
     def _current_logits(self) -> Tensor:
         """The unnormalised logits, anew where the parameter was changed in place: no statistic of its old values is
         ever mixed with the new ones."""
-        if self._version != _version(self._param):
+        if self._version is None or self._version != _version(self._param):
             self._compute_logits()
         return self._logits
 
@@ -132,12 +133,17 @@ class OneHotCategorical(Distribution):
     @property
     def logits(self) -> Tensor:
         """Normalised log-probabilities, [*batch, columns]: computed when asked for."""
-        return torch.log_softmax(self._current_logits(), -1).to(self._param.dtype)
+        logits = self._current_logits()
+        return torch.log_softmax(logits, -1, dtype=reference.compute_dtype(logits.dtype)).to(self._param.dtype)
 
     @property
     def probs(self) -> Tensor:
         """Probabilities, [*batch, columns]: computed when asked for."""
-        return torch.softmax(self._current_logits(), -1).to(self._param.dtype)
+        return self._probs().to(self._param.dtype)
+
+    def _probs(self) -> Tensor:
+        logits = self._current_logits()
+        return torch.softmax(logits, -1, dtype=reference.compute_dtype(logits.dtype))
 
     @property
     def param_shape(self) -> torch.Size:
@@ -150,13 +156,15 @@ class OneHotCategorical(Distribution):
         return self._event_shape[0]
 
     @property
-    def has_rsample(self) -> bool:  # pyright: ignore[reportIncompatibleVariableOverride]
+    def has_rsample(self) -> bool:
         """True where a `grad_method` was given, as in TorchRL: tensordict calls `sample` where it is False."""
         return self.grad_method is not None
 
     # Samples ----------------------------------------------------------------------------------------------------------
 
-    def _sample(self, shape: Any, dtype: torch.dtype | None, generator: torch.Generator | None, want: bool = False):
+    def _sample(
+        self, shape: Any, dtype: torch.dtype | None, generator: torch.Generator | None, want: bool = False
+    ) -> tuple[Any, Tensor, Tensor | None]:
         logits = self._current_logits()
         checks.generator(generator, logits.device)
         draw = ops.Draw(checks.sample_shape(shape), dtype, generator, want)
@@ -164,7 +172,9 @@ class OneHotCategorical(Distribution):
         self._keep(logsumexp)
         return one_hot, index, logsumexp
 
-    def _rsample(self, shape: Any, generator: torch.Generator | None, want: bool = False):
+    def _rsample(
+        self, shape: Any, generator: torch.Generator | None, want: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         logits = self._current_logits()
         checks.generator(generator, logits.device)
         draw = ops.Draw(checks.sample_shape(shape), logits.dtype, generator, want)
@@ -173,9 +183,7 @@ class OneHotCategorical(Distribution):
         self._keep(logsumexp)
         return one_hot.to(self._param.dtype), index, logsumexp
 
-    def sample(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, sample_shape: SampleShape = (), *, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def sample(self, sample_shape: SampleShape = (), *, generator: torch.Generator | None = None) -> Tensor:
         """One-hot draws, without gradient.
 
         Args:
@@ -193,9 +201,7 @@ class OneHotCategorical(Distribution):
         """
         return self._sample(sample_shape, self.dtype, generator)[0]
 
-    def rsample(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, sample_shape: SampleShape = (), *, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def rsample(self, sample_shape: SampleShape = (), *, generator: torch.Generator | None = None) -> Tensor:
         """One-hot draws in the parameters' dtype, exactly 0 and 1, with the gradient of `grad_method`.
 
         Args and shapes are those of `sample`.
@@ -353,14 +359,14 @@ class OneHotCategorical(Distribution):
     @property
     def variance(self) -> Tensor:
         """p (1 - p) of each category, [*batch, columns]."""
-        probs = self.probs
-        return probs * (1 - probs)
+        probs = self._probs()
+        return (probs * (1 - probs)).to(self._param.dtype)
 
     # House ------------------------------------------------------------------------------------------------------------
 
     def expand(self, batch_shape: Sequence[int], _instance: OneHotCategorical | None = None) -> OneHotCategorical:
         """The same distribution over a larger batch, with every option kept; no memory is copied."""
-        new = self._get_checked_instance(OneHotCategorical, _instance)
+        new: Any = self._get_checked_instance(OneHotCategorical, _instance)
         batch = torch.Size(batch_shape)
         logits = self._current_logits()
         for name in ("_name", "grad_method", "temperature", "unimix", "dtype"):
@@ -372,7 +378,7 @@ class OneHotCategorical(Distribution):
         new._survey = self._survey
         if self._survey is not None and self._survey.row_maximum is not None:
             new._survey = reference.Survey(self._survey.row_maximum.expand(batch), self._survey.all_valid)
-        super(OneHotCategorical, new).__init__(batch, self._event_shape, validate_args=False)
+        Distribution.__init__(new, batch, self._event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
 
@@ -389,9 +395,11 @@ class OneHotCategorical(Distribution):
         return f"{type(self).__name__}({', '.join(options)})"
 
 
-def _version(tensor: Tensor) -> int:
-    """How often `tensor` was changed in place. Inference tensors do not count, and a compiler forbids it."""
-    return 0 if torch.compiler.is_compiling() or tensor.is_inference() else tensor._version
+def _version(tensor: Tensor) -> int | None:
+    """How often `tensor` was changed in place; None for one that does not count, 0 where a compiler forbids to ask."""
+    if torch.compiler.is_compiling():
+        return 0
+    return None if tensor.is_inference() else tensor._version
 
 
 # Kullback-Leibler divergence ------------------------------------------------------------------------------------------

@@ -173,7 +173,7 @@ def _draw(
             want_logsumexp=draw.want_logsumexp,
         )
     return (
-        one_hot.view(*shape, columns) if draw.dtype is not None else None,
+        one_hot.view(*shape, columns) if draw.dtype is not None and one_hot is not None else None,
         index.view(shape),
         logsumexp.view(batch) if logsumexp is not None else None,
     )
@@ -205,15 +205,20 @@ class _StraightThrough(Function):
 
     @staticmethod
     def forward(logits, temperature, survey, seed_tensor, key, offset, kernels, draw):
-        return _draw(logits, survey, rng.Seed(seed_tensor, key, offset) if kernels else None, draw)
+        out = _draw(logits, survey, rng.Seed(seed_tensor, key, offset) if kernels else None, draw)
+        if kernels or temperature is None:
+            return *out, None
+        # The seed of the backward's noise comes after the draw, which is therefore the draw of `sample`.
+        return *out, rng.seed_tensor(logits.device, draw.generator)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
         logits, temperature, _, seed_tensor, ctx.key, ctx.offset, ctx.kernels, _ = inputs
-        _, index, logsumexp = output
-        ctx.mark_non_differentiable(*(t for t in (index, logsumexp) if t is not None))
+        _, *by_products, backward_seed = output
+        ctx.mark_non_differentiable(*(t for t in (*by_products, backward_seed) if t is not None))
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(logits, temperature, seed_tensor, index, logsumexp)
+        seed_tensor = seed_tensor if backward_seed is None else backward_seed
+        ctx.save_for_backward(logits, temperature, seed_tensor, *by_products)
 
     @staticmethod
     def backward(ctx, grad, *_):
@@ -259,15 +264,12 @@ def rsample(
         temperature: of RelaxedOneHot; a tensor broadcasts to the batch. No gradient flows to it.
         survey: `reference.survey(logits)`, where the caller has it.
     """
-    device = logits.device
-    kernels = uses_kernels(device)
+    kernels = uses_kernels(logits.device)
+    seed = rng.next_seed(logits.device, draw.generator) if kernels else rng.Seed(None, 0, 0)
     relaxed = method is ReparamGradientStrategy.RelaxedOneHot
-    if kernels:
-        seed = rng.next_seed(device, draw.generator)
-    else:
-        seed = rng.Seed(rng.seed_tensor(device, draw.generator) if relaxed else None, 0, 0)
     at = _row_temperature(temperature, logits).detach() if relaxed else None
-    return _apply(_StraightThrough, logits, at, survey, *seed, kernels, draw)
+    one_hot, index, logsumexp, _ = _apply(_StraightThrough, logits, at, survey, *seed, kernels, draw)
+    return one_hot, index, logsumexp
 
 
 def _row_temperature(temperature: Tensor | float, logits: Tensor) -> Tensor:
@@ -416,8 +418,8 @@ def log_prob(
         logsumexp: [*batch] in the compute dtype, without gradient.
     """
     value = None if value is None else value.detach()
-    out, _, logsumexp = _apply(_LogProb, logits, logsumexp, value, index, survey, uses_kernels(logits.device))
-    return out, logsumexp
+    out, _, total = _apply(_LogProb, logits, logsumexp, value, index, survey, uses_kernels(logits.device))
+    return out, total
 
 
 class _Entropy(Function):

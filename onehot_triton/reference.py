@@ -13,6 +13,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
 
 # Elements in one block of scratch: 1 MiB of float32, which stays in a core's cache. Large inputs are worked through
 # block by block, so that no second copy of the logits, the probabilities or the noise ever exists.
@@ -34,7 +35,7 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
 
 def in_transform() -> bool:
     """Whether a transform of torch.func (vmap, grad) is active: then a tensor may have no values to look at."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
+    return peek_interpreter_stack() is not None
 
 
 def blocks(rows: int, elements_per_row: int) -> list[slice]:
@@ -144,7 +145,8 @@ def sample_index(
 ) -> tuple[Tensor, Tensor | None]:
     """Draws from softmax(logits) by group Gumbel-max.
 
-    With w_j = exp(x_j - max x) (or exp(x_j), where that is safe), E iid Exp(1) and the row cut into groups of consecutive columns,
+    With w_j = exp(x_j - max x), or exp(x_j) where that is safe, E iid Exp(1), and the row cut into groups of
+    consecutive columns,
 
         g* = argmin_g E_g / sum_{j in g} w_j        one E per group
         j* = argmin_{j in g*} E_j / w_j             one E per element of the winning group
@@ -254,7 +256,7 @@ def one_hot(index: Tensor, columns: int, dtype: torch.dtype, valid: Tensor | Non
 def logsumexp(logits: Tensor, row_maximum: Tensor | None) -> Tensor:
     """log sum_j exp x_j, [rows], in the compute dtype; NaN for a row that is no distribution.
 
-    `row_maximum` is `survey(logits).row_maximum`. Where it is NaN or infinite, x - max x holds a NaN, and so the sum is.
+    `row_maximum` is `survey(logits).row_maximum`. Where it is NaN or infinite, x - max x and the sum hold a NaN.
     """
     totals = _joined([_weights(logits[part], _at(row_maximum, part)).sum(-1) for part in blocks(*logits.shape)])
     return totals.log_() if row_maximum is None else totals.log_().add_(row_maximum)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -36,8 +37,8 @@ class RelaxedOneHotCategorical(Distribution):
         torch.Size([2, 4])
     """
 
-    arg_constraints = {"probs": constraints.simplex, "logits": constraints.real_vector}
-    support = constraints.simplex
+    arg_constraints = {"probs": constraints.simplex, "logits": constraints.real_vector}  # pyright: ignore[reportAssignmentType]
+    support = constraints.simplex  # pyright: ignore[reportAssignmentType]
     has_rsample = True
 
     def __init__(
@@ -65,21 +66,21 @@ class RelaxedOneHotCategorical(Distribution):
     @property
     def logits(self) -> Tensor:
         """Normalised log-probabilities, [*batch, columns]."""
-        return torch.log_softmax(self._logits(), -1).to(self._param.dtype)
+        dtype = reference.compute_dtype(self._param.dtype)
+        return torch.log_softmax(self._logits(), -1, dtype=dtype).to(self._param.dtype)
 
     @property
     def probs(self) -> Tensor:
         """Probabilities, [*batch, columns]."""
-        return torch.softmax(self._logits(), -1).to(self._param.dtype)
+        dtype = reference.compute_dtype(self._param.dtype)
+        return torch.softmax(self._logits(), -1, dtype=dtype).to(self._param.dtype)
 
     @property
     def param_shape(self) -> torch.Size:
         """[*batch, columns]."""
         return self._param.shape
 
-    def rsample(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, sample_shape: SampleShape = (), *, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def rsample(self, sample_shape: SampleShape = (), *, generator: torch.Generator | None = None) -> Tensor:
         """Points of the simplex, [*sample_shape, *batch, columns] in the parameters' dtype, with gradients in the
         logits and the temperature.
 
@@ -91,9 +92,7 @@ class RelaxedOneHotCategorical(Distribution):
         shape = checks.sample_shape(sample_shape)
         return ops.relaxed_sample(self._logits(), self.temperature, shape, generator).to(self._param.dtype)
 
-    def sample(  # pyright: ignore[reportIncompatibleMethodOverride]
-        self, sample_shape: SampleShape = (), *, generator: torch.Generator | None = None
-    ) -> Tensor:
+    def sample(self, sample_shape: SampleShape = (), *, generator: torch.Generator | None = None) -> Tensor:
         """`rsample` without gradient."""
         with torch.no_grad():
             return self.rsample(sample_shape, generator=generator)
@@ -127,11 +126,11 @@ class RelaxedOneHotCategorical(Distribution):
         self, batch_shape: Sequence[int], _instance: RelaxedOneHotCategorical | None = None
     ) -> RelaxedOneHotCategorical:
         """The same distribution over a larger batch; no memory is copied."""
-        new = self._get_checked_instance(RelaxedOneHotCategorical, _instance)
+        new: Any = self._get_checked_instance(RelaxedOneHotCategorical, _instance)
         batch = torch.Size(batch_shape)
         new._param, new._name = self._param.expand(batch + self._event_shape), self._name
         new.temperature = self.temperature
-        super(RelaxedOneHotCategorical, new).__init__(batch, self._event_shape, validate_args=False)
+        Distribution.__init__(new, batch, self._event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
 

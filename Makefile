@@ -28,7 +28,7 @@ bench-gpu: ## checks the compiled kernels, then times them, with the python3 tha
 	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py
 
 clean: ## removes the environment and every cache
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build dist *.egg-info .benchmarks .hypothesis .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The library itself, editable. Build isolation would download setuptools once more.

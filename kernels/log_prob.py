@@ -173,16 +173,18 @@ def log_prob_grad(logits: Tensor, logsumexp: Tensor, index: Tensor, grad: Tensor
     logits = with_unit_stride(logits)
     rows, columns = logits.shape
     draws = index.shape[0]
-    out = torch.empty((rows, columns), dtype=logits.dtype, device=logits.device)
+    # One draw is one write. Of several, the kernel writes -p sum_s g_s, and S numbers per row are added to it: a
+    # comparison with every winner at every column would cost more than they do. Added before anything is rounded to
+    # half precision, because they nearly cancel where p is near 1.
+    dtype = logits.dtype if draws == 1 else compute_dtype(logits.dtype)
+    out = torch.empty((rows, columns), dtype=dtype, device=logits.device)
     if rows:
         tile = launch.tile(rows, columns)
-        # One draw is one write. Of several, the kernel writes -p sum_s g_s, and S numbers per row are added to it: a
-        # comparison with every winner at every column would cost more than they do.
         total = grad.contiguous() if draws == 1 else grad.sum(0)
         _log_prob_grad_kernel[(triton.cdiv(rows, tile.rows), triton.cdiv(columns, tile.block))](
             logits, logsumexp, index.contiguous(), total, out, logits.stride(0), rows, columns, ONE_DRAW=draws == 1,
             TYPE=compute_type(logits.dtype), ROWS=tile.rows, BLOCK=tile.block, num_warps=tile.warps,
         )  # fmt: skip
         if draws > 1:
-            out.scatter_add_(-1, index.clamp(0, columns - 1).t(), grad.t().to(out.dtype))
-    return out
+            out.scatter_add_(-1, index.clamp(0, columns - 1).t(), grad.t().to(dtype))
+    return out.to(logits.dtype)

@@ -1,0 +1,331 @@
+"""The kernels, interpreted, against their eager twins and float64.
+
+Densities and gradients: the error against float64 is bounded by the twin's own error in the same dtype. Samples: draw
+for draw, the twin being fed the words of a Philox that is not Triton's (philox.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import pytest
+import torch
+from philox import GROUP, exponential, philox_noise, philox_relaxed_noise, relaxed_exponential, relaxed_words, words
+from torch import Tensor
+
+from onehot_triton import reference
+
+pytest.importorskip("triton")
+from onehot_triton.kernels import entropy, launch, log_prob, relaxed, sample, softmax_grad
+
+pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning")]
+
+# 2 and 3: fewer columns than parts of a group. 1023 .. 1025: the edges of a group. 5000: a masked last tile, and a last
+# group that is short. 9000: more than one whole tile, and more than a row's tile of any kernel.
+COLUMNS = (1, 2, 3, 18, 100, 1023, 1024, 1025, 5000, 9000)
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+
+@pytest.fixture(autouse=True)
+def numpy_as_quiet_as_a_gpu() -> Iterator[None]:
+    """The interpreter computes inf - inf and log 0 in NumPy, which warns where a GPU does not."""
+    with np.errstate(all="ignore"):
+        yield
+
+
+def logits_of(rows: int, columns: int, dtype: torch.dtype) -> Tensor:
+    logits = (3 * torch.randn(rows, columns)).to(dtype)
+    if columns > 2:
+        logits[0, columns // 2] = -torch.inf
+    return logits
+
+
+class Case(NamedTuple):
+    """A kernel beside its twin: both as functions of (logits, grad [rows, columns], row_grad [2, rows])."""
+
+    name: str
+    kernel: Callable[..., Tensor]
+    twin: Callable[..., Tensor]
+
+
+def _index(columns: int, rows: int) -> Tensor:
+    return torch.arange(2 * rows).view(2, rows) * 7 % columns
+
+
+CASES = [
+    Case("logsumexp", lambda x, g, r: entropy.logsumexp(x), lambda x, g, r: reference.logsumexp(x, x.amax(-1))),
+    Case(
+        "logsumexp_of_entropy",
+        lambda x, g, r: entropy.entropy(x)[1],
+        lambda x, g, r: reference.entropy(x, x.amax(-1))[1],
+    ),
+    Case("entropy", lambda x, g, r: entropy.entropy(x)[0], lambda x, g, r: reference.entropy(x, x.amax(-1))[0]),
+    Case(
+        "entropy_grad",
+        lambda x, g, r: entropy.entropy_grad(x, *reversed(entropy.entropy(x)), r[0]),
+        lambda x, g, r: reference.entropy_grad(x, r[0]),
+    ),
+    Case(
+        "softmax_grad",
+        lambda x, g, r: softmax_grad.softmax_grad(x, entropy.logsumexp(x), g),
+        lambda x, g, r: reference.softmax_grad(x, g),
+    ),
+    Case(
+        "log_prob",
+        lambda x, g, r: log_prob.log_prob(x, None, torch.eye(x.shape[1])[_index(x.shape[1], x.shape[0])])[0],
+        lambda x, g, r: reference.log_prob(x, reference.logsumexp(x, x.amax(-1)), _index(x.shape[1], x.shape[0])),
+    ),
+    Case(
+        "log_prob_of_one_draw",
+        lambda x, g, r: log_prob.log_prob(x, None, torch.eye(x.shape[1])[_index(x.shape[1], x.shape[0])[:1]])[0],
+        lambda x, g, r: reference.log_prob(x, reference.logsumexp(x, x.amax(-1)), _index(x.shape[1], x.shape[0])[:1]),
+    ),
+    Case(
+        "log_prob_index",
+        lambda x, g, r: log_prob.log_prob_index(x, entropy.logsumexp(x), _index(x.shape[1], x.shape[0])),
+        lambda x, g, r: reference.log_prob(x, reference.logsumexp(x, x.amax(-1)), _index(x.shape[1], x.shape[0])),
+    ),
+    Case(
+        "log_prob_grad",
+        lambda x, g, r: log_prob.log_prob_grad(x, entropy.logsumexp(x), _index(x.shape[1], x.shape[0]), r),
+        lambda x, g, r: reference.log_prob_grad(x, _index(x.shape[1], x.shape[0]), r),
+    ),
+    Case(
+        "log_prob_grad_of_one_draw",
+        lambda x, g, r: log_prob.log_prob_grad(x, entropy.logsumexp(x), _index(x.shape[1], x.shape[0])[:1], r[:1]),
+        lambda x, g, r: reference.log_prob_grad(x, _index(x.shape[1], x.shape[0])[:1], r[:1]),
+    ),
+]
+
+
+def assert_as_good_as(found: Tensor, twin: Tensor, exact: Tensor, dtype: torch.dtype) -> None:
+    """The error of `found`, largest and root mean square, is at most four times the twin's, and a few units of the last
+    place of the result or of the computation where the twin's happens to be less."""
+    assert found.dtype == twin.dtype
+    assert found.shape == twin.shape
+    infinite = exact.isinf()
+    assert torch.equal(found[infinite].double(), exact[infinite])
+    finite = ~infinite & ~exact.isnan()
+    assert not found[finite].isnan().any()
+    error = (found.double() - exact)[finite].abs()
+    twin_error = (twin.double() - exact)[finite].abs()
+    if not error.numel():
+        return
+    size = exact[finite].abs().max()
+    unit = max(torch.finfo(found.dtype).eps * size, 8 * torch.finfo(reference.compute_dtype(dtype)).eps)
+    assert error.max() <= 4 * twin_error.max() + unit
+    assert error.square().mean().sqrt() <= 4 * twin_error.square().mean().sqrt() + unit
+
+
+@pytest.mark.parametrize("columns", COLUMNS)
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_kernel_is_as_good_as_its_twin(case: Case, columns: int) -> None:
+    for dtype in DTYPES:
+        logits = logits_of(3, columns, dtype)
+        grad, row_grad = torch.randn(3, columns).to(dtype), torch.randn(2, 3).to(reference.compute_dtype(dtype))
+        exact = case.twin(logits.double(), grad.double(), row_grad.double())
+        found, twin = case.kernel(logits, grad, row_grad), case.twin(logits, grad, row_grad)
+        assert_as_good_as(found, twin, exact, dtype)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_kernel_takes_any_row_stride(case: Case) -> None:
+    wide = torch.randn(3, 2000)
+    for logits in (wide[:, 100:1300], wide[::2, :50], wide[:1].expand(3, -1), torch.randn(70, 3).t()):
+        rows, columns = logits.shape
+        grad, row_grad = torch.randn(rows, columns), torch.randn(2, rows)
+        expected = case.kernel(logits.contiguous(), grad, row_grad)
+        assert torch.equal(case.kernel(logits, grad, row_grad), expected)
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_kernel_of_no_rows(case: Case) -> None:
+    logits, row_grad = torch.empty(0, 5), torch.empty(2, 0)
+    assert case.kernel(logits, logits, row_grad).shape == case.twin(logits, logits, row_grad).shape
+
+
+@pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int32, torch.int64, torch.bfloat16, torch.float64])
+def test_log_prob_of_every_value_dtype(dtype: torch.dtype) -> None:
+    logits = torch.randn(4, 1300)
+    index = torch.tensor([[0, 1299, 1024, 7]])
+    value = torch.zeros(1, 4, 1300, dtype=dtype).scatter_(-1, index.unsqueeze(-1), 1)
+    for logsumexp in (None, logits.logsumexp(-1)):
+        out, found, _ = log_prob.log_prob(logits, logsumexp, value)
+        assert torch.equal(found, index)
+        torch.testing.assert_close(out[0], logits.log_softmax(-1).gather(1, index.t())[:, 0])
+
+
+@pytest.mark.parametrize("columns", [40, 1300, 9000])
+def test_log_prob_takes_the_first_maximum(columns: int) -> None:
+    value = torch.full((1, 3, columns), -2)
+    value[0, 0, [7, columns - 1]] = 5
+    value[0, 1, columns - 1] = -1
+    assert log_prob.log_prob(torch.zeros(3, columns), None, value)[1].tolist() == [[7, columns - 1, 0]]
+
+
+# Samples --------------------------------------------------------------------------------------------------------------
+
+
+def twin_sample(logits: Tensor, draws: int, dtype: torch.dtype, seed: int, offset: int, row_offset: int = 0):
+    noise = philox_noise(seed, offset, logits.shape[1], draws, row_offset)
+    return reference.sample(logits, logits.amax(-1), draws, dtype, noise, GROUP)
+
+
+@pytest.mark.parametrize("columns", [*COLUMNS, 70_000])
+@pytest.mark.parametrize("draws", [1, 3])
+def test_sample_is_the_twins_draw_for_draw(columns: int, draws: int) -> None:
+    """Two candidates within a float32 rounding of each other may be told apart differently: at 1e-7 a draw, some 1e-4
+    over this whole test, whose seeds are fixed."""
+    for seed, dtype in enumerate(DTYPES):
+        logits = logits_of(3, columns, dtype)
+        one_hot, index, logsumexp = sample.sample(logits, draws, torch.int64, seed, 8 * seed, 5)
+        expected_one_hot, expected, _ = twin_sample(logits, draws, torch.int64, seed, 8 * seed, 5)
+        assert torch.equal(index, expected)
+        assert torch.equal(one_hot, expected_one_hot)
+        exact = logits.double().logsumexp(-1)
+        assert_as_good_as(logsumexp, reference.logsumexp(logits, logits.amax(-1)), exact, dtype)
+
+
+@pytest.mark.parametrize("seed", [0, -1, 2**63 - 1, -(2**63)])
+@pytest.mark.parametrize("offset", [0, 4, 2**33, 2**40 + 12])
+def test_sample_takes_every_seed_and_offset(seed: int, offset: int) -> None:
+    logits = torch.randn(2, 1500)
+    expected = twin_sample(logits, 2, torch.int64, seed % 2**64, offset, 2**32 - 2)[1]
+    assert torch.equal(sample.sample(logits, 2, None, seed, offset, 2**32 - 2)[1], expected)
+    assert torch.equal(sample.sample(logits, 2, None, torch.tensor(seed), offset, 2**32 - 2)[1], expected)
+
+
+@pytest.mark.parametrize(
+    "dtype", [torch.bool, torch.uint8, torch.int32, torch.int64, torch.float16, torch.bfloat16, torch.float64]
+)
+def test_sample_of_every_dtype(dtype: torch.dtype) -> None:
+    for columns in (3, 700, 1500):
+        one_hot, index, _ = sample.sample(torch.randn(2, columns), 1, dtype, 3, 4)
+        assert one_hot.dtype == dtype
+        assert torch.equal(one_hot.double(), torch.nn.functional.one_hot(index, columns).double())
+
+
+def test_sample_does_not_depend_on_the_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One program a row, rows split over programs, more or fewer groups at once, more or fewer draws a program: one
+    sample."""
+    short, long = torch.randn(5, 60), torch.randn(3, 7000)
+    drawn = [[], []]
+    for fill, groups, race in ((1, 1, 2), (1, 4, 1024), (264, 1, 8), (264, 2, 4), (10**6, 4, 2)):
+        monkeypatch.setattr(launch, "FILL", fill)
+        monkeypatch.setattr(launch, "GROUPS", groups)
+        monkeypatch.setattr(launch, "RACE", race)
+        drawn[0].append(torch.cat([sample.sample(short, draws, None, 11, 4)[1] for draws in (1, 4)]))
+        drawn[1].append(torch.cat([sample.sample(long, draws, None, 11, 4)[1] for draws in (1, 4)]))
+    for draws in drawn:
+        assert all(torch.equal(draws[0], other) for other in draws[1:])
+        # The one draw is the first of four.
+        assert torch.equal(draws[0][0], draws[0][1])
+
+
+@pytest.mark.parametrize("columns", [60, 3000])
+def test_sample_of_two_halves_is_the_sample_of_the_whole(columns: int) -> None:
+    logits = torch.randn(10, columns)
+    whole = sample.sample(logits, 2, None, 5, 16)[1]
+    halves = [sample.sample(logits[:4], 2, None, 5, 16, 0)[1], sample.sample(logits[4:], 2, None, 5, 16, 4)[1]]
+    assert torch.equal(torch.cat(halves, 1), whole)
+
+
+@pytest.mark.parametrize("columns", [8, 1030, 5000])
+@pytest.mark.parametrize("draws", [1, 2])
+def test_rows_that_are_no_distribution(columns: int, draws: int) -> None:
+    logits = torch.randn(5, columns)
+    logits[0] = -torch.inf
+    logits[1, 3], logits[2, columns - 1], logits[3, :] = torch.nan, torch.inf, torch.nan
+    one_hot, index, logsumexp = sample.sample(logits, draws, torch.int64, 1, 0)
+    assert (index[:, :4] == -1).all()
+    assert (one_hot[:, :4] == 0).all()
+    assert logsumexp[:4].isnan().all()
+    assert (one_hot[:, 4].sum(-1) == 1).all()
+    for value in (entropy.logsumexp(logits), *entropy.entropy(logits)):
+        assert value[:4].isnan().all()
+        assert value[4].isfinite()
+    value = torch.eye(columns)[None, :1].expand(draws, 5, -1)
+    assert log_prob.log_prob(logits, None, value)[0][:, :4].isnan().all()
+    assert log_prob.log_prob_index(logits, logsumexp, index)[:, :4].isnan().all()
+    y = relaxed.relaxed(logits, torch.ones(5), draws, 1, 0)
+    assert y[:, :4].isnan().all()
+    assert y[:, 4].isfinite().all()
+
+
+def test_log_prob_index_of_no_column_is_nan() -> None:
+    logits = torch.zeros(1, 4)
+    index = torch.tensor([[-1], [0], [3], [4], [2**40]])
+    found = log_prob.log_prob_index(logits, logits.logsumexp(-1), index)
+    assert found.isnan().tolist() == [[True], [False], [False], [True], [True]]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"row_offset": -1}, "row_offset: expected 0 .. 4294967294 for 2 rows, found -1"),
+        ({"row_offset": 2**32 - 1}, "row_offset: expected 0 .. 4294967294 for 2 rows, found 4294967295"),
+        ({"offset": -4}, "offset: expected at least 0, found -4"),
+        ({"draws": 2**32 + 1}, "draws: expected at most 4294967296, found 4294967297"),
+    ],
+)
+def test_counters_that_do_not_fit(arguments: dict, message: str) -> None:
+    arguments = {"draws": 1, "dtype": None, "seed": 0, "offset": 0, **arguments}
+    with pytest.raises(ValueError, match=message):
+        sample.sample(torch.zeros(2, 3), **arguments)
+
+
+# Relaxed samples ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("columns", COLUMNS)
+def test_relaxed_is_the_twins(columns: int) -> None:
+    temperature = torch.tensor([0.1, 1.0, 3.0])
+    for dtype in DTYPES if columns in (18, 1025) else DTYPES[2:3]:
+        logits = logits_of(3, columns, dtype)
+        t = temperature.to(reference.compute_dtype(dtype))
+        found = relaxed.relaxed(logits, t, 2, 9, 4, 1)
+        expected = reference.relaxed(logits, t, 2, philox_relaxed_noise(9, 4, 1))
+        # The noise is float32: 1e-6 of the exponential is 1e-5 of y at temperature 0.1.
+        torch.testing.assert_close(found, expected, atol=1e-6, rtol=max(1e-4, 4 * torch.finfo(dtype).eps))
+
+
+def test_relaxed_keeps_its_noise_beside_large_logits() -> None:
+    """Logits of 1e6 that differ by little: the same sample as without the 1e6. Added to such a number, a float32 Gumbel
+    would keep three of its bits."""
+    for columns in (50, 3000):
+        logits = torch.randint(-8, 8, (2, columns)) / 4.0
+        t = torch.ones(2)
+        near, far = relaxed.relaxed(logits, t, 1, 1, 0), relaxed.relaxed(logits + 2.0**20, t, 1, 1, 0)
+        torch.testing.assert_close(far, near)
+        assert torch.equal(sample.sample(logits, 4, None, 1, 0)[1], sample.sample(logits + 2.0**20, 4, None, 1, 0)[1])
+
+
+def posterior_noise(seed: int, offset: int, draws: int, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+    """(E_j, E_k) of the backward, from the words of the oracle."""
+    draw, row = np.arange(draws)[:, None], np.arange(rows)[None, :]
+    high, low, _, _ = words(seed, offset, 3, 2**30 - 1, row, draw)
+    each = relaxed_words(seed, offset, columns, row[..., None], draw[..., None], np.arange(columns), stage=3)
+    return torch.from_numpy(relaxed_exponential(each)), torch.from_numpy(exponential(high, low))
+
+
+@pytest.mark.parametrize("columns", COLUMNS)
+@pytest.mark.parametrize("draws", [1, 3])
+def test_relaxed_grad_is_the_twins(columns: int, draws: int) -> None:
+    # Interpreted noise is slow: every dtype for rows of both kernels, one for the others.
+    for dtype in DTYPES if columns in (18, 1025) else DTYPES[2:3]:
+        logits = logits_of(3, columns, dtype)
+        t = torch.tensor([0.3, 1.0, 3.0], dtype=reference.compute_dtype(dtype))
+        index = sample.sample(logits, draws, None, 2, 4)[1]
+        grad = torch.randn(draws, 3, columns).to(dtype)
+        found = relaxed.relaxed_grad(logits, entropy.logsumexp(logits), index, grad, t, 2, 4)
+        noise = posterior_noise(2, 4, draws, 3, columns)
+        exact = reference.relaxed_grad(logits.double(), index, grad.double(), t.double(), *noise)
+        assert found.dtype == dtype
+        # 1e-5 relative of the weights, whose sum and whose <y, g> every component shares.
+        bound = 3e-5 * exact.abs().max() + 4 * torch.finfo(dtype).eps * exact.abs()
+        assert ((found.double() - exact).abs() <= bound).all()
+        assert torch.equal(
+            relaxed.relaxed_grad(logits, entropy.logsumexp(logits), index, grad, t, torch.tensor(2), 4), found
+        )

@@ -17,6 +17,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launch
+from .entropy import logsumexp as row_logsumexp
 from .noise import ELEMENT, GROUP, GROUPS, LOG2E, exponential64, load_key, seed_arguments, words
 from .rows import (
     compute_dtype,
@@ -248,7 +249,7 @@ def sample(
     fill = torch.empty if short or one_draw or not wanted else torch.zeros
     one_hot = fill(shape, dtype=dtype or logits.dtype, device=logits.device)
     if not (rows and draws):
-        return one_hot, index, logsumexp
+        return one_hot, index, row_logsumexp(logits)
     common = {"ONE_HOT": wanted, "TYPE": compute_type(logits.dtype), "row_stride": logits.stride(0), **noise}
     if short:
         tile = launch.part_tile(rows, columns, parts=2)

@@ -300,9 +300,9 @@ class OneHotCategorical(Distribution):
         if self._validate_args:
             index = reference.one_hot_index(value)
             checks.one_hot(value, index)
-            return self._log_prob_at(index, self._logsumexp)
+            return self._log_prob_at(index)
         if lead[len(lead) - len(self._batch_shape) :] != self._batch_shape:
-            return self._log_prob_at(reference.one_hot_index(value), self._logsumexp)
+            return self._log_prob_at(reference.one_hot_index(value))
         logits = self._current_logits()
         out, logsumexp = ops.log_prob(logits, self._logsumexp, value=value, survey=self._surveyed())
         self._keep(logsumexp)
@@ -326,10 +326,11 @@ class OneHotCategorical(Distribution):
             tensor([-1.3863, -0.2877])
         """
         checks.index(index, self._batch_shape, self.num_samples, self._validate_args)
-        return self._log_prob_at(index.long(), self._logsumexp)
+        return self._log_prob_at(index.long())
 
-    def _log_prob_at(self, index: Tensor, logsumexp: Tensor | None) -> Tensor:
+    def _log_prob_at(self, index: Tensor, logsumexp: Tensor | None = None) -> Tensor:
         logits, batch = self._current_logits(), self._batch_shape
+        logsumexp = self._logsumexp if logsumexp is None else logsumexp
         shape = torch.broadcast_shapes(index.shape, batch)
         index = index.expand(shape)
         if shape[len(shape) - len(batch) :] == batch:

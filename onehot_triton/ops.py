@@ -194,7 +194,7 @@ def sample(
         index: int64 [*sample_shape, *batch]; -1 for such a row.
         logsumexp: [*batch] in the compute dtype, or None; NaN for such a row.
     """
-    seed = rng.next_seed(logits.device, draw.generator) if uses_kernels(logits.device) else None
+    seed = rng.next_seed(logits, draw.generator) if uses_kernels(logits.device) else None
     return _draw(logits.detach(), survey, seed, draw)
 
 
@@ -265,7 +265,7 @@ def rsample(
         survey: `reference.survey(logits)`, where the caller has it.
     """
     kernels = uses_kernels(logits.device)
-    seed = rng.next_seed(logits.device, draw.generator) if kernels else rng.Seed(None, 0, 0)
+    seed = rng.next_seed(logits, draw.generator) if kernels else rng.Seed(None, 0, 0)
     relaxed = method is ReparamGradientStrategy.RelaxedOneHot
     at = _row_temperature(temperature, logits).detach() if relaxed else None
     one_hot, index, logsumexp, _ = _apply(_StraightThrough, logits, at, survey, *seed, kernels, draw)
@@ -341,7 +341,7 @@ def relaxed_sample(
         [*sample_shape, *batch, columns], with gradients in the logits and the temperature.
     """
     kernels = uses_kernels(logits.device)
-    seed = rng.next_seed(logits.device, generator) if kernels else rng.Seed(None, 0, 0)
+    seed = rng.next_seed(logits, generator) if kernels else rng.Seed(None, 0, 0)
     draw = Draw(sample_shape, None, generator)
     return _apply(_Relaxed, logits, _row_temperature(temperature, logits), *seed, kernels, draw)
 

@@ -4,7 +4,7 @@ A kernel is a pure function of its seed. Where that seed comes from decides whet
 
 - eager, on CUDA: (seed, offset) are two host integers of the device's generator, whose offset is then advanced as
   torch's own random kernels advance it. No launch and no synchronisation.
-- while a CUDA graph is captured, under `torch.compile`, and on devices whose generator has no offset: the seed is a
+- while a CUDA graph is captured or a graph is traced, and on devices whose generator has no offset: the seed is a
   tensor which `torch.randint` fills on the device. A replayed graph fills it again, so each replay draws anew.
 """
 
@@ -14,6 +14,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
 # torch's Philox offset counts 32-bit words and moves by whole counters of four.
 _OFFSET_STEP = 4
@@ -33,13 +34,24 @@ def seed_tensor(device: torch.device, generator: torch.Generator | None) -> Tens
     return torch.randint(2**63 - 1, (), device=device, generator=generator)
 
 
-def next_seed(device: torch.device, generator: torch.Generator | None) -> Seed:
-    """The next seed of `generator`, or of the device's default generator, which it advances."""
-    if device.type != "cuda" or torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing():
+def _draws_on_the_host(logits: Tensor) -> bool:
+    """Whether the host may take a seed now: not where the program is being recorded, to be run again without it."""
+    return (
+        logits.device.type == "cuda"
+        and type(logits) in (Tensor, Parameter)  # no FakeTensor
+        and not torch.compiler.is_compiling()
+        and torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is None
+        and not torch.cuda.is_current_stream_capturing()
+    )
+
+
+def next_seed(logits: Tensor, generator: torch.Generator | None) -> Seed:
+    """The seed of a draw from `logits`, from `generator` or from the default one of their device, which it advances."""
+    device = logits.device
+    if not _draws_on_the_host(logits):
         return Seed(seed_tensor(device, generator), 0, 0)
     if generator is None:
-        ordinal = torch.cuda.current_device() if device.index is None else device.index
-        generator = torch.cuda.default_generators[ordinal]
+        generator = torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
     key, offset = generator.initial_seed(), generator.get_offset()
     generator.set_offset(offset + _OFFSET_STEP)
     # The schema's int is signed; the kernel reads the same 64 bits.

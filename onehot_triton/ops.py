@@ -7,6 +7,7 @@ operators of `library.py`, and their eager twins in `reference.py`.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import math
 import os
 from collections.abc import Iterator
@@ -152,9 +153,13 @@ def _survey(rows: Tensor, survey: reference.Survey | None) -> reference.Survey:
 
 
 def _draw(
-    logits: Tensor, survey: reference.Survey | None, seed: rng.Seed | None, draw: Draw
+    logits: Tensor,
+    survey: reference.Survey | None,
+    seed: rng.Seed | None,
+    draw: Draw,
+    noise: reference.Noise | None = None,
 ) -> tuple[Tensor | None, Tensor, Tensor | None]:
-    """The draw itself: by the kernel where `seed` is given, by the twin where not."""
+    """The draw itself: by the kernel where `seed` is given, by the twin, with `noise` or the generator's, where not."""
     batch, columns = logits.shape[:-1], logits.shape[-1]
     shape = (*draw.sample_shape, *batch)
     x, draws = _rows(logits), math.prod(draw.sample_shape)
@@ -167,7 +172,7 @@ def _draw(
             row_maximum,
             draws,
             draw.dtype,
-            reference.noise_from(x.device, draw.generator),
+            noise or reference.noise_from(x.device, draw.generator),
             reference.group_length(columns),
             all_valid=all_valid,
             want_logsumexp=draw.want_logsumexp,
@@ -198,6 +203,30 @@ def sample(
     return _draw(logits.detach(), survey, seed, draw)
 
 
+def _noise_of(seed: Tensor) -> reference.Noise:
+    """The twin's noise as a function of a seed on the device, one number further for each request."""
+    requests = itertools.count(1)
+    return lambda shape, winner: _kernels.seeded_exponential(seed + next(requests), shape)
+
+
+class _NoSecondDerivative(Function):
+    """A gradient that a kernel computed, of `sources`: in a graph it can be used, but not differentiated."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(gradient, *sources):
+        return gradient.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise RuntimeError("rsample: the RelaxedOneHot gradient of a kernel has no second derivative")
+
+
 class _StraightThrough(Function):
     """A one-hot draw, exactly 0 and 1, with the gradient of PassThrough, or of RelaxedOneHot where a temperature is."""
 
@@ -205,11 +234,16 @@ class _StraightThrough(Function):
 
     @staticmethod
     def forward(logits, temperature, survey, seed_tensor, key, offset, kernels, draw):
-        out = _draw(logits, survey, rng.Seed(seed_tensor, key, offset) if kernels else None, draw)
-        if kernels or temperature is None:
-            return *out, None
+        if kernels:
+            return *_draw(logits, survey, rng.Seed(seed_tensor, key, offset), draw), None
+        if temperature is None:
+            return *_draw(logits, survey, None, draw), None
+        if torch.compiler.is_compiling():
+            # A compiler would leave a seed that no output needs to the backward, which would draw anew at each pass.
+            seed_tensor = rng.seed_tensor(logits.device, draw.generator)
+            return *_draw(logits, survey, None, draw, _noise_of(seed_tensor)), seed_tensor
         # The seed of the backward's noise comes after the draw, which is therefore the draw of `sample`.
-        return *out, rng.seed_tensor(logits.device, draw.generator)
+        return *_draw(logits, survey, None, draw), rng.seed_tensor(logits.device, draw.generator)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -229,22 +263,23 @@ class _StraightThrough(Function):
         rows, columns = x.shape
         draws = index.shape[: index.dim() - logits.dim() + 1].numel()
         grad = grad.reshape(draws, rows, columns)
-        # Under create_graph the gradient is computed in differentiable torch operations.
-        kernels = ctx.kernels and not torch.is_grad_enabled()
         if temperature is None:
             grad = grad[0] if draws == 1 else grad.sum(0)
+            # Under create_graph, the gradient is computed in differentiable torch operations.
+            kernels = ctx.kernels and not torch.is_grad_enabled()
             out = _kernels.softmax_grad(x, logsumexp.reshape(-1), grad) if kernels else reference.softmax_grad(x, grad)
-        else:
+        elif ctx.kernels:
             index = index.reshape(draws, rows)
-            if kernels:
-                out = _kernels.relaxed_grad(
-                    x, logsumexp.reshape(-1), index, grad, temperature, seed_tensor, ctx.key, ctx.offset, 0
-                )
-            else:
-                if seed_tensor is None:
-                    seed_tensor = torch.tensor(ctx.key ^ ctx.offset, device=x.device)
-                noise = _kernels.seeded_exponential(seed_tensor, (draws, rows, columns + 1))
-                out = reference.relaxed_grad(x, index, grad, temperature, noise[..., :-1], noise[..., -1])
+            with torch.no_grad():
+                noise = (seed_tensor, ctx.key, ctx.offset, 0)
+                out = _kernels.relaxed_grad(x, logsumexp.reshape(-1), index, grad, temperature, *noise)
+            if torch.is_grad_enabled():
+                out = _NoSecondDerivative.apply(out, x, grad)
+        else:
+            noise = _kernels.seeded_exponential(seed_tensor, (draws, rows, columns + 1))
+            out = reference.relaxed_grad(
+                x, index.reshape(draws, rows), grad, temperature, noise[..., :-1], noise[..., -1]
+            )
         return out.view(logits.shape), *(None,) * 7
 
 

@@ -21,12 +21,26 @@ _KERNELS = all(
 )
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    if torch.cuda.is_available():
-        return
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line(
+        "markers",
+        "interpreted(argument=[values]): of the cases with backend=triton, those that are worth an interpreter's time",
+    )
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    kept, left_out = [], []
     for item in items:
-        if item.get_closest_marker("gpu"):
+        mark = item.get_closest_marker("interpreted")
+        params = item.callspec.params if isinstance(item, pytest.Function) and hasattr(item, "callspec") else {}
+        few = mark is not None and params.get("backend") == "triton"
+        slow = few and any(params[name] not in values for name, values in mark.kwargs.items())
+        (left_out if slow else kept).append(item)
+        if item.get_closest_marker("gpu") and not torch.cuda.is_available():
             item.add_marker(pytest.mark.skip(reason="needs a GPU"))
+    if left_out:
+        config.hook.pytest_deselected(items=left_out)
+        items[:] = kept
 
 
 @pytest.fixture(autouse=True)
@@ -46,7 +60,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(params=["eager", "triton"])
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Both backends in turn. Interpreted kernels are slow: few and small cases."""
+    """Both backends in turn. Interpreted kernels are slow: small cases, and few by the `interpreted` mark."""
     if request.param == "triton" and not (_KERNELS and _INTERPRETED):
         pytest.skip("needs the interpreted kernels")
     with use_backend(request.param):

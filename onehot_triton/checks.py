@@ -32,7 +32,7 @@ def resolve(validate_args: bool | None, param: Tensor) -> bool:
     return (
         param.device.type == "cpu"
         and Distribution._validate_args
-        and not torch.compiler.is_compiling()
+        and not reference.is_recorded(param)
         and not reference.in_transform()
     )
 

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
+from torch.nn import Parameter
 
 # Elements in one block of scratch: 1 MiB of float32, which stays in a core's cache. Large inputs are worked through
 # block by block, so that no second copy of the logits, the probabilities or the noise ever exists.
@@ -31,6 +32,16 @@ Noise = Callable[[tuple[int, ...], Tensor | None], Tensor]
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype that values of `dtype` are computed in: float32 at least."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def is_recorded(tensor: Tensor) -> bool:
+    """Whether the program is recorded (compiled, exported, traced) and run later: `tensor` may have no values yet, and
+    what is computed of them now would become a constant."""
+    return (
+        torch.compiler.is_compiling()
+        or type(tensor) not in (Tensor, Parameter)
+        or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+    )
 
 
 def in_transform() -> bool:
@@ -73,7 +84,7 @@ class Survey(NamedTuple):
 
 def survey(logits: Tensor) -> Survey:
     """Looks at `logits` [..., columns]: on the CPU, where values can be looked at, one number or two tell."""
-    if logits.device.type != "cpu" or torch.compiler.is_compiling() or in_transform():
+    if logits.device.type != "cpu" or is_recorded(logits) or in_transform():
         return Survey(logits.amax(-1), False)
     if logits.numel() == 0:
         return Survey(None, True)

@@ -14,7 +14,8 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import Parameter
+
+from .reference import is_recorded
 
 # torch's Philox offset counts 32-bit words and moves by whole counters of four.
 _OFFSET_STEP = 4
@@ -34,21 +35,10 @@ def seed_tensor(device: torch.device, generator: torch.Generator | None) -> Tens
     return torch.randint(2**63 - 1, (), device=device, generator=generator)
 
 
-def _draws_on_the_host(logits: Tensor) -> bool:
-    """Whether the host may take a seed now: not where the program is being recorded, to be run again without it."""
-    return (
-        logits.device.type == "cuda"
-        and type(logits) in (Tensor, Parameter)  # no FakeTensor
-        and not torch.compiler.is_compiling()
-        and torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is None
-        and not torch.cuda.is_current_stream_capturing()
-    )
-
-
 def next_seed(logits: Tensor, generator: torch.Generator | None) -> Seed:
     """The seed of a draw from `logits`, from `generator` or from the default one of their device, which it advances."""
     device = logits.device
-    if not _draws_on_the_host(logits):
+    if device.type != "cuda" or is_recorded(logits) or torch.cuda.is_current_stream_capturing():
         return Seed(seed_tensor(device, generator), 0, 0)
     if generator is None:
         generator = torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]

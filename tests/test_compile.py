@@ -49,6 +49,12 @@ def test_a_traced_cuda_step_is_a_kernel_each() -> None:
     assert operators(graph) == {"randint": 1, "sample": 1, "log_prob": 1}
 
 
+def test_a_traced_cpu_sample_looks_at_no_value() -> None:
+    with FakeTensorMode():
+        graph = make_fx(lambda x: OneHotCategorical(x).sample())(torch.empty(4, 50)).graph
+    assert not any("_local_scalar_dense" in str(node.target) for node in graph.nodes)
+
+
 def test_a_traced_cuda_relaxed_sample_is_one_kernel_and_one_seed() -> None:
     with FakeTensorMode():
         logits = torch.empty(4, 50, device="cuda")

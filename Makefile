@@ -31,11 +31,11 @@ clean: ## removes the environment and every cache
 	rm -rf $(VENV) build dist *.egg-info .benchmarks .hypothesis .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The library itself, editable. Build isolation would download setuptools once more.
+# The library itself, editable. Build isolation would download setuptools once more; torch warns where NumPy is not.
 $(VENV)/.demo: constraints.txt pyproject.toml
 	@echo "making $(VENV), which takes a minute or two the first time"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	@$(PIP) setuptools wheel
+	@$(PIP) setuptools wheel numpy
 	@$(PIP) --no-build-isolation -e .
 	@touch $@
 

@@ -13,72 +13,93 @@ from torch import Tensor
 from . import launch
 from .entropy import logsumexp as row_logsumexp
 from .noise import LOG2E
-from .rows import add_tile, compute_dtype, compute_type, exp2_of, load_logits, logsumexp_of, with_unit_stride
+from .rows import (
+    add_tile,
+    compute_dtype,
+    compute_type,
+    exp2_of,
+    join_lanes,
+    lane_max,
+    load_logits,
+    logsumexp_of,
+    over_tile,
+    tile_columns,
+    with_unit_stride,
+)
 
 
 @triton.jit
-def _load_value(ptrs, mask, TYPE: tl.constexpr):
-    """A tile of the value; where `mask` is False, less than anything."""
+def _load_value(ptrs, mask, TYPE: tl.constexpr, LEAST: tl.constexpr):
+    """A tile of the value in a type that holds all of its numbers; the least of them where `mask` is False."""
     if mask is None:
-        value = tl.load(ptrs).to(TYPE)
+        return tl.load(ptrs).to(TYPE)
     else:
-        value = tl.load(ptrs, mask=mask, other=0).to(TYPE)
-        if TYPE.is_floating():
-            value = tl.where(mask, value, float("-inf"))
-        else:
-            # The least number of the type; its tie with a value that is the least goes to the value, which comes first.
-            value = tl.where(mask, value, -1 << (TYPE.primitive_bitwidth - 1))
-    return value
+        return tl.where(mask, tl.load(ptrs, mask=mask, other=0).to(TYPE), LEAST)
 
 
 @triton.jit
-def _add_value(value, column, best, index):
-    """The first maximum of each row, [rows], of what was seen and a tile to the right of it."""
-    top, at = tl.max(value, 1, return_indices=True)
-    return tl.maximum(best, top), tl.where(top > best, column + at, index)
+def _add_value(value, start, best, best_start):
+    """The maximum of each lane and the tile that it was first met in, [ROWS, LANES], with one more tile."""
+    top = lane_max(value)
+    return tl.maximum(best, top), tl.where(top > best, start, best_start)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "programs_per_draw"])
 def _log_prob_kernel(
-    logits_ptr, logsumexp_ptr, value_ptr, out_ptr, index_ptr, row_stride: tl.int64, value_stride: tl.int64,
-    rows: tl.int64, programs_per_draw: tl.int64, columns,
-    KNOWN: tl.constexpr, TYPE: tl.constexpr, VALUE_TYPE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    logits_ptr, logsumexp_ptr, value_ptr, out_ptr, index_ptr, row_stride: tl.int64, rows: tl.int64,
+    programs_per_draw: tl.int64, columns,
+    KNOWN: tl.constexpr, TYPE: tl.constexpr, VALUE_TYPE: tl.constexpr, LEAST: tl.constexpr, VALUE_VECTOR: tl.constexpr,
+    ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
-    draw = tl.program_id(0).to(tl.int64) // programs_per_draw
-    row = tl.program_id(0).to(tl.int64) % programs_per_draw * ROWS + tl.arange(0, ROWS)
+    draw = tl.program_id(0) // programs_per_draw
+    row = tl.program_id(0) % programs_per_draw * ROWS + tl.arange(0, ROWS)
     inside = row < rows
     at = draw * rows + row
-    column = tl.arange(0, BLOCK)[None, :]
-    x_start = logits_ptr + (row * row_stride)[:, None]
-    value_start = value_ptr + (at * value_stride)[:, None]
-    maximum = tl.full([ROWS], float("-inf"), TYPE)
-    total = tl.zeros([ROWS], TYPE)
+    # The same columns and lanes twice: the value's own width makes its loads of 128 bits, too.
+    BLOCK: tl.constexpr = DEPTH * LANES * VECTOR
+    column = tile_columns(DEPTH, LANES, VECTOR)
+    value_column = tile_columns(BLOCK // (LANES * VALUE_VECTOR), LANES, VALUE_VECTOR)
+    x_ptrs = logits_ptr + over_tile(row * row_stride) + column
+    value_ptrs = value_ptr + over_tile(at * columns) + value_column
+    maximum = tl.full([ROWS, LANES], float("-inf"), TYPE)
+    total = tl.zeros([ROWS, LANES], TYPE)
+    best = tl.full([ROWS, LANES], LEAST, VALUE_TYPE)
+    best_start = tl.zeros([ROWS, LANES], tl.int32)
     whole = columns // BLOCK * BLOCK if ROWS == 1 else 0
-    # The first tile gives `best` and `index` their first values; a mask costs nothing that is done once.
-    mask = inside[:, None] & (column < columns)
-    best, index = tl.max(_load_value(value_start + column, mask, VALUE_TYPE), 1, return_indices=True)
-    if not KNOWN:
-        maximum, total = add_tile(load_logits(x_start + column, mask, TYPE), maximum, total)
-    for first in range(BLOCK, whole, BLOCK):
-        best, index = _add_value(_load_value(value_start + first + column, None, VALUE_TYPE), first, best, index)
+    for start in range(0, whole, BLOCK):
+        value = _load_value(value_ptrs + start, None, VALUE_TYPE, LEAST)
+        best, best_start = _add_value(value, start, best, best_start)
         if not KNOWN:
-            maximum, total = add_tile(load_logits(x_start + first + column, None, TYPE), maximum, total)
-    if (whole < columns) & (whole > 0):
-        mask = inside[:, None] & (whole + column < columns)
-        best, index = _add_value(_load_value(value_start + whole + column, mask, VALUE_TYPE), whole, best, index)
+            maximum, total = add_tile(load_logits(x_ptrs + start, None, TYPE), maximum, total)
+    if whole < columns:
+        mask = over_tile(inside) & (whole + value_column < columns)
+        best, best_start = _add_value(_load_value(value_ptrs + whole, mask, VALUE_TYPE, LEAST), whole, best, best_start)
         if not KNOWN:
-            maximum, total = add_tile(load_logits(x_start + whole + column, mask, TYPE), maximum, total)
+            mask = over_tile(inside) & (whole + column < columns)
+            maximum, total = add_tile(load_logits(x_ptrs + whole, mask, TYPE), maximum, total)
+
+    # The first column of the maximum is in the first tile that has it, which is read once more.
+    top = tl.max(best, 1)
+    start = over_tile(tl.min(tl.where(best == top[:, None], best_start, columns), 1))
+    found = over_tile(inside) & (start + value_column < columns)
+    value = _load_value(value_ptrs + start, found, VALUE_TYPE, LEAST)
+    found &= value == over_tile(top)
+    index = tl.min(tl.min(tl.min(tl.where(found, start + value_column, columns), 3), 2), 1)
+    # A row of NaN alone has no maximum.
+    index = tl.where(index < columns, index, -1)
+
     if KNOWN:
         logsumexp = tl.load(logsumexp_ptr + row, mask=inside)
     else:
+        maximum, total = join_lanes(maximum, total)
         logsumexp = logsumexp_of(maximum, total)
         tl.store(logsumexp_ptr + row, logsumexp, mask=inside)
-    chosen = tl.load(logits_ptr + row * row_stride + index, mask=inside).to(TYPE)
+    chosen = tl.load(logits_ptr + row * row_stride + index, mask=inside & (index >= 0), other=float("nan")).to(TYPE)
     tl.store(out_ptr + at, chosen - logsumexp, mask=inside)
     tl.store(index_ptr + at, index.to(tl.int64), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows", "count"])
 def _log_prob_index_kernel(
     logits_ptr, logsumexp_ptr, index_ptr, out_ptr, row_stride: tl.int64, rows: tl.int64, count: tl.int64, columns,
     TYPE: tl.constexpr, BLOCK: tl.constexpr,
@@ -92,32 +113,35 @@ def _log_prob_index_kernel(
     tl.store(out_ptr + at, chosen - tl.load(logsumexp_ptr + row, mask=inside, other=0.0), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _log_prob_grad_kernel(
     logits_ptr, logsumexp_ptr, index_ptr, grad_ptr, out_ptr, row_stride: tl.int64, rows: tl.int64, columns,
-    ONE_DRAW: tl.constexpr, TYPE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
+    ONE_DRAW: tl.constexpr, TYPE: tl.constexpr,
+    ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
-    # One tile of some rows a program: nothing is reduced.
-    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    # One tile a program: nothing is reduced.
+    BLOCK: tl.constexpr = DEPTH * LANES * VECTOR
+    tiles = tl.cdiv(columns, BLOCK)
+    row = (tl.program_id(0) // tiles).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
-    column = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)[None, :]
-    mask = inside[:, None] & (column < columns)
-    x = load_logits(logits_ptr + (row * row_stride)[:, None] + column, mask, TYPE)
-    p = tl.exp2(exp2_of(x, (tl.load(logsumexp_ptr + row, mask=inside) * LOG2E)[:, None]))
-    grad = tl.load(grad_ptr + row, mask=inside).to(TYPE)[:, None]
+    column = tl.program_id(0) % tiles * BLOCK + tile_columns(DEPTH, LANES, VECTOR)
+    mask = over_tile(inside) & (column < columns)
+    x = load_logits(logits_ptr + over_tile(row * row_stride) + column, mask, TYPE)
+    p = tl.exp2(exp2_of(x, over_tile(tl.load(logsumexp_ptr + row, mask=inside) * LOG2E)))
+    grad = over_tile(tl.load(grad_ptr + row, mask=inside).to(TYPE))
     if ONE_DRAW:
-        hot = column == tl.load(index_ptr + row, mask=inside, other=-1)[:, None]
+        hot = column == over_tile(tl.load(index_ptr + row, mask=inside, other=-1))
         out = tl.where(hot, grad, 0.0) - grad * p
     else:
         out = -grad * p
-    tl.store(out_ptr + (row * columns)[:, None] + column, out.to(out_ptr.dtype.element_ty), mask=mask)
+    tl.store(out_ptr + over_tile(row * columns) + column, out.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-def _value_type(dtype: torch.dtype) -> tl.dtype:
-    """The type that values are compared in: one that holds every value of `dtype`."""
-    if dtype == torch.float64 or dtype == torch.int64:
-        return tl.float64 if dtype == torch.float64 else tl.int64
-    return tl.float32 if dtype.is_floating_point else tl.int32
+def _value_type(dtype: torch.dtype) -> tuple[tl.dtype, float | int]:
+    """The type that values are compared in, which holds every value of `dtype`, and its least number."""
+    if dtype.is_floating_point:
+        return compute_type(dtype), float("-inf")
+    return (tl.int64, -(2**63)) if dtype == torch.int64 else (tl.int32, -(2**31))
 
 
 def log_prob(logits: Tensor, logsumexp: Tensor | None, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -133,10 +157,10 @@ def log_prob(logits: Tensor, logsumexp: Tensor | None, value: Tensor) -> tuple[T
         index: int64 [draws, rows], the first maximum of the value row.
         logsumexp: [rows].
     """
-    logits = with_unit_stride(logits)
+    logits, value = with_unit_stride(logits), value.contiguous()
+    value = value.view(torch.uint8) if value.dtype == torch.bool else value
     rows, columns = logits.shape
     draws = value.shape[0]
-    value = value.contiguous()
     if logsumexp is None and draws != 1:
         logsumexp = row_logsumexp(logits)
     known = logsumexp is not None
@@ -145,12 +169,13 @@ def log_prob(logits: Tensor, logsumexp: Tensor | None, value: Tensor) -> tuple[T
     out = torch.empty((draws, rows), dtype=logsumexp.dtype, device=logits.device)
     index = torch.empty((draws, rows), dtype=torch.int64, device=logits.device)
     if rows and draws:
-        tile = launch.tile(rows, columns)
+        tile = launch.tile(logits, value)
         programs = triton.cdiv(rows, tile.rows)
+        value_type, least = _value_type(value.dtype)
         _log_prob_kernel[(programs * draws,)](
-            logits, logsumexp, value, out, index, logits.stride(0), columns, rows, programs, columns, KNOWN=known,
-            TYPE=compute_type(logits.dtype), VALUE_TYPE=_value_type(value.dtype),
-            ROWS=tile.rows, BLOCK=tile.block, num_warps=tile.warps,
+            logits, logsumexp.contiguous(), value, out, index, logits.stride(0), rows, programs, columns, KNOWN=known,
+            TYPE=compute_type(logits.dtype), VALUE_TYPE=value_type, LEAST=least,
+            VALUE_VECTOR=min(launch.vector(value), tile.depth * tile.vector), num_warps=tile.warps, **tile.shape,
         )  # fmt: skip
     return out, index, logsumexp
 
@@ -162,7 +187,7 @@ def log_prob_index(logits: Tensor, logsumexp: Tensor, index: Tensor) -> Tensor:
     out = torch.empty(index.shape, dtype=logsumexp.dtype, device=logits.device)
     if out.numel():
         _log_prob_index_kernel[(triton.cdiv(out.numel(), launch.INDEX_BLOCK),)](
-            logits, logsumexp, index.contiguous(), out, logits.stride(0), rows, out.numel(), columns,
+            logits, logsumexp.contiguous(), index.contiguous(), out, logits.stride(0), rows, out.numel(), columns,
             TYPE=compute_type(logits.dtype), BLOCK=launch.INDEX_BLOCK,
         )  # fmt: skip
     return out
@@ -174,17 +199,18 @@ def log_prob_grad(logits: Tensor, logsumexp: Tensor, index: Tensor, grad: Tensor
     rows, columns = logits.shape
     draws = index.shape[0]
     # One draw is one write. Of several, the kernel writes -p sum_s g_s, and S numbers per row are added to it: a
-    # comparison with every winner at every column would cost more than they do. Added before anything is rounded to
-    # half precision, because they nearly cancel where p is near 1.
+    # comparison with every winner at every column would cost more than they do. They add up in the compute dtype,
+    # because bfloat16 cannot count past 256.
     dtype = logits.dtype if draws == 1 else compute_dtype(logits.dtype)
     out = torch.empty((rows, columns), dtype=dtype, device=logits.device)
     if rows:
-        tile = launch.tile(rows, columns)
+        tile = launch.tile(logits)
         total = grad.contiguous() if draws == 1 else grad.sum(0)
-        _log_prob_grad_kernel[(triton.cdiv(rows, tile.rows), triton.cdiv(columns, tile.block))](
-            logits, logsumexp, index.contiguous(), total, out, logits.stride(0), rows, columns, ONE_DRAW=draws == 1,
-            TYPE=compute_type(logits.dtype), ROWS=tile.rows, BLOCK=tile.block, num_warps=tile.warps,
+        _log_prob_grad_kernel[(triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns),)](
+            logits, logsumexp.contiguous(), index.contiguous(), total, out, logits.stride(0), rows, columns,
+            ONE_DRAW=draws == 1, TYPE=compute_type(logits.dtype), num_warps=tile.warps, **tile.shape,
         )  # fmt: skip
         if draws > 1:
-            out.scatter_add_(-1, index.clamp(0, columns - 1).t(), grad.t().to(dtype))
+            inside = index.clamp(0, columns - 1)
+            out.scatter_add_(-1, inside.t(), torch.where(index == inside, grad, 0).t().to(dtype))
     return out.to(logits.dtype)

@@ -1,11 +1,19 @@
-"""What the kernels share about rows: loads, the online logsumexp, the arg-min with its column. Device functions."""
+"""What the kernels share about rows: how a tile lies over the threads, loads, the online logsumexp. Device functions.
+
+A tile is [ROWS, DEPTH, LANES, VECTOR]: a lane has VECTOR adjacent columns, one 128-bit load of logits, the lanes lie
+side by side, and DEPTH repeats them further along the row. In a long row a lane is a thread, so that a reduction over
+(VECTOR, DEPTH) costs one instruction an element: no shuffle and no barrier until the lanes are joined, once a row.
+"""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .noise import LN2, LOG2E, exponential64
+from .noise import LN2, LOG2E
+
+# Stands for the -inf that log2 p is where p = 0, so that their product is 0: 2^-16384 is 0 in float64 too.
+FAR = tl.constexpr(-16384.0)
 
 
 def compute_type(dtype: torch.dtype) -> tl.dtype:
@@ -23,6 +31,38 @@ def with_unit_stride(tensor: Tensor) -> Tensor:
 
 
 @triton.jit
+def tile_columns(DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr):
+    """The columns of a tile from its start, [1, DEPTH, LANES, VECTOR]."""
+    depth = tl.arange(0, DEPTH)[None, :, None, None]
+    lane = tl.arange(0, LANES)[None, None, :, None]
+    return (depth * LANES + lane) * VECTOR + tl.arange(0, VECTOR)[None, None, None, :]
+
+
+@triton.jit
+def over_tile(per_row):
+    """[ROWS] -> [ROWS, 1, 1, 1], to meet a tile."""
+    return per_row[:, None, None, None]
+
+
+@triton.jit
+def over_lanes(per_lane):
+    """[ROWS, LANES] -> [ROWS, 1, LANES, 1], to meet a tile."""
+    return per_lane[:, None, :, None]
+
+
+@triton.jit
+def lane_sum(x):
+    """[ROWS, DEPTH, LANES, VECTOR] -> [ROWS, LANES]."""
+    return tl.sum(tl.sum(x, 3), 1)
+
+
+@triton.jit
+def lane_max(x):
+    """[ROWS, DEPTH, LANES, VECTOR] -> [ROWS, LANES]."""
+    return tl.max(tl.max(x, 3), 1)
+
+
+@triton.jit
 def load_logits(ptrs, mask, TYPE: tl.constexpr):
     """Logits in the compute type; -inf where `mask` (None: nowhere) is False."""
     if mask is None:
@@ -30,6 +70,16 @@ def load_logits(ptrs, mask, TYPE: tl.constexpr):
     else:
         x = tl.load(ptrs, mask=mask, other=float("-inf"))
     return x.to(TYPE)
+
+
+@triton.jit
+def load_grad(ptrs, mask, TYPE: tl.constexpr):
+    """An incoming gradient in the compute type; 0 where `mask` (None: nowhere) is False."""
+    if mask is None:
+        grad = tl.load(ptrs)
+    else:
+        grad = tl.load(ptrs, mask=mask, other=0.0)
+    return grad.to(TYPE)
 
 
 @triton.jit
@@ -50,11 +100,18 @@ def or_zero(maximum):
 
 @triton.jit
 def add_tile(x, maximum, total):
-    """The online logsumexp of Milakov and Gimelshein 2018, https://arxiv.org/abs/1805.02867: adds a tile x [rows,
-    columns] to (maximum, total) [rows], in log2 units, with sum exp x = total 2^maximum."""
-    new = tl.maximum(maximum, tl.max(x, 1) * LOG2E)
+    """The online logsumexp of Milakov and Gimelshein 2018, https://arxiv.org/abs/1805.02867, of each lane: adds a tile
+    to (maximum, total) [ROWS, LANES], in log2 units, with sum exp x = total 2^maximum."""
+    new = tl.maximum(maximum, lane_max(x) * LOG2E)
     base = or_zero(new)
-    return new, total * tl.exp2(maximum - base) + tl.sum(tl.exp2(exp2_of(x, base[:, None])), 1)
+    return new, total * tl.exp2(maximum - base) + lane_sum(tl.exp2(exp2_of(x, over_lanes(base))))
+
+
+@triton.jit
+def join_lanes(maximum, total):
+    """(maximum, total) of the rows, [ROWS], from those of their lanes."""
+    joined = tl.max(maximum, 1)
+    return joined, tl.sum(total * tl.exp2(maximum - or_zero(joined)[:, None]), 1)
 
 
 @triton.jit
@@ -63,29 +120,3 @@ def logsumexp_of(maximum, total):
     0, or that has a NaN or +inf, which make the total NaN."""
     value = (maximum + tl.log2(total)) * LN2
     return tl.where(total > 0, value, float("nan"))
-
-
-@triton.jit
-def zero_or_one(condition, ptr):
-    """1 where `condition` holds, else 0, in the type that `ptr` points to; by way of float32 to a floating one, which
-    is the way to bfloat16 that the interpreter knows."""
-    number = tl.where(condition, 1, 0)
-    if ptr.dtype.element_ty.is_floating():
-        return number.to(tl.float32).to(ptr.dtype.element_ty)
-    else:
-        return number.to(ptr.dtype.element_ty)
-
-
-@triton.jit
-def race(x, maximum, hi, lo):
-    """E / w of each element, E from the words (hi, lo) and w = exp(x - maximum): the least of a row wins. inf for a
-    logit of -inf, which is never drawn."""
-    return exponential64(hi, lo) * tl.exp2(((maximum[:, None] - x) * LOG2E).to(tl.float32))
-
-
-@triton.jit
-def first_least(low, high, HALF: tl.constexpr):
-    """The column of the least of the two halves of a tile, [rows]; the lower column where two are equal."""
-    low_value, low_index = tl.min(low, 1, return_indices=True)
-    high_value, high_index = tl.min(high, 1, return_indices=True)
-    return tl.where(high_value < low_value, high_index + HALF, low_index)

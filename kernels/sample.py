@@ -19,24 +19,38 @@ from torch import Tensor
 from . import launch
 from .entropy import logsumexp as row_logsumexp
 from .noise import ELEMENT, GROUP, GROUPS, LOG2E, exponential64, load_key, seed_arguments, words
-from .rows import (
-    compute_dtype,
-    compute_type,
-    exp2_of,
-    first_least,
-    load_logits,
-    logsumexp_of,
-    or_zero,
-    race,
-    with_unit_stride,
-    zero_or_one,
-)
+from .rows import compute_dtype, compute_type, exp2_of, load_logits, logsumexp_of, or_zero, with_unit_stride
 
 _GROUP = tl.constexpr(GROUP)
 _HALF = tl.constexpr(GROUP // 2)
 
 
 @triton.jit
+def _race(x, maximum, hi, lo):
+    """E / w of each element, E from the words (hi, lo) and w = exp(x - maximum): the least of a row wins. inf for a
+    logit of -inf, which is never drawn."""
+    return exponential64(hi, lo) * tl.exp2(((maximum[:, None] - x) * LOG2E).to(tl.float32))
+
+
+@triton.jit
+def _first_least(low, high, HALF: tl.constexpr):
+    """The column of the least of the two halves of a tile, [rows]; the lower column where two are equal."""
+    low_value, low_index = tl.min(low, 1, return_indices=True)
+    high_value, high_index = tl.min(high, 1, return_indices=True)
+    return tl.where(high_value < low_value, high_index + HALF, low_index)
+
+
+@triton.jit
+def _zero_or_one(condition, ptr):
+    """1 where `condition` holds, else 0, in the type that `ptr` points to; by way of float32 to a floating one, which
+    is the way to bfloat16 that the interpreter knows."""
+    number = tl.where(condition, 1, 0)
+    if ptr.dtype.element_ty.is_floating():
+        number = number.to(tl.float32)
+    return number.to(ptr.dtype.element_ty)
+
+
+@triton.jit(do_not_specialize=["key", "counter3", "row_offset", "rows", "draws"])
 def _short_kernel(
     logits_ptr, one_hot_ptr, index_ptr, logsumexp_ptr, seed_ptr, key: tl.int64, counter3: tl.int64,
     row_offset: tl.int64, row_stride: tl.int64, rows: tl.int64, draws: tl.int64, columns,
@@ -55,59 +69,97 @@ def _short_kernel(
     high = load_logits(start + high_column, high_mask, TYPE)
 
     maximum = tl.maximum(tl.max(low, 1), tl.max(high, 1))
-    base = maximum * LOG2E
-    total = tl.sum(tl.exp2(exp2_of(low, base[:, None])), 1) + tl.sum(tl.exp2(exp2_of(high, base[:, None])), 1)
+    base = or_zero(maximum * LOG2E)[:, None]
+    total = tl.sum(tl.exp2(exp2_of(low, base)), 1) + tl.sum(tl.exp2(exp2_of(high, base)), 1)
     valid = total > 0
     if tl.program_id(1) == 0:
-        tl.store(logsumexp_ptr + row, logsumexp_of(base, total), mask=inside)
+        tl.store(logsumexp_ptr + row, logsumexp_of(maximum * LOG2E, total), mask=inside)
 
     for draw in range(tl.program_id(1).to(tl.int64), draws, tl.num_programs(1)):
         w0, w1, w2, w3 = words(ELEMENT, low_column, (row + row_offset)[:, None], draw, key, counter3)
-        winner = first_least(race(low, maximum, w0, w1), race(high, maximum, w2, w3), HALF)
+        winner = _first_least(_race(low, maximum, w0, w1), _race(high, maximum, w2, w3), HALF)
         winner = tl.where(valid, winner, -1)
         at = draw * rows + row
         tl.store(index_ptr + at, winner.to(tl.int64), mask=inside)
         if ONE_HOT:
             out = one_hot_ptr + (at * columns)[:, None]
-            one = zero_or_one(low_column == winner[:, None], one_hot_ptr)
-            tl.store(out + low_column, one, mask=low_mask)
-            one = zero_or_one(high_column == winner[:, None], one_hot_ptr)
-            tl.store(out + high_column, one, mask=high_mask)
+            tl.store(out + low_column, _zero_or_one(low_column == winner[:, None], one_hot_ptr), mask=low_mask)
+            tl.store(out + high_column, _zero_or_one(high_column == winner[:, None], one_hot_ptr), mask=high_mask)
 
 
 @triton.jit
-def _group_sums(
-    logits_ptr, one_hot_ptr, start, columns,
-    MASK: tl.constexpr, ZERO: tl.constexpr, TYPE: tl.constexpr, TILE: tl.constexpr,
+def _sum_tile(
+    logits_ptr, one_hot_ptr, exponent_ptr, total_ptr, start, columns, MASK: tl.constexpr,
+    ZERO: tl.constexpr, TYPE: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """(e, s) of each group of the tile that starts at column `start`, with sum exp x = s 2^e; stores zeros beside."""
-    column = start + tl.arange(0, TILE)[:, None] * _GROUP + tl.arange(0, _GROUP)[None, :]
+    # [DEPTH, TILE, WIDTH]: a warp for each of TILE groups, a width of one load for all of its threads, so that a
+    # group's maximum and sum cost ten shuffles and no barrier.
+    DEPTH: tl.constexpr = _GROUP // WIDTH
+    depth = tl.arange(0, DEPTH)[:, None, None] * WIDTH
+    group = tl.arange(0, TILE)
+    column = start + depth + group[None, :, None] * _GROUP + tl.arange(0, WIDTH)[None, None, :]
+    zero_column = start + tl.arange(0, TILE * _GROUP)
+    group += start // _GROUP
     if MASK:
         mask = column < columns
+        zero_mask = zero_column < columns
+        group_mask = group < tl.cdiv(columns, _GROUP)
     else:
         mask: tl.constexpr = None
+        zero_mask: tl.constexpr = None
+        group_mask: tl.constexpr = None
     x = load_logits(logits_ptr + column, mask, TYPE)
     if ZERO:
-        tl.store(one_hot_ptr + column, tl.zeros([TILE, _GROUP], one_hot_ptr.dtype.element_ty), mask=mask)
-    exponent = tl.ceil(tl.max(x, 1) * LOG2E)
-    return exponent, tl.sum(tl.exp2(exp2_of(x, or_zero(exponent)[:, None])), 1)
+        tl.store(one_hot_ptr + zero_column, tl.zeros([TILE * _GROUP], one_hot_ptr.dtype.element_ty), mask=zero_mask)
+    exponent = tl.ceil(tl.max(tl.max(x, 0), 1) * LOG2E)
+    total = tl.sum(tl.sum(tl.exp2(exp2_of(x, or_zero(exponent)[None, :, None])), 0), 1)
+    tl.store(exponent_ptr + group, exponent, mask=group_mask)
+    tl.store(total_ptr + group, total, mask=group_mask)
 
 
 @triton.jit
-def _race_groups(group, exponent, total, row, draw, key, counter3, running, running_total, best, best_group):
-    """Lets a tile of groups (exponent, total) race; carries the row's running maximum and sum, and the best."""
-    w0, w1, _, _ = words(GROUPS, group, row, draw, key, counter3)
-    new = tl.maximum(running, tl.max(exponent, 0))
-    base = or_zero(new)
-    # A group that is all -inf has a total of 0 and its race ends at inf.
-    result = exponential64(w0, w1) * (tl.exp2(base - exponent) / total).to(tl.float32)
-    value, at = tl.min(result, 0, return_indices=True)
-    first = tl.min(group, 0)
-    best *= tl.exp2(base - running).to(tl.float32)
-    best_group = tl.where(value < best, first + at, best_group)
-    best = tl.minimum(best, value)
-    running_total = running_total * tl.exp2(running - base) + tl.sum(total * tl.exp2(exponent - base), 0)
-    return new, running_total, best, best_group
+def _sum_groups(
+    logits_ptr, one_hot_ptr, exponent_ptr, total_ptr, program, programs, columns,
+    ZERO: tl.constexpr, TYPE: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
+):  # fmt: skip
+    """Writes (e, s) of each group of a row, sum exp x = s 2^e; zeros beside. Tile i is program i mod programs's."""
+    BLOCK: tl.constexpr = TILE * _GROUP
+    tiles = columns // BLOCK
+    # Whole tiles without a mask, and one more with it.
+    for tile in range(program, tiles, programs):
+        _sum_tile(
+            logits_ptr, one_hot_ptr, exponent_ptr, total_ptr, tile * BLOCK, columns, False, ZERO, TYPE, TILE, WIDTH
+        )
+    if (tiles * BLOCK < columns) & (tiles % programs == program):
+        _sum_tile(
+            logits_ptr, one_hot_ptr, exponent_ptr, total_ptr, tiles * BLOCK, columns, True, ZERO, TYPE, TILE, WIDTH
+        )
+
+
+@triton.jit
+def _race_groups(exponent_ptr, total_ptr, row, draw, key, counter3, columns, TYPE: tl.constexpr, RACE: tl.constexpr):
+    """The winning group of a row, and its (maximum, total), sum exp x = total 2^maximum."""
+    groups = tl.cdiv(columns, _GROUP)
+    maximum = tl.full([], float("-inf"), TYPE)
+    row_total = tl.full([], 0.0, TYPE)
+    best = tl.full([], float("inf"), tl.float32)
+    best_group = tl.full([], 0, tl.int32)
+    for start in range(0, groups, RACE):
+        group = start + tl.arange(0, RACE)
+        exponent = tl.load(exponent_ptr + group, mask=group < groups, other=float("-inf"))
+        total = tl.load(total_ptr + group, mask=group < groups, other=0.0)
+        new = tl.maximum(maximum, tl.max(exponent, 0))
+        base = or_zero(new)
+        w0, w1, _, _ = words(GROUPS, group, row, draw, key, counter3)
+        # A group that is all -inf has a total of 0 and ends at inf.
+        result = exponential64(w0, w1) * (tl.exp2(base - exponent) / total).to(tl.float32)
+        value, at = tl.min(result, 0, return_indices=True)
+        best *= tl.exp2(base - maximum).to(tl.float32)
+        best_group = tl.where(value < best, start + at, best_group)
+        best = tl.minimum(best, value)
+        row_total = row_total * tl.exp2(maximum - base) + tl.sum(total * tl.exp2(exponent - base), 0)
+        maximum = new
+    return best_group, maximum, row_total
 
 
 @triton.jit
@@ -120,106 +172,81 @@ def _race_elements(logits_ptr, group, row, draw, key, counter3, columns, TYPE: t
     high = load_logits(logits_ptr + high_column, high_column < columns, TYPE)
     maximum = tl.maximum(tl.max(low, 1), tl.max(high, 1))
     w0, w1, w2, w3 = words(ELEMENT, group * _HALF + i, row, draw, key, counter3)
-    winner = first_least(race(low, maximum, w0, w1), race(high, maximum, w2, w3), _HALF)
+    winner = _first_least(_race(low, maximum, w0, w1), _race(high, maximum, w2, w3), _HALF)
     return group * _GROUP + tl.min(winner, 0)
 
 
 @triton.jit
+def _select(
+    logits_ptr, one_hot_ptr, index_ptr, logsumexp_ptr, exponent_ptr, total_ptr, row, draw, key, counter3, columns,
+    ONE_HOT: tl.constexpr, TYPE: tl.constexpr, RACE: tl.constexpr,
+):  # fmt: skip
+    """One draw of one row, from the sums of its groups. The pointers are to the row and the draw, but `index_ptr`."""
+    group, maximum, total = _race_groups(exponent_ptr, total_ptr, row, draw, key, counter3, columns, TYPE, RACE)
+    winner = _race_elements(logits_ptr, group, row, draw, key, counter3, columns, TYPE)
+    valid = total > 0
+    tl.store(index_ptr, tl.where(valid, winner, -1).to(tl.int64))
+    tl.store(logsumexp_ptr, logsumexp_of(maximum, total), mask=draw == 0)
+    if ONE_HOT:
+        tl.store(one_hot_ptr + winner, _zero_or_one(valid, one_hot_ptr), mask=valid)
+
+
+@triton.jit(do_not_specialize=["key", "counter3", "row_offset"])
 def _row_kernel(
-    logits_ptr, one_hot_ptr, index_ptr, logsumexp_ptr, seed_ptr, key: tl.int64, counter3: tl.int64,
-    row_offset: tl.int64, row_stride: tl.int64, columns,
-    ONE_HOT: tl.constexpr, SEED_TENSOR: tl.constexpr, TYPE: tl.constexpr, TILE: tl.constexpr,
+    logits_ptr, one_hot_ptr, index_ptr, logsumexp_ptr, exponent_ptr, total_ptr, seed_ptr, key: tl.int64,
+    counter3: tl.int64, row_offset: tl.int64, row_stride: tl.int64, columns,
+    ONE_HOT: tl.constexpr, SEED_TENSOR: tl.constexpr, TYPE: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
+    RACE: tl.constexpr,
 ):  # fmt: skip
     # One long row a program, one draw: reads it once, and the winning group of 1024 a second time.
-    key = load_key(seed_ptr, key, SEED_TENSOR)
     row = tl.program_id(0).to(tl.int64)
     logits_ptr += row * row_stride
     one_hot_ptr += row * columns
-    running = tl.full([], float("-inf"), TYPE)
-    running_total = tl.full([], 0.0, TYPE)
-    best = tl.full([], float("inf"), tl.float32)
-    best_group = tl.full([], 0, tl.int32)
-    # Whole tiles without a mask, and one more with it.
-    whole = columns // (TILE * _GROUP) * (TILE * _GROUP)
-    for start in range(0, whole, TILE * _GROUP):
-        exponent, total = _group_sums(logits_ptr, one_hot_ptr, start, columns, False, ONE_HOT, TYPE, TILE)
-        group = start // _GROUP + tl.arange(0, TILE)
-        running, running_total, best, best_group = _race_groups(
-            group, exponent, total, row + row_offset, 0, key, counter3, running, running_total, best, best_group
-        )
-    if whole < columns:
-        exponent, total = _group_sums(logits_ptr, one_hot_ptr, whole, columns, True, ONE_HOT, TYPE, TILE)
-        group = whole // _GROUP + tl.arange(0, TILE)
-        running, running_total, best, best_group = _race_groups(
-            group, exponent, total, row + row_offset, 0, key, counter3, running, running_total, best, best_group
-        )
-
-    winner = _race_elements(logits_ptr, best_group, row + row_offset, 0, key, counter3, columns, TYPE)
-    valid = running_total > 0
-    tl.store(index_ptr + row, tl.where(valid, winner, -1).to(tl.int64))
-    tl.store(logsumexp_ptr + row, logsumexp_of(running, running_total))
-    if ONE_HOT:
-        # The zeros of the whole row before the one 1 of it.
-        tl.debug_barrier()
-        tl.store(one_hot_ptr + winner, zero_or_one(valid, one_hot_ptr), mask=valid)
+    exponent_ptr += row * tl.cdiv(columns, _GROUP)
+    total_ptr += row * tl.cdiv(columns, _GROUP)
+    _sum_groups(logits_ptr, one_hot_ptr, exponent_ptr, total_ptr, 0, 1, columns, ONE_HOT, TYPE, TILE, WIDTH)
+    # Every sum before it is read, by other threads of this program; and the zeros of the row before the one 1 of it.
+    tl.debug_barrier()
+    _select(
+        logits_ptr, one_hot_ptr, index_ptr + row, logsumexp_ptr + row, exponent_ptr, total_ptr, row + row_offset,
+        0,
+        load_key(seed_ptr, key, SEED_TENSOR), counter3, columns, ONE_HOT, TYPE, RACE,
+    )  # fmt: skip
 
 
 @triton.jit
 def _sums_kernel(
-    logits_ptr, one_hot_ptr, exponent_ptr, total_ptr, row_stride: tl.int64, columns, groups,
-    ZERO: tl.constexpr, TYPE: tl.constexpr, TILE: tl.constexpr,
+    logits_ptr, one_hot_ptr, exponent_ptr, total_ptr, row_stride: tl.int64, columns,
+    ZERO: tl.constexpr, TYPE: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    # A part of a row a program: what the race of the groups needs of it.
+    # A part of a long row a program.
     row = tl.program_id(0).to(tl.int64)
     logits_ptr += row * row_stride
     one_hot_ptr += row * columns
-    exponent_ptr += row * groups
-    total_ptr += row * groups
-    step = tl.num_programs(1) * (TILE * _GROUP)
-    whole = columns // (TILE * _GROUP) * (TILE * _GROUP)
-    for start in range(tl.program_id(1) * (TILE * _GROUP), whole, step):
-        exponent, total = _group_sums(logits_ptr, one_hot_ptr, start, columns, False, ZERO, TYPE, TILE)
-        group = start // _GROUP + tl.arange(0, TILE)
-        tl.store(exponent_ptr + group, exponent)
-        tl.store(total_ptr + group, total)
-    # The last tile, where it is not whole, belongs to the program whose turn it is.
-    if whole < columns and (whole // (TILE * _GROUP)) % tl.num_programs(1) == tl.program_id(1):
-        exponent, total = _group_sums(logits_ptr, one_hot_ptr, whole, columns, True, ZERO, TYPE, TILE)
-        group = whole // _GROUP + tl.arange(0, TILE)
-        tl.store(exponent_ptr + group, exponent, mask=group < groups)
-        tl.store(total_ptr + group, total, mask=group < groups)
+    exponent_ptr += row * tl.cdiv(columns, _GROUP)
+    total_ptr += row * tl.cdiv(columns, _GROUP)
+    _sum_groups(
+        logits_ptr, one_hot_ptr, exponent_ptr, total_ptr, tl.program_id(1), tl.num_programs(1), columns,
+        ZERO, TYPE, TILE, WIDTH,
+    )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["key", "counter3", "row_offset", "rows"])
 def _select_kernel(
     logits_ptr, one_hot_ptr, index_ptr, logsumexp_ptr, exponent_ptr, total_ptr, seed_ptr, key: tl.int64,
-    counter3: tl.int64, row_offset: tl.int64, row_stride: tl.int64, rows: tl.int64, columns, groups,
-    ONE_HOT: tl.constexpr, SEED_TENSOR: tl.constexpr, TYPE: tl.constexpr, TILE: tl.constexpr,
+    counter3: tl.int64, row_offset: tl.int64, row_stride: tl.int64, rows: tl.int64, columns,
+    ONE_HOT: tl.constexpr, SEED_TENSOR: tl.constexpr, TYPE: tl.constexpr, RACE: tl.constexpr,
 ):  # fmt: skip
-    # One draw of one row a program, from the sums of its groups.
-    key = load_key(seed_ptr, key, SEED_TENSOR)
+    # One draw of one long row a program.
     at = tl.program_id(0).to(tl.int64)
     draw = at // rows
     row = at % rows
-    running = tl.full([], float("-inf"), TYPE)
-    running_total = tl.full([], 0.0, TYPE)
-    best = tl.full([], float("inf"), tl.float32)
-    best_group = tl.full([], 0, tl.int32)
-    for start in range(0, groups, TILE):
-        group = start + tl.arange(0, TILE)
-        exponent = tl.load(exponent_ptr + row * groups + group, mask=group < groups, other=float("-inf"))
-        total = tl.load(total_ptr + row * groups + group, mask=group < groups, other=0.0)
-        running, running_total, best, best_group = _race_groups(
-            group, exponent, total, row + row_offset, draw, key, counter3, running, running_total, best, best_group
-        )
-    logits_ptr += row * row_stride
-    winner = _race_elements(logits_ptr, best_group, row + row_offset, draw, key, counter3, columns, TYPE)
-    valid = running_total > 0
-    tl.store(index_ptr + at, tl.where(valid, winner, -1).to(tl.int64))
-    if draw == 0:
-        tl.store(logsumexp_ptr + row, logsumexp_of(running, running_total))
-    if ONE_HOT:
-        tl.store(one_hot_ptr + at * columns + winner, zero_or_one(valid, one_hot_ptr), mask=valid)
+    groups = tl.cdiv(columns, _GROUP)
+    _select(
+        logits_ptr + row * row_stride, one_hot_ptr + at * columns, index_ptr + at, logsumexp_ptr + row,
+        exponent_ptr + row * groups, total_ptr + row * groups, row + row_offset, draw,
+        load_key(seed_ptr, key, SEED_TENSOR), counter3, columns, ONE_HOT, TYPE, RACE,
+    )  # fmt: skip
 
 
 def sample(
@@ -242,38 +269,37 @@ def sample(
     rows, columns = logits.shape
     noise = seed_arguments(seed, offset, row_offset, rows, columns, draws, logits)
     index = torch.empty((draws, rows), dtype=torch.int64, device=logits.device)
-    logsumexp = torch.empty(rows, dtype=compute_dtype(logits.dtype), device=logits.device)
     wanted, short, one_draw = dtype is not None, columns <= GROUP, draws == 1
     # Several draws of a long row share the sums, and their zeros are no part of that pass.
-    shape = (draws, rows, columns) if wanted else (0,)
     fill = torch.empty if short or one_draw or not wanted else torch.zeros
+    shape = (draws, rows, columns) if wanted else (0,)
     one_hot = fill(shape, dtype=dtype or logits.dtype, device=logits.device)
-    if not (rows and draws):
+    if not draws:
         return one_hot, index, row_logsumexp(logits)
-    common = {"ONE_HOT": wanted, "TYPE": compute_type(logits.dtype), "row_stride": logits.stride(0), **noise}
+    logsumexp = torch.empty(rows, dtype=compute_dtype(logits.dtype), device=logits.device)
+    if not rows:
+        return one_hot, index, logsumexp
+    out = (logits, one_hot, index, logsumexp)
+    race = {"ONE_HOT": wanted, "TYPE": compute_type(logits.dtype), "row_stride": logits.stride(0), **noise}
     if short:
-        tile = launch.part_tile(rows, columns, parts=2)
+        tile = launch.noise_tile(logits, parts=2)
         programs = triton.cdiv(rows, tile.rows)
         _short_kernel[(programs, launch.draw_programs(programs, draws))](
-            logits, one_hot, index, logsumexp, rows=rows, draws=draws, columns=columns,
-            ROWS=tile.rows, HALF=tile.block, num_warps=tile.warps, **common,
-        )  # fmt: skip
-        return one_hot, index, logsumexp
-    splits = launch.splits(rows, columns)
-    if one_draw and splits == 1:
-        _row_kernel[(rows,)](
-            logits, one_hot, index, logsumexp, columns=columns,
-            TILE=launch.GROUPS, num_warps=launch.SAMPLE_WARPS, **common,
+            *out, rows=rows, draws=draws, columns=columns, ROWS=tile.rows, HALF=tile.columns, num_warps=tile.warps,
+            **race,
         )  # fmt: skip
         return one_hot, index, logsumexp
     groups = triton.cdiv(columns, GROUP)
-    exponent, total = torch.empty((2, rows, groups), dtype=logsumexp.dtype, device=logits.device)
+    sums = torch.empty((2, rows, groups), dtype=logsumexp.dtype, device=logits.device).unbind()
+    race["RACE"] = min(launch.RACE, triton.next_power_of_2(groups))
+    tile = {"TILE": launch.SAMPLE_GROUPS, "WIDTH": 32 * launch.vector(logits)}
+    splits = launch.splits(rows, columns)
+    if one_draw and splits == 1:
+        _row_kernel[(rows,)](*out, *sums, columns=columns, num_warps=launch.SAMPLE_WARPS, **tile, **race)
+        return one_hot, index, logsumexp
     _sums_kernel[(rows, splits)](
-        logits, one_hot, exponent, total, logits.stride(0), columns, groups, ZERO=wanted and one_draw,
-        TYPE=common["TYPE"], TILE=launch.GROUPS, num_warps=launch.SAMPLE_WARPS,
+        logits, one_hot, *sums, logits.stride(0), columns, ZERO=wanted and one_draw, TYPE=race["TYPE"],
+        num_warps=launch.SAMPLE_WARPS, **tile,
     )  # fmt: skip
-    _select_kernel[(draws * rows,)](
-        logits, one_hot, index, logsumexp, exponent, total, rows=rows, columns=columns, groups=groups,
-        TILE=min(launch.RACE, triton.next_power_of_2(groups)), num_warps=launch.SAMPLE_WARPS, **common,
-    )  # fmt: skip
+    _select_kernel[(draws * rows,)](*out, *sums, rows=rows, columns=columns, num_warps=launch.SAMPLE_WARPS, **race)
     return one_hot, index, logsumexp

@@ -13,54 +13,49 @@ from torch import Tensor
 
 from . import launch
 from .noise import LOG2E
-from .rows import compute_type, exp2_of, load_logits, with_unit_stride
+from .rows import compute_type, exp2_of, lane_sum, load_grad, load_logits, over_tile, tile_columns, with_unit_stride
 
 
 @triton.jit
-def _probs_and_grad(x_ptrs, grad_ptrs, base, mask, TYPE: tl.constexpr):
-    p = tl.exp2(exp2_of(load_logits(x_ptrs, mask, TYPE), base[:, None]))
-    if mask is None:
-        grad = tl.load(grad_ptrs)
-    else:
-        grad = tl.load(grad_ptrs, mask=mask, other=0.0)
-    return p, grad.to(TYPE)
+def _probs(ptrs, mask, base, TYPE: tl.constexpr):
+    return tl.exp2(exp2_of(load_logits(ptrs, mask, TYPE), over_tile(base)))
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["rows"])
 def _softmax_grad_kernel(
     logits_ptr, logsumexp_ptr, grad_ptr, out_ptr, row_stride: tl.int64, grad_stride: tl.int64, rows: tl.int64, columns,
-    TYPE: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, ONE: tl.constexpr,
+    TYPE: tl.constexpr, ONE: tl.constexpr,
+    ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
-    column = tl.arange(0, BLOCK)[None, :]
-    x_start = logits_ptr + (row * row_stride)[:, None] + column
-    grad_start = grad_ptr + (row * grad_stride)[:, None] + column
-    out_start = out_ptr + (row * columns)[:, None] + column
+    column = tile_columns(DEPTH, LANES, VECTOR)
+    x_ptrs = logits_ptr + over_tile(row * row_stride) + column
+    grad_ptrs = grad_ptr + over_tile(row * grad_stride) + column
+    out_ptrs = out_ptr + over_tile(row * columns) + column
     base = tl.load(logsumexp_ptr + row, mask=inside, other=0.0) * LOG2E
     if ONE:
-        mask = inside[:, None] & (column < columns)
-        p, grad = _probs_and_grad(x_start, grad_start, base, mask, TYPE)
-        out = p * (grad - tl.sum(p * grad, 1)[:, None])
-        tl.store(out_start, out.to(out_ptr.dtype.element_ty), mask=mask)
+        mask = over_tile(inside) & (column < columns)
+        p = _probs(x_ptrs, mask, base, TYPE)
+        grad = load_grad(grad_ptrs, mask, TYPE)
+        dot = tl.sum(lane_sum(p * grad), 1)
+        tl.store(out_ptrs, (p * (grad - over_tile(dot))).to(out_ptr.dtype.element_ty), mask=mask)
     else:
+        BLOCK: tl.constexpr = DEPTH * LANES * VECTOR
         whole = columns // BLOCK * BLOCK
-        tail = whole + column < columns
-        # <p, g>, lane by lane; the lanes are added once.
-        dot = tl.zeros([ROWS, BLOCK], TYPE)
-        for first in range(0, whole, BLOCK):
-            p, grad = _probs_and_grad(x_start + first, grad_start + first, base, None, TYPE)
-            dot += p * grad
+        tail = over_tile(inside) & (whole + column < columns)
+        dot = tl.zeros([ROWS, LANES], TYPE)
+        for start in range(0, whole, BLOCK):
+            dot += lane_sum(_probs(x_ptrs + start, None, base, TYPE) * load_grad(grad_ptrs + start, None, TYPE))
         if whole < columns:
-            p, grad = _probs_and_grad(x_start + whole, grad_start + whole, base, tail, TYPE)
-            dot += p * grad
-        dot = tl.sum(dot, 1)[:, None]
-        for first in range(0, whole, BLOCK):
-            p, grad = _probs_and_grad(x_start + first, grad_start + first, base, None, TYPE)
-            tl.store(out_start + first, (p * (grad - dot)).to(out_ptr.dtype.element_ty))
+            dot += lane_sum(_probs(x_ptrs + whole, tail, base, TYPE) * load_grad(grad_ptrs + whole, tail, TYPE))
+        dot = over_tile(tl.sum(dot, 1))
+        for start in range(0, whole, BLOCK):
+            out = _probs(x_ptrs + start, None, base, TYPE) * (load_grad(grad_ptrs + start, None, TYPE) - dot)
+            tl.store(out_ptrs + start, out.to(out_ptr.dtype.element_ty))
         if whole < columns:
-            p, grad = _probs_and_grad(x_start + whole, grad_start + whole, base, tail, TYPE)
-            tl.store(out_start + whole, (p * (grad - dot)).to(out_ptr.dtype.element_ty), mask=tail)
+            out = _probs(x_ptrs + whole, tail, base, TYPE) * (load_grad(grad_ptrs + whole, tail, TYPE) - dot)
+            tl.store(out_ptrs + whole, out.to(out_ptr.dtype.element_ty), mask=tail)
 
 
 def softmax_grad(logits: Tensor, logsumexp: Tensor, grad: Tensor) -> Tensor:
@@ -69,9 +64,9 @@ def softmax_grad(logits: Tensor, logsumexp: Tensor, grad: Tensor) -> Tensor:
     rows, columns = logits.shape
     out = torch.empty((rows, columns), dtype=logits.dtype, device=logits.device)
     if rows:
-        tile = launch.tile(rows, columns)
+        tile = launch.tile(logits, grad)
         _softmax_grad_kernel[(triton.cdiv(rows, tile.rows),)](
-            logits, logsumexp, grad, out, logits.stride(0), grad.stride(0), rows, columns,
-            TYPE=compute_type(logits.dtype), ROWS=tile.rows, BLOCK=tile.block, ONE=tile.one, num_warps=tile.warps,
+            logits, logsumexp.contiguous(), grad, out, logits.stride(0), grad.stride(0), rows, columns,
+            TYPE=compute_type(logits.dtype), ONE=tile.one, num_warps=tile.warps, **tile.shape,
         )  # fmt: skip
     return out

@@ -214,7 +214,7 @@ def test_sample_does_not_depend_on_the_launch(monkeypatch: pytest.MonkeyPatch) -
     drawn = [[], []]
     for fill, groups, race in ((1, 1, 2), (1, 4, 1024), (264, 1, 8), (264, 2, 4), (10**6, 4, 2)):
         monkeypatch.setattr(launch, "FILL", fill)
-        monkeypatch.setattr(launch, "GROUPS", groups)
+        monkeypatch.setattr(launch, "SAMPLE_GROUPS", groups)
         monkeypatch.setattr(launch, "RACE", race)
         drawn[0].append(torch.cat([sample.sample(short, draws, None, 11, 4)[1] for draws in (1, 4)]))
         drawn[1].append(torch.cat([sample.sample(long, draws, None, 11, 4)[1] for draws in (1, 4)]))

@@ -296,24 +296,23 @@ def log_prob_grad(logits: Tensor, index: Tensor, grad: Tensor) -> Tensor:
 def entropy(logits: Tensor, row_maximum: Tensor | None) -> tuple[Tensor, Tensor]:
     """H = -sum_j p_j log p_j with 0 log 0 = 0, and the logsumexp, both [rows] in the compute dtype.
 
-    With d = x - max x, or x where `row_maximum` (`survey(logits).row_maximum`) is None: H = log sum e^d -
-    (sum e^d d) / (sum e^d), in which no rounding of the logsumexp enters.
+    With d = x - max x: H = log sum e^d - (sum e^d d) / (sum e^d), a sum of two numbers that are not negative, in which
+    no rounding of the logsumexp enters. Without the maximum they would be as large as x, and cancel. `row_maximum` is
+    `survey(logits).row_maximum`; None where it is yet to be taken.
     """
     dtype = compute_dtype(logits.dtype)
     entropies, logsumexps = [], []
     for part in blocks(*logits.shape):
-        d, m = logits[part].to(dtype), _at(row_maximum, part)
-        if m is not None:
-            d = torch.sub(d, m.to(dtype).unsqueeze(-1))
+        x = logits[part]
+        m = (x.amax(-1) if row_maximum is None else row_maximum[part]).to(dtype)
+        d = torch.sub(x.to(dtype), m.unsqueeze(-1))
         weight = d.exp()
         total = weight.sum(-1)
-        if m is not None:
-            # Where the weight is 0, d can be -inf; any finite number in its place makes the product 0.
-            d = d.clamp(min=torch.finfo(dtype).min)
-        moment = weight.mul_(d).sum(-1)
+        # Where the weight is 0, d can be -inf; any finite number in its place makes the product 0.
+        moment = weight.mul_(d.clamp(min=torch.finfo(dtype).min)).sum(-1)
         log_total = total.log()
         entropies.append(log_total - moment / total)
-        logsumexps.append(log_total if m is None else log_total + m)
+        logsumexps.append(log_total + m)
     return _joined(entropies), _joined(logsumexps)
 
 

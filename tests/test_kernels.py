@@ -279,6 +279,22 @@ def test_counters_that_do_not_fit(arguments: dict, message: str) -> None:
 # Relaxed samples ------------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(params=[launch.ONE_TILE, GROUP], ids=["row in registers", "row walked twice"])
+def one_tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows as they are launched, and rows that are walked in tiles from 1025 columns on, not from 16385."""
+    monkeypatch.setattr(launch, "ONE_TILE", request.param)
+
+
+@pytest.mark.usefixtures("one_tile")
+def test_softmax_grad_of_rows_in_registers_and_walked() -> None:
+    for columns in (5000, 9000):
+        logits, grad = logits_of(2, columns, torch.float32), torch.randn(2, columns)
+        found = softmax_grad.softmax_grad(logits, entropy.logsumexp(logits), grad)
+        exact = reference.softmax_grad(logits.double(), grad.double())
+        assert_as_good_as(found, reference.softmax_grad(logits, grad), exact, torch.float32)
+
+
+@pytest.mark.usefixtures("one_tile")
 @pytest.mark.parametrize("columns", COLUMNS)
 def test_relaxed_is_the_twins(columns: int) -> None:
     temperature = torch.tensor([0.1, 1.0, 3.0])
@@ -291,6 +307,7 @@ def test_relaxed_is_the_twins(columns: int) -> None:
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=max(1e-4, 4 * torch.finfo(dtype).eps))
 
 
+@pytest.mark.usefixtures("one_tile")
 def test_relaxed_keeps_its_noise_beside_large_logits() -> None:
     """Logits of 1e6 that differ by little: the same sample as without the 1e6. Added to such a number, a float32 Gumbel
     would keep three of its bits."""
@@ -310,6 +327,7 @@ def posterior_noise(seed: int, offset: int, draws: int, rows: int, columns: int)
     return torch.from_numpy(relaxed_exponential(each)), torch.from_numpy(exponential(high, low))
 
 
+@pytest.mark.usefixtures("one_tile")
 @pytest.mark.parametrize("columns", COLUMNS)
 @pytest.mark.parametrize("draws", [1, 3])
 def test_relaxed_grad_is_the_twins(columns: int, draws: int) -> None:

@@ -1,0 +1,612 @@
+"""OneHotCategorical, member by member, against torch.distributions in float64 as an independent oracle."""
+
+import inspect
+import math
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+from torch import distributions as D
+from torch.distributions import constraints
+
+from onehot_triton import OneHotCategorical, ReparamGradientStrategy, ops, use_backend
+
+PARAMETER_DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
+INTEGER_DTYPES = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
+VALUE_DTYPES = [torch.bool, *INTEGER_DTYPES, *PARAMETER_DTYPES]
+COLUMNS = 7
+RELAXED = ReparamGradientStrategy.RelaxedOneHot
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+each_batch = pytest.mark.parametrize("batch", [(), (3,), (2, 3)], ids=str)
+each_dtype = pytest.mark.parametrize("dtype", PARAMETER_DTYPES, ids=str)
+each_kind = pytest.mark.parametrize("kind", ["logits", "probs"])
+each_unimix = pytest.mark.parametrize("unimix", [0.0, 0.01], ids="unimix {}".format)
+each_method = pytest.mark.parametrize("method", [None, *ReparamGradientStrategy], ids=str)
+# Checked and unchecked values take different ways through log_prob.
+each_validate = pytest.mark.parametrize("validate", [True, False], ids=["checked", "unchecked"])
+
+
+class Case(NamedTuple):
+    """Ours in some dtype, torch's in that dtype, and torch's of the very same numbers in float64."""
+
+    ours: OneHotCategorical
+    low: D.OneHotCategorical
+    oracle: D.OneHotCategorical
+
+
+def parameter(kind: str, batch: tuple[int, ...], dtype: torch.dtype) -> Tensor:
+    """Logits that spread over some ten nats, or weights that do not sum to 1."""
+    x = torch.randn(*batch, COLUMNS, dtype=torch.float64) * 2
+    return (x if kind == "logits" else x.exp()).to(dtype)
+
+
+def by_torch(kind: str, param: Tensor, unimix: float = 0.0) -> D.OneHotCategorical:
+    """torch's distribution; a mixture by its definition (1 - e) p + e / V."""
+    if unimix:
+        p = torch.softmax(param, -1) if kind == "logits" else param / param.sum(-1, keepdim=True)
+        kind, param = "probs", (1 - unimix) * p + unimix / param.shape[-1]
+    # torch asks for probabilities that sum to 1 within 1e-6, which those of half precision do not, and does not hand
+    # validate_args=False on to the Categorical within.
+    D.Distribution.set_default_validate_args(False)
+    try:
+        return D.OneHotCategorical(**{kind: param})
+    finally:
+        D.Distribution.set_default_validate_args(True)
+
+
+def make(kind: str, batch: tuple[int, ...], dtype: torch.dtype, unimix: float = 0.0, **options: Any) -> Case:
+    param = parameter(kind, batch, dtype)
+    ours = OneHotCategorical(**{kind: param}, unimix=unimix, **options)
+    return Case(ours, by_torch(kind, param, unimix), by_torch(kind, param.double(), unimix))
+
+
+def assert_accurate(ours: Tensor, low: Tensor, oracle: Tensor) -> None:
+    """Beside the rounding of the result, our error is at most four times torch's own in this dtype, of a few numbers,
+    and never more than that of a computation in float32. `test_error_over_many_rows` is sharper."""
+    assert ours.dtype == low.dtype
+    assert ours.shape == oracle.shape
+    eps = torch.finfo(torch.float64 if ours.dtype == torch.float64 else torch.float32).eps
+    result = torch.finfo(ours.dtype)
+    scale = max(1.0, oracle.abs().max().item())
+    torch_error = (low.double() - oracle).abs().max().item()
+    # In float64 torch is the oracle, and its own error is not known.
+    of_torch = torch.inf if ours.dtype == torch.float64 else 4 * torch_error
+    allowed = min(of_torch, 12 * eps * scale) + 4 * eps * scale
+    error = (ours.double() - oracle).abs()
+    assert (error <= allowed + result.eps * oracle.abs() + result.smallest_normal * result.eps).all(), error.max()
+
+
+def one_hot(index: Tensor, dtype: torch.dtype = torch.int64, columns: int = COLUMNS) -> Tensor:
+    return torch.nn.functional.one_hot(index, columns).to(dtype)
+
+
+# Construction ---------------------------------------------------------------------------------------------------------
+
+
+def test_positional_order_is_that_of_torchrl():
+    positional = inspect.Parameter.POSITIONAL_OR_KEYWORD
+    order = [p.name for p in inspect.signature(OneHotCategorical).parameters.values() if p.kind is positional]
+    assert order == ["logits", "probs", "grad_method"]
+
+
+def test_is_a_torch_distribution_of_torch_shapes():
+    dist = OneHotCategorical(torch.zeros(2, 3, COLUMNS))
+    assert isinstance(dist, D.Distribution)
+    assert (dist.batch_shape, dist.event_shape) == ((2, 3), (COLUMNS,))
+
+
+def test_document_example_prints_the_same_numbers(capsys):
+    torch.manual_seed(0)
+    logits = torch.randn(4)
+    dist = OneHotCategorical(logits=logits)
+    print(dist.rsample((3,)))
+    assert capsys.readouterr().out == (
+        "tensor([[1., 0., 0., 0.],\n        [0., 0., 0., 1.],\n        [1., 0., 0., 0.]])\n"
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "shown"),
+    [
+        ({}, "OneHotCategorical(logits: (2, 3))"),
+        ({"grad_method": RELAXED}, "RelaxedOneHot"),
+        ({"temperature": 0.5}, "temperature: 0.5"),
+        ({"unimix": 0.01}, "unimix: 0.01"),
+        ({"dtype": torch.bool}, "dtype: torch.bool"),
+    ],
+    ids=lambda option: next(iter(option), "") if isinstance(option, dict) else "",
+)
+def test_repr_shows_what_is_not_the_default(options, shown):
+    assert shown in repr(OneHotCategorical(torch.zeros(2, 3), **options))
+
+
+# Parameters, moments and entropy --------------------------------------------------------------------------------------
+
+MOMENTS = {
+    "logits": lambda d: d.logits,
+    "probs": lambda d: d.probs,
+    "mean": lambda d: d.mean,
+    "variance": lambda d: d.variance,
+    "entropy": lambda d: d.entropy(),
+}
+
+
+@each_unimix
+@each_kind
+@each_dtype
+@each_batch
+@pytest.mark.parametrize("member", MOMENTS)
+def test_moment(member, batch, dtype, kind, unimix):
+    case = make(kind, batch, dtype, unimix)
+    assert_accurate(*map(MOMENTS[member], case))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
+@pytest.mark.parametrize("level", [0, 30, 55, 1000], ids="level {}".format)
+@pytest.mark.parametrize("member", [*MOMENTS, "log_prob"])
+def test_error_over_many_rows_is_that_of_torch(member, level, dtype):
+    """The largest of 4000 errors is no more than twice torch's, wherever the logits lie, in units of the result."""
+    x = (torch.randn(4000, COLUMNS) * 4 + level).to(dtype)
+    function = MOMENTS.get(member, lambda d: d.log_prob(d.enumerate_support()).t())
+    ours, low, oracle = (
+        function(d) for d in (OneHotCategorical(x), by_torch("logits", x), by_torch("logits", x.double()))
+    )
+    error, torch_error = ((found.double() - oracle).abs().max().item() for found in (ours, low))
+    assert error <= 2 * torch_error + torch.finfo(dtype).eps
+
+
+def test_entropy_of_peaked_rows_is_not_negative(backend):
+    x = torch.full((200, COLUMNS), -20.0)
+    x[:, 2] = 50 + torch.rand(200)
+    entropy = OneHotCategorical(x).entropy()
+    assert (entropy >= 0).all()
+    assert (entropy < 1e-20).all()
+
+
+@each_kind
+@each_dtype
+def test_stddev_is_the_root_of_the_variance(dtype, kind):
+    case = make(kind, (2, 3), dtype)
+    rtol = 2 * torch.finfo(dtype).eps
+    torch.testing.assert_close(case.ours.stddev**2, case.ours.variance, rtol=2 * rtol, atol=1e-6)
+    torch.testing.assert_close(
+        case.ours.stddev.double(), case.oracle.stddev, rtol=rtol, atol=1e-2 * torch.finfo(dtype).eps ** 0.5
+    )
+
+
+def test_unimix_1_is_uniform():
+    dist = OneHotCategorical(torch.randn(3, COLUMNS), unimix=1.0)
+    torch.testing.assert_close(dist.probs, torch.full((3, COLUMNS), 1 / COLUMNS))
+    torch.testing.assert_close(dist.entropy(), torch.full((3,), math.log(COLUMNS)))
+
+
+def test_unimix_gives_every_category_a_share():
+    dist = OneHotCategorical(torch.tensor([0.0, -math.inf, -1e4]), unimix=0.3)
+    torch.testing.assert_close(dist.probs, torch.tensor([0.8, 0.1, 0.1]))
+    torch.testing.assert_close(dist.log_prob_index(torch.tensor([1, 2])), torch.tensor([0.1, 0.1]).log())
+
+
+@pytest.mark.parametrize("level", [1e4, -1e4])
+def test_results_do_not_depend_on_the_level_of_the_logits(level):
+    x = torch.tensor([0.0, 1.0, 3.0, 3.0]) + level
+    dist, oracle = OneHotCategorical(x), D.OneHotCategorical(logits=x.double())
+    for member in MOMENTS.values():
+        torch.testing.assert_close(member(dist).double(), member(oracle), rtol=1e-6, atol=1e-6)
+    # log_prob is a logit minus the logsumexp, as in torch: it cannot be finer than a unit in the last place of both.
+    torch.testing.assert_close(dist.log_prob_index(torch.tensor(1)).double(), oracle.logits[1], rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("level", [3e38, -3e38])
+def test_equal_logits_at_the_ends_of_their_range(level):
+    dist = OneHotCategorical(torch.full((4,), level))
+    torch.testing.assert_close(dist.probs, torch.full((4,), 0.25))
+    torch.testing.assert_close(dist.entropy(), torch.tensor(math.log(4)))
+    assert dist.sample().sum() == 1
+
+
+def test_spread_of_the_logits_up_to_the_largest_number_of_their_dtype():
+    dist = OneHotCategorical(torch.tensor([3e38, -3e38, 0.0]))
+    assert torch.equal(dist.probs, torch.tensor([1.0, 0.0, 0.0]))
+    assert dist.entropy() == 0
+    assert torch.equal(dist.sample(), torch.tensor([1, 0, 0]))
+
+
+@each_kind
+def test_param_shape_num_samples_num_params(kind):
+    dist = make(kind, (2, 3), torch.float32).ours
+    assert dist.param_shape == (2, 3, COLUMNS)
+    assert dist.num_samples == COLUMNS
+    assert dist.num_params == 1
+
+
+def test_support_and_arg_constraints():
+    dist = OneHotCategorical(torch.zeros(COLUMNS))
+    assert dist.support is constraints.one_hot
+    assert dist.support.check(dist.sample((5,))).all()
+    assert set(dist.arg_constraints) == {"logits", "probs"}
+    for name, constraint in dist.arg_constraints.items():
+        assert constraint.check(getattr(dist, name)).all()
+
+
+# Samples --------------------------------------------------------------------------------------------------------------
+
+DRAWS = {
+    "sample": lambda d, *a, **k: d.sample(*a, **k),
+    "rsample": lambda d, *a, **k: d.rsample(*a, **k),
+    "sample_index": lambda d, *a, **k: one_hot(d.sample_index(*a, **k), columns=d.num_samples),
+    "sample_and_log_prob": lambda d, *a, **k: d.sample_and_log_prob(*a, **k)[0],
+    "rsample_and_log_prob": lambda d, *a, **k: d.rsample_and_log_prob(*a, **k)[0],
+}
+each_draw = pytest.mark.parametrize("draw", DRAWS)
+
+
+@pytest.mark.parametrize(
+    ("given", "lead"),
+    [((), ()), (None, ()), (4, (4,)), ([4, 2], (4, 2)), ((2, 1), (2, 1)), (torch.Size([3]), (3,)), (0, (0,))],
+    ids=str,
+)
+@each_batch
+@each_draw
+def test_sample_shape(draw, batch, given, lead):
+    dist = make("logits", batch, torch.float32).ours
+    drawn = DRAWS[draw](dist, given)
+    assert drawn.shape == (*lead, *batch, COLUMNS)
+    assert ((drawn == 0) | (drawn == 1)).all()
+    assert (drawn.sum(-1) == 1).all()
+
+
+@each_draw
+def test_sample_shape_may_be_left_out(draw):
+    assert DRAWS[draw](OneHotCategorical(torch.zeros(3, COLUMNS))).shape == (3, COLUMNS)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype_option", VALUE_DTYPES, ids=str)
+def test_dtype_of_sample_mode_and_support(dtype_option, dtype):
+    dist = OneHotCategorical(torch.randn(3, COLUMNS).to(dtype), dtype=dtype_option)
+    drawn = dist.sample((2,))
+    for one_hots in (drawn, dist.mode, dist.deterministic_sample, dist.enumerate_support()):
+        assert one_hots.dtype == dtype_option
+        assert (one_hots.double().sum(-1) == 1).all()
+    assert dist.rsample().dtype == dtype
+    assert dist.sample_index().dtype == torch.int64
+    assert dist.log_prob(drawn).dtype == dtype
+    assert dist.sample_and_log_prob()[0].dtype == dtype_option
+
+
+def test_sample_is_int64_by_default():
+    assert OneHotCategorical(torch.zeros(3)).sample().dtype == torch.int64
+
+
+@pytest.mark.interpreted(method=[RELAXED])
+@each_method
+@each_draw
+def test_every_way_to_draw_gives_the_same_draw(draw, method, backend):
+    dist = OneHotCategorical(torch.randn(3, 20), grad_method=method)
+    torch.manual_seed(1)
+    expected = dist.sample((2,))
+    torch.manual_seed(1)
+    assert torch.equal(DRAWS[draw](dist, (2,)).long(), expected)
+
+
+@each_method
+def test_sample_has_no_gradient_and_rsample_has_one(method):
+    x = torch.randn(3, COLUMNS, requires_grad=True)
+    dist = OneHotCategorical(x, grad_method=method, dtype=torch.float32)
+    assert not dist.sample().requires_grad
+    assert not dist.sample_and_log_prob()[0].requires_grad
+    assert dist.rsample().requires_grad
+    assert dist.rsample_and_log_prob()[0].requires_grad
+    assert dist.sample_and_log_prob()[1].requires_grad
+
+
+@pytest.mark.parametrize("method", [None, *ReparamGradientStrategy], ids=str)
+def test_has_rsample_where_a_grad_method_was_given(method):
+    assert OneHotCategorical(torch.zeros(3), grad_method=method).has_rsample is (method is not None)
+    assert OneHotCategorical(torch.zeros(3)).has_enumerate_support
+
+
+# A right sampler fails each of these once in a million seeds; the seed is fixed. Sharper tests of the sampler are in
+# tests/statistics.
+@pytest.mark.parametrize("columns", [5, 40])
+@each_unimix
+@each_kind
+def test_draws_follow_the_probabilities(kind, unimix, columns):
+    n = 40_000
+    param = torch.randn(columns) if kind == "logits" else torch.rand(columns) + 0.1
+    index = OneHotCategorical(**{kind: param}, unimix=unimix).sample_index((n,))
+    expected = by_torch(kind, param.double(), unimix).probs * n
+    assert stats.chisquare(index.bincount(minlength=columns), expected).pvalue > 1e-6
+
+
+def test_unimix_draws_what_the_logits_alone_never_would():
+    """Fails a right sampler once in a million seeds: 40,000 draws at probability 0.02 are some 800."""
+    drawn = OneHotCategorical(torch.tensor([0.0, -math.inf]), unimix=0.04).sample_index((40_000,))
+    assert stats.binomtest(int(drawn.sum()), 40_000, 0.02).pvalue > 1e-6
+
+
+@pytest.mark.parametrize("draw", ["sample_and_log_prob", "rsample_and_log_prob"])
+@each_unimix
+@each_dtype
+@each_batch
+def test_sample_and_log_prob(draw, batch, dtype, unimix):
+    case = make("logits", batch, dtype, unimix)
+    drawn, log_prob = getattr(case.ours, draw)((4,))
+    assert drawn.dtype == (torch.int64 if draw == "sample_and_log_prob" else dtype)
+    assert_accurate(log_prob, case.low.log_prob(drawn), case.oracle.log_prob(drawn))
+
+
+@each_dtype
+@each_batch
+def test_mode_and_deterministic_sample(batch, dtype):
+    case = make("logits", batch, dtype)
+    assert torch.equal(case.ours.mode, case.oracle.mode.long())
+    assert torch.equal(case.ours.deterministic_sample, case.ours.mode)
+
+
+def test_mode_of_probs_and_unimix():
+    assert OneHotCategorical(probs=torch.tensor([0.2, 0.5, 0.3]), unimix=0.9).mode.tolist() == [0, 1, 0]
+
+
+@pytest.mark.parametrize("expand", [True, False])
+@each_batch
+def test_enumerate_support(batch, expand):
+    case = make("logits", batch, torch.float32)
+    values = case.ours.enumerate_support(expand=expand)
+    assert torch.equal(values, case.oracle.enumerate_support(expand=expand).long())
+    assert case.ours.log_prob(values).shape == (COLUMNS, *batch)
+
+
+# log_prob -------------------------------------------------------------------------------------------------------------
+
+# batch -> leading shapes of a value or of an index: the batch's own, with draws before it, fewer, and broadcast.
+LEADS = {
+    (): [(), (5,), (4, 5)],
+    (1,): [(1,), (), (4,), (4, 1)],
+    (3,): [(3,), (), (1,), (2, 3), (2, 1), (4, 2, 3)],
+    (2, 3): [(2, 3), (), (3,), (1,), (1, 3), (2, 1), (5, 2, 3), (5, 1, 1), (5, 1, 3)],
+}
+each_batch_of_leads = pytest.mark.parametrize("batch", LEADS, ids=str)
+
+
+@each_validate
+@each_kind
+@each_dtype
+@each_batch_of_leads
+def test_log_prob(batch, dtype, kind, validate):
+    for lead in LEADS[batch]:
+        case = make(kind, batch, dtype, validate_args=validate)
+        value = one_hot(torch.randint(COLUMNS, lead), torch.float64)
+        low, oracle = case.low.log_prob(value), case.oracle.log_prob(value)
+        assert_accurate(case.ours.log_prob(value), low, oracle)
+        # Once more, now that the logsumexp is known.
+        assert_accurate(case.ours.log_prob(value), low, oracle)
+
+
+@each_validate
+@pytest.mark.parametrize("value_dtype", VALUE_DTYPES, ids=str)
+def test_log_prob_of_values_of_any_dtype(value_dtype, validate):
+    case = make("logits", (2, 3), torch.float32, validate_args=validate)
+    index = torch.randint(COLUMNS, (4, 2, 3))
+    oracle = case.oracle.log_prob(one_hot(index).double())
+    assert_accurate(case.ours.log_prob(one_hot(index, value_dtype)), case.low.log_prob(one_hot(index)), oracle)
+
+
+@each_validate
+@each_unimix
+@each_dtype
+@each_batch_of_leads
+def test_log_prob_index(batch, dtype, unimix, validate):
+    for lead in LEADS[batch]:
+        case = make("logits", batch, dtype, unimix, validate_args=validate)
+        index = torch.randint(COLUMNS, lead)
+        value = one_hot(index).double()
+        assert_accurate(case.ours.log_prob_index(index), case.low.log_prob(value), case.oracle.log_prob(value))
+
+
+@pytest.mark.parametrize("index_dtype", INTEGER_DTYPES, ids=str)
+def test_log_prob_index_of_any_integer_dtype(index_dtype):
+    dist = make("logits", (3,), torch.float32).ours
+    index = torch.tensor([0, 3, COLUMNS - 1])
+    assert torch.equal(dist.log_prob_index(index.to(index_dtype)), dist.log_prob(one_hot(index)))
+
+
+@each_validate
+@pytest.mark.parametrize("value", [lambda v: v.expand(4, 2, 3, COLUMNS), lambda v: v.mT.contiguous().mT], ids=str)
+def test_log_prob_of_strided_values(value, validate):
+    case = make("logits", (2, 3), torch.float32, validate_args=validate)
+    plain = one_hot(torch.randint(COLUMNS, (2, 3)), torch.float64)
+    assert_accurate(*(d.log_prob(value(plain)) for d in case))
+
+
+# expand ---------------------------------------------------------------------------------------------------------------
+
+OPTIONS = {
+    "grad_method": RELAXED,
+    "temperature": 0.5,
+    "unimix": 0.1,
+    "dtype": torch.bool,
+}
+
+
+@pytest.mark.parametrize("validate", [True, False])
+@each_kind
+def test_expand_keeps_every_option(kind, validate):
+    dist = OneHotCategorical(**{kind: torch.rand(3, COLUMNS)}, **OPTIONS, validate_args=validate)
+    expanded = dist.expand((2, 3))
+    assert {name: getattr(expanded, name) for name in OPTIONS} == OPTIONS
+    assert expanded.has_rsample
+    assert expanded.sample().dtype == torch.bool
+    assert expanded._validate_args is validate
+    assert type(expanded) is OneHotCategorical
+
+
+@each_kind
+@each_unimix
+@pytest.mark.parametrize("used", [False, True], ids=["fresh", "used"])
+def test_expand_gives_the_same_distribution(kind, unimix, used):
+    case = make(kind, (3,), torch.float32, unimix)
+    if used:  # so that there are statistics to expand
+        case.ours.entropy()
+        case.ours.sample()
+    expanded = case.ours.expand(torch.Size([4, 2, 3]))
+    assert expanded.batch_shape == (4, 2, 3)
+    assert expanded.param_shape == (4, 2, 3, COLUMNS)
+    assert expanded.sample((5,)).shape == (5, 4, 2, 3, COLUMNS)
+    assert torch.equal(expanded.mode, case.ours.mode.expand(4, 2, 3, COLUMNS))
+    value = one_hot(torch.randint(COLUMNS, (4, 2, 3))).double()
+    assert_accurate(expanded.log_prob(value), case.low.log_prob(value), case.oracle.log_prob(value))
+    for member in MOMENTS.values():
+        wide = case.low.expand((4, 2, 3)), case.oracle.expand((4, 2, 3))
+        assert_accurate(member(expanded), *map(member, wide))
+
+
+def test_expand_copies_no_memory():
+    x = torch.randn(3, COLUMNS)
+    assert OneHotCategorical(x).expand((100, 3))._param.data_ptr() == x.data_ptr()
+
+
+def test_expand_of_a_temperature_per_row():
+    temperature = torch.tensor([0.5, 2.0, 1.0])
+    x = torch.randn(3, COLUMNS, requires_grad=True)
+    dist = OneHotCategorical(x, grad_method=RELAXED, temperature=temperature)
+    dist.expand((2, 3)).rsample().pow(2).sum().backward()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+
+
+def test_expand_of_a_subclass_needs_its_own():
+    class Narrow(OneHotCategorical):
+        def __init__(self) -> None:
+            super().__init__(torch.zeros(3))
+
+    with pytest.raises(NotImplementedError, match="Narrow"):
+        Narrow().expand((2,))
+
+
+# Kullback-Leibler divergence ------------------------------------------------------------------------------------------
+
+# Who is p, who is q.
+PAIRS = {"ours, ours": (0, 0), "ours, torch": (0, 1), "torch, ours": (1, 0)}
+each_pair = pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
+
+
+@each_pair
+@each_kind
+@each_unimix
+@each_dtype
+def test_kl_divergence(pair, kind, unimix, dtype):
+    for batch_p, batch_q in (((), ()), ((2, 3), (2, 3)), ((2, 3), (3,)), ((), (3,))):
+        p, q = make(kind, batch_p, dtype, unimix), make(kind, batch_q, dtype, unimix)
+        found = D.kl_divergence(p[pair[0]], q[pair[1]])
+        low, oracle = D.kl_divergence(p.low, q.low), D.kl_divergence(p.oracle, q.oracle)
+        if pair == (0, 0):
+            assert_accurate(found, low, oracle)
+            continue
+        # A torch distribution in half precision hands over probabilities with torch's error.
+        assert found.dtype == dtype
+        error = 2 * (low.double() - oracle).abs().max() + 4 * torch.finfo(dtype).eps * (1 + oracle)
+        assert ((found.double() - oracle).abs() <= error).all()
+
+
+@each_pair
+def test_kl_divergence_of_equals_is_0(pair):
+    x = torch.randn(3, COLUMNS)
+    both = OneHotCategorical(x), D.OneHotCategorical(logits=x)
+    torch.testing.assert_close(D.kl_divergence(both[pair[0]], both[pair[1]]), torch.zeros(3))
+
+
+@each_pair
+@pytest.mark.parametrize(
+    ("p", "q", "expected"),
+    [
+        ([0.0, 0.5, 0.5], [0.0, 0.5, 0.5], 0.0),
+        ([0.0, 0.5, 0.5], [0.5, 0.25, 0.25], math.log(2)),
+        ([0.5, 0.5, 0.0], [0.0, 0.5, 0.5], math.inf),
+        ([0.5, 0.25, 0.25], [0.0, 0.5, 0.5], math.inf),
+    ],
+    ids=["0 in both", "0 in p", "0 in each", "0 in q"],
+)
+@each_kind
+def test_kl_divergence_at_probability_0(pair, kind, p, q, expected):
+    def both(weights: list[float]) -> tuple[D.Distribution, D.Distribution]:
+        w = torch.tensor(weights)
+        param = {kind: w.log() if kind == "logits" else w}
+        return OneHotCategorical(**param), D.OneHotCategorical(**param)
+
+    found = D.kl_divergence(both(p)[pair[0]], both(q)[pair[1]])
+    torch.testing.assert_close(found, torch.tensor(expected))
+
+
+@each_pair
+def test_kl_gradient_where_both_are_never_drawn(pair):
+    """The same as without that category, whatever torch makes of it."""
+    leaves = [torch.randn(3, 4, dtype=torch.float64, requires_grad=True) for _ in range(2)]
+    never = torch.full((3, 1), -math.inf, dtype=torch.float64)
+
+    p, q = (
+        (OneHotCategorical, D.OneHotCategorical)[of_torch](logits=torch.cat([leaf, never], -1))
+        for of_torch, leaf in zip(pair, leaves, strict=True)
+    )
+    found = torch.autograd.grad(D.kl_divergence(p, q).sum(), leaves)
+    p, q = (D.OneHotCategorical(logits=leaf) for leaf in leaves)
+    torch.testing.assert_close(found, torch.autograd.grad(D.kl_divergence(p, q).sum(), leaves))
+
+
+@each_kind
+def test_kl_gradient_at_probability_0_is_0(kind):
+    w = torch.tensor([0.0, 0.3, 0.7])
+    leaves = [(v.log() if kind == "logits" else v).requires_grad_() for v in (w, w.flip(-1).roll(1))]
+    p, q = (OneHotCategorical(**{kind: leaf}) for leaf in leaves)
+    D.kl_divergence(p, q).backward()
+    for leaf in leaves:
+        assert leaf.grad is not None
+        assert leaf.grad[0] == 0
+        assert leaf.grad.isfinite().all()
+
+
+# Backends -------------------------------------------------------------------------------------------------------------
+
+
+def test_members_on_each_backend(backend):
+    """A walk through the class on both backends; the kernels' own, finer tests are in tests/test_kernels.py."""
+    x = torch.randn(3, 20)
+    dist, oracle = OneHotCategorical(x, dtype=torch.bool), D.OneHotCategorical(logits=x.double())
+    drawn, log_prob = dist.sample_and_log_prob((2,))
+    assert drawn.dtype == torch.bool
+    assert (drawn.sum(-1) == 1).all()
+    for found in (log_prob, dist.log_prob(drawn), dist.log_prob_index(drawn.long().argmax(-1))):
+        torch.testing.assert_close(found.double(), oracle.log_prob(drawn.double()), rtol=1e-5, atol=1e-5)
+    for member in MOMENTS.values():
+        torch.testing.assert_close(member(dist).double(), member(oracle), rtol=1e-5, atol=1e-6)
+    assert torch.equal(dist.mode, oracle.mode.bool())
+
+
+def test_use_backend_nests_and_restores():
+    with use_backend("eager"):
+        with pytest.raises(KeyError), use_backend("triton"):
+            raise KeyError
+        assert not ops.uses_kernels(torch.device("cuda"))
+    assert ops.uses_kernels(torch.device("cuda"))
+    assert not ops.uses_kernels(torch.device("cpu"))
+
+
+def test_use_backend_says_which_names_there_are():
+    expected = "name: expected one of 'auto', 'triton', 'eager', found 'cuda'"
+    with pytest.raises(ValueError, match=f"^{expected}$"), use_backend("cuda"):
+        pass
+
+
+def test_use_backend_triton_says_why_it_cannot_run(monkeypatch):
+    dist = OneHotCategorical(torch.zeros(3))
+    with use_backend("triton"):
+        monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+        with pytest.raises(RuntimeError, match="do not run on cpu tensors; TRITON_INTERPRET=1"):
+            dist.entropy()
+        monkeypatch.setattr(ops, "_TRITON_IS_THERE", False)
+        with pytest.raises(RuntimeError, match="Triton is not installed"):
+            dist.entropy()

@@ -1,0 +1,745 @@
+"""The hard cases of the design, one answer each, and what is said of bad input.
+
+Each section is a row of the design's table.
+"""
+
+import math
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any, cast
+
+import mpmath
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+from torch import distributions as D
+
+from onehot_triton import OneHotCategorical, ReparamGradientStrategy, reference
+
+INF, NAN = math.inf, math.nan
+PASS, RELAXED = ReparamGradientStrategy.PassThrough, ReparamGradientStrategy.RelaxedOneHot
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+each_method = pytest.mark.parametrize("method", [PASS, RELAXED], ids=str)
+each_dtype = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+
+
+def draws(dist: OneHotCategorical, n: int) -> list[Tensor]:
+    """Indices by every way to draw."""
+    return [
+        dist.sample_index((n,)),
+        dist.sample((n,)).argmax(-1),
+        dist.rsample((n,)).argmax(-1),
+        dist.sample_and_log_prob((n,))[0].argmax(-1),
+    ]
+
+
+# logit -inf, probability 0 --------------------------------------------------------------------------------------------
+
+
+@each_dtype
+@pytest.mark.parametrize("kind", ["logits", "probs"])
+@pytest.mark.parametrize("columns", [4, 40], ids="{} columns".format)
+def test_a_category_of_probability_0_is_never_drawn(kind, dtype, columns):
+    x = torch.randn(2, columns)
+    x[:, [0, -1]] = -INF
+    x[1, 2] = -INF
+    dist = OneHotCategorical(**{kind: (x if kind == "logits" else x.exp()).to(dtype)})
+    never = x == -INF
+    for index in draws(dist, 5000):
+        assert not never.expand(*index.shape, columns).gather(-1, index.unsqueeze(-1)).any()
+    log_prob = dist.log_prob_index(torch.arange(columns).unsqueeze(-1)).t()
+    assert torch.equal(log_prob == -INF, never)
+    assert torch.equal(dist.log_prob(dist.enumerate_support()).t() == -INF, never)
+    assert torch.equal(dist.probs == 0, never)
+    assert torch.equal(dist.logits == -INF, never)
+    expected = D.OneHotCategorical(
+        logits=x.to(dtype).double() if kind == "logits" else x.exp().to(dtype).double().log()
+    )
+    torch.testing.assert_close(dist.entropy().double(), expected.entropy(), rtol=0.01, atol=1e-5)
+
+
+def test_a_category_of_probability_0_on_each_backend(backend):
+    x = torch.tensor([[-INF, 0.0, -INF], [1.0, -INF, -INF]])
+    dist = OneHotCategorical(x)
+    for index in draws(dist, 5):
+        assert torch.equal(index, torch.tensor([1, 0]).expand(5, 2))
+    assert dist.log_prob_index(torch.tensor([0, 0])).tolist() == [-INF, 0.0]
+    assert dist.log_prob(torch.eye(3)[:2]).tolist() == [-INF, -INF]
+    assert dist.entropy().tolist() == [0.0, 0.0]
+
+
+def test_a_value_that_float32_cannot_tell_from_0_is_still_drawn_as_often_as_it_should():
+    """A subnormal weight beside one of its own size. Fails a right sampler once in a million seeds."""
+    index = OneHotCategorical(probs=torch.tensor([1e-42, 0.0, 3e-42])).sample_index((20_000,))
+    weights = torch.tensor([1e-42, 0.0, 3e-42]).double()
+    counts = index.bincount(minlength=3)
+    assert counts[1] == 0
+    assert stats.binomtest(int(counts[0]), 20_000, float(weights[0] / weights.sum())).pvalue > 1e-6
+
+
+# A row all -inf, NaN, +inf --------------------------------------------------------------------------------------------
+
+BAD_ROWS = {
+    "NaN": ("logits", [0.0, NAN, 0.0], "logits: expected neither NaN nor +inf, found nan at [1, 1]"),
+    "+inf": ("logits", [0.0, 0.0, INF], "logits: expected neither NaN nor +inf, found inf at [1, 2]"),
+    "+inf and -inf": ("logits", [INF, -INF, 0.0], "logits: expected neither NaN nor +inf, found inf at [1, 0]"),
+    "NaN and +inf": ("logits", [NAN, INF, 0.0], "logits: expected neither NaN nor +inf, found nan at [1, 0]"),
+    "all -inf": (
+        "logits",
+        [-INF, -INF, -INF],
+        "logits: expected a value above -inf in every row, found a row of -inf alone at [1]",
+    ),
+    "negative weight": ("probs", [0.5, -0.5, 0.0], "probs: expected values >= 0 and finite, found -0.5 at [1, 1]"),
+    "NaN weight": ("probs", [0.5, 0.5, NAN], "probs: expected values >= 0 and finite, found nan at [1, 2]"),
+    "infinite weight": ("probs", [INF, 0.5, 0.0], "probs: expected values >= 0 and finite, found inf at [1, 0]"),
+    "all weights 0": (
+        "probs",
+        [0.0, 0.0, 0.0],
+        "probs: expected a positive sum in every row, found a row of 0.0 alone at [1]",
+    ),
+}
+# NumPy, which interprets the kernels, warns of the very NaN and -inf that are asked for.
+makes_nan = pytest.mark.filterwarnings("ignore:(invalid value|divide by zero) encountered:RuntimeWarning")
+each_bad_row = pytest.mark.parametrize(("kind", "row", "message"), BAD_ROWS.values(), ids=BAD_ROWS)
+
+
+def with_bad_row(kind: str, row: list[float]) -> dict[str, Tensor]:
+    """Rows 1 and 2 of three are bad: the first of them is to be named."""
+    return {kind: torch.tensor([[0.1, 0.2, 0.7], row, row])}
+
+
+@each_bad_row
+@pytest.mark.parametrize("validate", [None, True])
+@pytest.mark.parametrize("unimix", [0.0, 0.1])
+def test_bad_row_checked(kind, row, message, validate, unimix):
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - the whole message is compared
+        OneHotCategorical(**with_bad_row(kind, row), validate_args=validate, unimix=unimix)
+    assert str(error.value) == message
+
+
+@pytest.mark.interpreted(columns=[3], row=[BAD_ROWS[name][1] for name in ("NaN", "+inf", "all -inf")])
+@makes_nan
+@each_bad_row
+@pytest.mark.parametrize("columns", [3, 40], ids="{} columns".format)
+def test_bad_row_unchecked(kind, row, message, columns, backend):
+    """log_prob NaN, an all-zero sample, and the rows beside it as if it were not there."""
+    params = {k: torch.cat([v, v[:, :1].expand(3, columns - 3)], -1) for k, v in with_bad_row(kind, row).items()}
+    param = params[kind].requires_grad_()
+    dist = OneHotCategorical(**params, validate_args=False)
+    alone = OneHotCategorical(**{kind: param.detach()[:1]})
+    for one_hot in (dist.sample((5,)), dist.rsample((5,)), dist.sample_and_log_prob((5,))[0], dist.mode.unsqueeze(0)):
+        assert (one_hot[:, 1:] == 0).all()
+        assert (one_hot[:, 0].sum(-1) == 1).all()
+    index = dist.sample_index((5,))
+    assert (index[:, 1:] == -1).all()
+    assert ((index[:, 0] >= 0) & (index[:, 0] < columns)).all()
+    for k in range(3):
+        value = torch.eye(columns)[k].expand(3, columns)
+        for log_prob in (dist.log_prob(value), dist.log_prob_index(torch.tensor([k] * 3))):
+            assert log_prob[1:].isnan().all()
+            torch.testing.assert_close(log_prob[:1], alone.log_prob(value[:1]))
+    assert dist.sample_and_log_prob()[1][1:].isnan().all()
+    assert dist.entropy()[1:].isnan().all()
+    torch.testing.assert_close(dist.entropy()[:1], alone.entropy())
+    torch.testing.assert_close(dist.probs[:1], alone.probs)
+
+
+@makes_nan
+@each_method
+def test_bad_row_does_not_spoil_the_gradients_of_others(method, backend):
+    x = torch.tensor([[0.1, 0.2, 0.7], [NAN, 0.0, 0.0], [-INF, -INF, -INF]])
+    grad, found = torch.randn(1, 3), []
+    for rows in (3, 1):
+        param = x[:rows].clone().requires_grad_()
+        dist = OneHotCategorical(param, grad_method=method, validate_args=False)
+        torch.manual_seed(1)
+        (dist.rsample() * grad).sum().backward()
+        (dist.entropy() + dist.log_prob_index(torch.zeros(rows, dtype=torch.int64))).sum().backward()
+        assert param.grad is not None
+        found.append(param.grad[:1])
+    if method is PASS:
+        torch.testing.assert_close(*found)
+    assert found[0].isfinite().all()
+
+
+@pytest.mark.interpreted(index=[3, -(2**40)])
+@pytest.mark.parametrize("index", [-1, 3, 2**40, -(2**40)])
+def test_index_out_of_bounds_unchecked(index, backend):
+    """NaN there, no access out of bounds, and no gradient to another column."""
+    x = torch.tensor([[0.0, 1.0, 2.0], [0.0, 1.0, 2.0]], requires_grad=True)
+    dist = OneHotCategorical(x, validate_args=False)
+    log_prob = dist.log_prob_index(torch.tensor([index, 1]))
+    assert log_prob[0].isnan()
+    torch.testing.assert_close(log_prob[1], dist.logits[1, 1])
+    log_prob[1].backward()
+    assert x.grad is not None
+    assert (x.grad[0] == 0).all()
+    torch.testing.assert_close(x.grad[1], torch.tensor([0.0, 1.0, 0.0]) - dist.probs[1].detach())
+
+
+# Ties in mode ---------------------------------------------------------------------------------------------------------
+
+
+@each_dtype
+def test_mode_is_the_first_of_ties(dtype):
+    x = torch.tensor([[0, 3, 3, 1], [2, 2, 2, 2], [0, 0, 0, 5]], dtype=dtype)
+    for param in ({"logits": x}, {"probs": x}):
+        assert OneHotCategorical(**param).mode.argmax(-1).tolist() == [1, 0, 3]
+        assert (OneHotCategorical(**param).mode.sum(-1) == 1).all()
+
+
+def test_mode_of_a_long_row_of_ties():
+    assert OneHotCategorical(torch.zeros(100_000)).mode.nonzero().tolist() == [[0]]
+
+
+# validate_args --------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def torch_default_off() -> Any:
+    D.Distribution.set_default_validate_args(False)
+    yield
+    D.Distribution.set_default_validate_args(True)
+
+
+def bad_things(validate: bool | None) -> list[Callable[[], object]]:
+    """What only a check of values can catch."""
+    dist = OneHotCategorical(torch.zeros(3), validate_args=validate)
+    return [
+        lambda: OneHotCategorical(torch.tensor([NAN, 0.0]), validate_args=validate),
+        lambda: OneHotCategorical(torch.zeros(1, 3), temperature=torch.tensor([0.0]), validate_args=validate),
+        lambda: dist.log_prob(torch.ones(3)),
+        lambda: dist.log_prob_index(torch.tensor(3)),
+    ]
+
+
+@pytest.mark.parametrize("thing", range(4), ids=["logits", "temperature", "log_prob", "log_prob_index"])
+def test_validate_args_none_is_torchs_default_on_the_cpu(thing, request):
+    for validate in (None, True):
+        with pytest.raises(ValueError, match="expected"):
+            bad_things(validate)[thing]()
+    bad_things(False)[thing]()
+    request.getfixturevalue("torch_default_off")
+    bad_things(None)[thing]()
+    with pytest.raises(ValueError, match="expected"):
+        bad_things(True)[thing]()
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("thing", range(2), ids=["logits", "temperature"])
+def test_validate_args_none_is_off_on_a_gpu(thing):
+    with torch.device("cuda"):
+        bad_things(None)[thing]()
+        with pytest.raises(ValueError, match="expected"):
+            bad_things(True)[thing]()
+
+
+def test_no_global_is_changed():
+    """Not torch's default validation, nor its random state, dtype, threads or gradient mode, by import and use."""
+    script = """
+import torch
+from torch import distributions as D
+def state():
+    return (D.Distribution._validate_args, torch.get_default_dtype(), torch.get_num_threads(), torch.is_grad_enabled(),
+            torch.get_rng_state().sum().item(), torch.are_deterministic_algorithms_enabled(),
+            torch.get_float32_matmul_precision(), torch.is_anomaly_enabled())
+before, kl = state(), D.kl_divergence(D.OneHotCategorical(torch.ones(2)), D.OneHotCategorical(torch.ones(2)))
+import onehot_triton
+dist = onehot_triton.OneHotCategorical(torch.randn(3, generator=torch.Generator()), validate_args=False)
+dist.log_prob(dist.sample(generator=torch.Generator())); dist.entropy(); dist.expand((2,))
+onehot_triton.RelaxedOneHotCategorical(1.0, torch.ones(2))
+assert state() == before, (before, state())
+assert D.kl_divergence(D.OneHotCategorical(torch.ones(2)), D.OneHotCategorical(torch.ones(2))) == kl
+assert D.OneHotCategorical(torch.ones(2))._validate_args
+"""
+    subprocess.run([sys.executable, "-c", script], check=True)
+
+
+# Bad one-hot values ---------------------------------------------------------------------------------------------------
+
+BAD_VALUES = {
+    "no one": ([0, 0, 0], "0 ones and 0 other values than 0 and 1"),
+    "two ones": ([1, 0, 1], "2 ones and 0 other values than 0 and 1"),
+    "not a one": ([0, 0.5, 0], "0 ones and 1 other values than 0 and 1"),
+    "soft": ([0.5, 0.5, 0], "0 ones and 2 other values than 0 and 1"),
+    "one and -1": ([1, -1, 0], "1 ones and 1 other values than 0 and 1"),
+    "NaN": ([1, NAN, 0], "1 ones and 1 other values than 0 and 1"),
+    "two": ([0, 0, 2], "0 ones and 1 other values than 0 and 1"),
+}
+
+
+@pytest.mark.parametrize(("row", "found"), BAD_VALUES.values(), ids=BAD_VALUES)
+@pytest.mark.parametrize("lead", [(), (2,)], ids=str)
+def test_bad_one_hot_values_are_caught(row, found, lead):
+    value = torch.tensor([[0, 0, 1.0], [0, 1, 0], row]).expand(*lead, 3, 3)
+    at = [0] * len(lead) + [2]
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - the whole message is compared
+        OneHotCategorical(torch.zeros(3, 3)).log_prob(value)
+    assert str(error.value) == f"value: expected one-hot rows, a single 1 among zeros, found {found} at {at}"
+
+
+def test_bad_one_hot_values_unchecked_count_by_their_first_maximum(backend):
+    dist = OneHotCategorical(torch.arange(3.0), validate_args=False)
+    value = torch.tensor([[0.2, 0.7, 0.1], [1, 0, 1], [0, 0, 0]])
+    assert torch.equal(dist.log_prob(value), dist.log_prob_index(torch.tensor([1, 0, 0])))
+
+
+# Empty, 0-d, strided, long --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.interpreted(batch=[(2, 0)], sample_shape=[(2,)])
+@pytest.mark.parametrize("batch", [(0,), (2, 0), (0, 3)], ids=str)
+@pytest.mark.parametrize("sample_shape", [(), (2,), (0,)], ids=str)
+@each_method
+def test_empty_batch(batch, sample_shape, method, backend):
+    x = torch.zeros(*batch, 5, requires_grad=True)
+    dist = OneHotCategorical(x, grad_method=method)
+    shape = sample_shape + batch
+    assert dist.sample(sample_shape).shape == (*shape, 5)
+    assert dist.sample_index(sample_shape).shape == shape
+    drawn, log_prob = dist.rsample_and_log_prob(sample_shape)
+    assert drawn.shape == (*shape, 5)
+    assert log_prob.shape == dist.log_prob(drawn).shape == shape
+    assert (
+        dist.entropy().shape == dist.log_prob_index(drawn.long().argmax(-1)).shape == shape[len(sample_shape) :]
+        or shape
+    )
+    (drawn.sum() + log_prob.sum() + dist.entropy().sum()).backward()
+    assert x.grad is not None
+    assert x.grad.shape == x.shape
+    assert dist.mode.shape == dist.probs.shape == (*batch, 5)
+    assert D.kl_divergence(dist, dist).shape == batch
+
+
+@each_method
+def test_sample_shape_0(method, backend):
+    x = torch.zeros(3, 5, requires_grad=True)
+    dist = OneHotCategorical(x, grad_method=method)
+    drawn, log_prob = dist.rsample_and_log_prob((0,))
+    assert drawn.shape == dist.sample((0,)).shape == (0, 3, 5)
+    assert log_prob.shape == dist.sample_index((0,)).shape == dist.log_prob(drawn).shape == (0, 3)
+    (drawn.sum() + log_prob.sum()).backward()
+    assert x.grad is not None
+    assert (x.grad == 0).all()
+    torch.testing.assert_close(dist.log_prob_index(torch.tensor(0)), torch.full((3,), 0.2).log())
+
+
+@each_method
+def test_no_batch(method, backend):
+    dist = OneHotCategorical(torch.zeros(5), grad_method=method)
+    assert dist.batch_shape == ()
+    assert dist.sample().shape == dist.rsample().shape == (5,)
+    assert dist.sample_index().shape == dist.entropy().shape == dist.log_prob(dist.sample()).shape == ()
+
+
+STRIDED: dict[str, Callable[[Tensor], Tensor]] = {
+    "transposed": lambda x: x.mT.contiguous().mT,
+    "every other column": lambda x: torch.stack([x, x], -1).flatten(-2)[..., ::2],
+    "expanded batch": lambda x: x[:1].expand(4, *x.shape[1:]),
+    "expanded row": lambda x: x[..., :1].expand(x.shape),
+    "flipped batch": lambda x: x.flip(0),
+}
+
+
+@pytest.mark.interpreted(view=["transposed", "expanded batch"])
+@pytest.mark.parametrize("view", STRIDED)
+def test_strided_logits(view, backend):
+    """The layout changes nothing: neither values nor draws."""
+    strided = STRIDED[view](torch.randn(4, 3, 30))
+    dist, same = (OneHotCategorical(x) for x in (strided, strided.contiguous()))
+    value = torch.nn.functional.one_hot(torch.randint(30, (4, 3)), 30)
+    torch.testing.assert_close(dist.entropy(), same.entropy())
+    torch.testing.assert_close(dist.log_prob(value), same.log_prob(value))
+    drawn = []
+    for d in (dist, same):
+        torch.manual_seed(1)
+        drawn.append(d.sample((2,)))
+    assert torch.equal(*drawn)
+
+
+def test_draws_x_columns_above_2_to_the_31():
+    """Indices of elements pass 2^31; nothing so large is made."""
+    columns, n = 2**20, 2**11 + 1
+    x = torch.full((columns,), -INF)
+    x[-1] = 0
+    assert (OneHotCategorical(x).sample_index((n,)) == columns - 1).all()
+
+
+@pytest.mark.gpu
+@each_method
+def test_rows_x_columns_above_2_to_the_31(method):
+    """The last rows of a batch with more than 2^31 elements, in memory and expanded."""
+    rows, columns = 2**14 + 8, 2**17
+    for x in (torch.zeros(1, columns, device="cuda"), torch.zeros(rows, columns, device="cuda", dtype=torch.bfloat16)):
+        x[-1] = -INF
+        x[-1, -1] = 0
+        dist = OneHotCategorical(x.expand(rows, columns), grad_method=method, dtype=torch.bool)
+        assert dist.sample()[-1, -1]
+        assert dist.sample_index()[-1] == columns - 1
+        assert dist.log_prob_index(torch.full((rows,), columns - 1, device="cuda"))[-1] == 0
+        assert dist.entropy()[-1] == 0
+
+
+# bool one-hot values --------------------------------------------------------------------------------------------------
+
+
+def test_bool_one_hot_values(backend):
+    dist = OneHotCategorical(torch.randn(4, 5), dtype=torch.bool)
+    drawn, log_prob = dist.sample_and_log_prob((3,))
+    assert drawn.dtype == torch.bool
+    torch.testing.assert_close(dist.log_prob(drawn), log_prob)
+    unchecked = OneHotCategorical(dist.logits, validate_args=False)
+    torch.testing.assert_close(unchecked.log_prob(drawn), log_prob)
+
+
+# More than 2^24 categories --------------------------------------------------------------------------------------------
+
+
+def test_more_than_2_to_the_24_categories():
+    """float32 holds no odd number above 2^24: two neighbours there, each with half of the probability. Fails a right
+    sampler once in 2^39 seeds."""
+    columns, k = 2**24 + 6, 2**24 + 2
+    x = torch.full((columns,), -INF)
+    x[[k, k + 1]] = 0
+    dist = OneHotCategorical(x, dtype=torch.bool)
+    index = dist.sample_index((40,))
+    assert index.unique().tolist() == [k, k + 1]
+    torch.testing.assert_close(dist.log_prob_index(index), torch.full((40,), 0.5).log())
+    x[k + 1] = 1
+    assert dist.mode.nonzero().item() == k + 1
+    drawn, log_prob = dist.sample_and_log_prob()
+    torch.testing.assert_close(dist.log_prob(drawn), log_prob)
+
+
+# In-place change of the parameter -------------------------------------------------------------------------------------
+
+READS: dict[str, Callable[[OneHotCategorical], Tensor]] = {
+    "log_prob": lambda d: d.log_prob(torch.eye(4)[:2]),
+    "log_prob of draws": lambda d: d.log_prob(d.enumerate_support()),
+    "log_prob_index": lambda d: d.log_prob_index(torch.arange(2)),
+    "entropy": lambda d: d.entropy(),
+    "probs": lambda d: d.probs,
+    "logits": lambda d: d.logits,
+    "mode": lambda d: d.mode,
+    "sample": lambda d: d.sample((5,)),
+    "sample_and_log_prob": lambda d: d.sample_and_log_prob((5,))[1],
+    "rsample_and_log_prob": lambda d: d.rsample_and_log_prob((5,))[1],
+    "kl": lambda d: D.kl_divergence(d, OneHotCategorical(torch.zeros(4))),
+    "expand": lambda d: d.expand((3, 2)).log_prob_index(torch.zeros(3, 2, dtype=torch.int64)),
+}
+
+
+@pytest.mark.parametrize("inference", [False, True], ids=["", "inference_mode"])
+@pytest.mark.parametrize("validate", [True, False], ids=["checked", "unchecked"])
+@pytest.mark.parametrize(("kind", "unimix"), [("logits", 0.0), ("probs", 0.0), ("logits", 0.1)], ids=str)
+@pytest.mark.parametrize("read", READS)
+def test_change_in_place_after_construction(read, kind, unimix, validate, inference):
+    """Results are those of the old values or of the new ones, never of the logsumexp of the old with the new."""
+    with torch.inference_mode(inference):
+        old = torch.rand(2, 4) + 0.1
+        # Where a maximum must be subtracted now, and was not before.
+        new = torch.tensor([[100.0, 0.2, 90.0, 0.3], [0.1, 0.2, 100.0, 0.4]])
+        param = old.clone()
+
+        def make(values: Tensor) -> OneHotCategorical:
+            return OneHotCategorical(**{kind: values}, unimix=unimix, validate_args=validate)
+
+        def result(dist: OneHotCategorical) -> Tensor:
+            torch.manual_seed(1)
+            return READS[read](dist).double()
+
+        dist = make(param)
+        expanded = dist.expand((3, 2))
+        for d in (dist, expanded):  # what can be remembered, is
+            d.entropy()
+            d.log_prob(d.sample())
+        param.copy_(new)
+        for d, batch in ((dist, (2,)), (expanded, (3, 2))):
+            found = result(d)
+            expected = [result(make(v).expand(batch)) for v in (old, new)]
+            assert any(found.shape == e.shape and torch.allclose(found, e) for e in expected)
+
+
+def test_change_in_place_between_forward_and_backward_is_an_error():
+    x = torch.randn(4, requires_grad=True)
+    logits = x * 1
+    log_prob = OneHotCategorical(logits).log_prob_index(torch.tensor(0))
+    logits.add_(1)
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        log_prob.backward()
+
+
+def test_an_optimiser_step_is_seen():
+    x = torch.zeros(4, requires_grad=True)
+    dist = OneHotCategorical(x)
+    optimiser = torch.optim.SGD([x], lr=1.0)
+    dist.log_prob_index(torch.tensor(2)).backward()
+    optimiser.step()
+    torch.testing.assert_close(dist.log_prob_index(torch.arange(4)), torch.log_softmax(x, -1))
+
+
+# Bad input: argument, what was expected, what was found, and where ----------------------------------------------------
+
+ZEROS = torch.zeros(2, 3)
+DIST = OneHotCategorical(ZEROS)
+
+
+DTYPES = (
+    "one of torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64, torch.float16, torch.bfloat16, "
+    "torch.float32, torch.float64"
+)
+
+
+def wrong(value: Any) -> Any:
+    """What a type checker would not let pass."""
+    return cast(Any, value)
+
+
+class _GeneratorElsewhere(torch.Generator):
+    """A generator of another device, which a CPU-only torch cannot make."""
+
+    @property
+    def device(self) -> torch.device:
+        return torch.device("cuda", 0)
+
+
+BAD_INPUT: dict[str, tuple[Callable[[], object], str]] = {
+    "both parameters": (
+        lambda: OneHotCategorical(ZEROS, ZEROS),
+        "logits, probs: expected exactly one of the two, found both",
+    ),
+    "no parameter": (lambda: OneHotCategorical(), "logits, probs: expected exactly one of the two, found neither"),
+    "logits no tensor": (lambda: OneHotCategorical(wrong([0.0, 1.0])), "logits: expected a tensor, found list"),
+    "probs no tensor": (lambda: OneHotCategorical(probs=wrong(0.5)), "probs: expected a tensor, found float"),
+    "integer logits": (
+        lambda: OneHotCategorical(torch.tensor([0, 1])),
+        "logits: expected float16, bfloat16, float32 or float64, found torch.int64",
+    ),
+    "0-d logits": (
+        lambda: OneHotCategorical(torch.tensor(0.0)),
+        "logits: expected [*batch, columns] with at least one column, found shape []",
+    ),
+    "no columns": (
+        lambda: OneHotCategorical(probs=torch.zeros(2, 0)),
+        "probs: expected [*batch, columns] with at least one column, found shape [2, 0]",
+    ),
+    "grad_method by name": (
+        lambda: OneHotCategorical(ZEROS, grad_method=wrong("PassThrough")),
+        "grad_method: expected None, ReparamGradientStrategy.PassThrough or ReparamGradientStrategy.RelaxedOneHot, "
+        "found 'PassThrough'",
+    ),
+    "grad_method by number": (
+        lambda: OneHotCategorical(ZEROS, grad_method=wrong(1)),
+        "grad_method: expected None, ReparamGradientStrategy.PassThrough or ReparamGradientStrategy.RelaxedOneHot, "
+        "found 1",
+    ),
+    "unimix below 0": (
+        lambda: OneHotCategorical(ZEROS, unimix=-0.1),
+        "unimix: expected a number in [0, 1], found -0.1",
+    ),
+    "unimix above 1": (
+        lambda: OneHotCategorical(ZEROS, unimix=1.5),
+        "unimix: expected a number in [0, 1], found 1.5",
+    ),
+    "unimix NaN": (
+        lambda: OneHotCategorical(ZEROS, unimix=NAN),
+        "unimix: expected a number in [0, 1], found nan",
+    ),
+    "unimix no number": (
+        lambda: OneHotCategorical(ZEROS, unimix=wrong("a")),
+        "unimix: expected a number in [0, 1], found 'a'",
+    ),
+    "dtype by name": (
+        lambda: OneHotCategorical(ZEROS, dtype=wrong("int64")),
+        f"dtype: expected {DTYPES}, found 'int64'",
+    ),
+    "complex dtype": (
+        lambda: OneHotCategorical(ZEROS, dtype=torch.complex64),
+        f"dtype: expected {DTYPES}, found torch.complex64",
+    ),
+    "temperature 0": (
+        lambda: OneHotCategorical(ZEROS, temperature=0),
+        "temperature: expected a finite number above 0, found 0",
+    ),
+    "temperature below 0": (
+        lambda: OneHotCategorical(ZEROS, temperature=-1.0),
+        "temperature: expected a finite number above 0, found -1.0",
+    ),
+    "temperature infinite": (
+        lambda: OneHotCategorical(ZEROS, temperature=INF),
+        "temperature: expected a finite number above 0, found inf",
+    ),
+    "temperature NaN": (
+        lambda: OneHotCategorical(ZEROS, temperature=NAN),
+        "temperature: expected a finite number above 0, found nan",
+    ),
+    "temperature no number": (
+        lambda: OneHotCategorical(ZEROS, temperature=wrong("hot")),
+        "temperature: expected a finite number above 0, found 'hot'",
+    ),
+    "integer temperature tensor": (
+        lambda: OneHotCategorical(ZEROS, temperature=torch.tensor(1)),
+        "temperature: expected a floating tensor, found torch.int64",
+    ),
+    "temperature of another batch": (
+        lambda: OneHotCategorical(ZEROS, temperature=torch.ones(3)),
+        "temperature: expected a shape that broadcasts to the batch [2], found [3]",
+    ),
+    "temperature of too many dimensions": (
+        lambda: OneHotCategorical(ZEROS, temperature=torch.ones(2, 2)),
+        "temperature: expected a shape that broadcasts to the batch [2], found [2, 2]",
+    ),
+    "temperature tensor 0": (
+        lambda: OneHotCategorical(ZEROS, temperature=torch.tensor(0.0)),
+        "temperature: expected finite numbers above 0, found 0.0 at []",
+    ),
+    "temperature NaN in a row": (
+        lambda: OneHotCategorical(ZEROS, temperature=torch.tensor([1.0, NAN])),
+        "temperature: expected finite numbers above 0, found nan at [1]",
+    ),
+    "sample_shape by name": (
+        lambda: DIST.sample(wrong("ab")),
+        "sample_shape: expected None, an int or a sequence of ints, found 'ab'",
+    ),
+    "sample_shape float": (
+        lambda: DIST.rsample(wrong(1.5)),
+        "sample_shape: expected None, an int or a sequence of ints, found 1.5",
+    ),
+    "sample_shape of floats": (
+        lambda: DIST.sample_index(wrong((2, 1.5))),
+        "sample_shape: expected None, an int or a sequence of ints, found (2, 1.5)",
+    ),
+    "sample_shape negative": (
+        lambda: DIST.sample_and_log_prob((2, -1)),
+        "sample_shape: expected no negative dimension, found [2, -1]",
+    ),
+    "generator no generator": (
+        lambda: DIST.sample(generator=wrong(0)),
+        "generator: expected a torch.Generator or None, found int",
+    ),
+    "generator elsewhere": (
+        lambda: DIST.rsample(generator=_GeneratorElsewhere()),
+        "generator: expected one on cpu, as the parameters, found one on cuda:0",
+    ),
+    "value no tensor": (lambda: DIST.log_prob(wrong([0, 0, 1])), "value: expected a tensor, found list"),
+    "value of another length": (
+        lambda: DIST.log_prob(torch.eye(4)),
+        "value: expected [..., 3] with a column for each category, found shape [4, 4]",
+    ),
+    "value 0-d": (
+        lambda: DIST.log_prob(torch.tensor(1)),
+        "value: expected [..., 3] with a column for each category, found shape []",
+    ),
+    "complex value": (
+        lambda: DIST.log_prob(torch.eye(3, dtype=torch.complex64)[:2]),
+        "value: expected a real tensor, found torch.complex64",
+    ),
+    "value of another batch": (
+        lambda: DIST.log_prob(torch.eye(3)),
+        "value: expected leading dimensions that broadcast with the batch [2], found [3]",
+    ),
+    "index no tensor": (lambda: DIST.log_prob_index(wrong(1)), "index: expected an integer tensor, found int"),
+    "float index": (
+        lambda: DIST.log_prob_index(torch.zeros(2)),
+        "index: expected an integer tensor, found torch.float32",
+    ),
+    "bool index": (
+        lambda: DIST.log_prob_index(torch.zeros(2, dtype=torch.bool)),
+        "index: expected an integer tensor, found torch.bool",
+    ),
+    "index of another batch": (
+        lambda: DIST.log_prob_index(torch.zeros(3, dtype=torch.int64)),
+        "index: expected leading dimensions that broadcast with the batch [2], found [3]",
+    ),
+    "index too large": (
+        lambda: DIST.log_prob_index(torch.tensor([[0, 2], [1, 3]])),
+        "index: expected 0 .. 2, found 3 at [1, 1]",
+    ),
+    "index negative": (
+        lambda: DIST.log_prob_index(torch.tensor([-1, 0])),
+        "index: expected 0 .. 2, found -1 at [0]",
+    ),
+    "kl of other lengths": (
+        lambda: D.kl_divergence(DIST, OneHotCategorical(torch.zeros(2, 4))),
+        "q: expected 3 categories, as in p, found 4",
+    ),
+}
+
+
+@pytest.mark.parametrize(("call", "message"), BAD_INPUT.values(), ids=BAD_INPUT)
+def test_bad_input(call, message):
+    with pytest.raises(ValueError) as error:  # noqa: PT011 - the whole message is compared
+        call()
+    assert str(error.value) == message
+
+
+@pytest.mark.gpu
+def test_generator_of_another_device():
+    dist = OneHotCategorical(torch.zeros(3, device="cuda"))
+    with pytest.raises(ValueError, match="generator: expected one on cuda, as the parameters, found one on cpu"):
+        dist.sample(generator=torch.Generator())
+
+
+# Devices without float64: the noise of reference.exponential_float32 --------------------------------------------------
+
+WORD = 2**32 - 1
+
+
+def test_float32_noise_is_exponential():
+    """Its sign is reversed. Fails right noise once in a million seeds."""
+    noise = reference.exponential_float32((200_000,), torch.device("cpu"))
+    assert noise.dtype == torch.float32
+    assert noise.isfinite().all()
+    assert (noise < 0).all()
+    assert stats.kstest(-noise.double(), "expon").pvalue > 1e-6
+
+
+def test_float32_noise_follows_the_generator():
+    one, same, other = (
+        reference.exponential_float32((5,), torch.device("cpu"), torch.Generator().manual_seed(s)) for s in (1, 1, 2)
+    )
+    assert torch.equal(one, same)
+    assert not torch.equal(one, other)
+
+
+@pytest.mark.parametrize(
+    ("hi", "lo"),
+    [
+        (0, 0), (0, 1), (0, WORD), (1, 0), (WORD, WORD), (WORD, WORD - 1), (WORD, 0), (WORD - 1, 5),
+        (2**31, 0), (2**31 - 1, WORD), (2**27, 12345), (WORD - 2**27, 12345), (123456789, 987654321),
+    ],
+)  # fmt: skip
+def test_float32_noise_of_extreme_words(hi, lo, monkeypatch):
+    """log(1 - v) for v = (hi + (lo + 1/2) 2^-32) 2^-32, from the smallest v to the largest, with all digits."""
+    words = torch.tensor([hi, lo]).unsqueeze(-1)
+    monkeypatch.setattr(torch, "randint", lambda *args, **options: words)
+    (found,) = reference.exponential_float32((1,), torch.device("cpu"))
+    with mpmath.workdps(60):
+        v = (mpmath.mpf(hi) + (mpmath.mpf(lo) + mpmath.mpf("0.5")) / 2**32) / 2**32
+        expected = mpmath.log(1 - v)
+        assert abs(mpmath.mpf(found.item()) / expected - 1) < 1e-6
+
+
+def test_draws_with_float32_noise(monkeypatch):
+    """As on a device without float64. Fails a right sampler once in a million seeds."""
+    monkeypatch.setattr(reference, "exponential", reference.exponential_float32)
+    n, x = 40_000, torch.randn(50)
+    counts = OneHotCategorical(x).sample_index((n,)).bincount(minlength=50)
+    assert stats.chisquare(counts, torch.softmax(x.double(), -1) * n).pvalue > 1e-6
+    x.requires_grad_()
+    OneHotCategorical(x, grad_method=RELAXED).rsample((3,)).pow(2).sum().backward()
+    assert x.grad is not None
+    assert x.grad.isfinite().all()
+
+
+def test_float64_noise_is_never_0_and_never_infinite(monkeypatch):
+    """At both ends of torch.rand: u = 0 and u = 1 - 2^-53."""
+    for u in (0.0, 1 - 2**-53):
+        monkeypatch.setattr(torch, "rand", lambda *args, u=u, **options: torch.tensor([u], dtype=torch.float64))
+        noise = reference.exponential((1,), torch.device("cpu"))
+        assert noise.isfinite().all()
+        assert (noise < 0).all()

@@ -69,7 +69,8 @@ def element_words(seed: int, offset: int, columns: int, row, draw, column) -> tu
 
 def group_words(seed: int, offset: int, row, draw, group) -> tuple[np.ndarray, np.ndarray]:
     """(high, low) word of group `group`."""
-    return words(seed, offset, GROUP_STAGE, group, row, draw)[:2]
+    high, low, *_ = words(seed, offset, GROUP_STAGE, group, row, draw)
+    return high, low
 
 
 def relaxed_words(seed: int, offset: int, columns: int, row, draw, column, stage: int = RELAXED) -> np.ndarray:

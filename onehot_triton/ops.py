@@ -138,9 +138,14 @@ class Draw(NamedTuple):
     want_logsumexp: bool = False
 
 
+def _shaped(tensor: Tensor, *shape: int) -> Tensor:
+    """`tensor` in that shape; itself where it has it, since even a view is a call through the dispatcher."""
+    return tensor if tensor.shape == shape else tensor.reshape(shape)
+
+
 def _rows(tensor: Tensor) -> Tensor:
     """[*batch, columns] -> [rows, columns]."""
-    return tensor if tensor.dim() == 2 else tensor.reshape(tensor.shape[:-1].numel(), tensor.shape[-1])
+    return _shaped(tensor, tensor.shape[:-1].numel(), tensor.shape[-1])
 
 
 def _survey(rows: Tensor, survey: reference.Survey | None) -> reference.Survey:
@@ -149,7 +154,7 @@ def _survey(rows: Tensor, survey: reference.Survey | None) -> reference.Survey:
         return reference.survey(rows)
     if survey.row_maximum is None:
         return survey
-    return reference.Survey(survey.row_maximum.reshape(-1), survey.all_valid)
+    return reference.Survey(_shaped(survey.row_maximum, rows.shape[0]), survey.all_valid)
 
 
 def _draw(
@@ -178,9 +183,9 @@ def _draw(
             want_logsumexp=draw.want_logsumexp,
         )
     return (
-        one_hot.view(*shape, columns) if draw.dtype is not None and one_hot is not None else None,
-        index.view(shape),
-        logsumexp.view(batch) if logsumexp is not None else None,
+        _shaped(one_hot, *shape, columns) if draw.dtype is not None and one_hot is not None else None,
+        _shaped(index, *shape),
+        _shaped(logsumexp, *batch) if logsumexp is not None else None,
     )
 
 
@@ -262,25 +267,27 @@ class _StraightThrough(Function):
         x = _rows(logits)
         rows, columns = x.shape
         draws = index.shape[: index.dim() - logits.dim() + 1].numel()
-        grad = grad.reshape(draws, rows, columns)
+        grad = _shaped(grad, draws, rows, columns)
         if temperature is None:
             grad = grad[0] if draws == 1 else grad.sum(0)
             # Under create_graph, the gradient is computed in differentiable torch operations.
             kernels = ctx.kernels and not torch.is_grad_enabled()
-            out = _kernels.softmax_grad(x, logsumexp.reshape(-1), grad) if kernels else reference.softmax_grad(x, grad)
+            out = (
+                _kernels.softmax_grad(x, _shaped(logsumexp, rows), grad) if kernels else reference.softmax_grad(x, grad)
+            )
         elif ctx.kernels:
-            index = index.reshape(draws, rows)
+            index = _shaped(index, draws, rows)
             with torch.no_grad():
                 noise = (seed_tensor, ctx.key, ctx.offset, 0)
-                out = _kernels.relaxed_grad(x, logsumexp.reshape(-1), index, grad, temperature, *noise)
+                out = _kernels.relaxed_grad(x, _shaped(logsumexp, rows), index, grad, temperature, *noise)
             if torch.is_grad_enabled():
                 out = _NoSecondDerivative.apply(out, x, grad)
         else:
             noise = _kernels.seeded_exponential(seed_tensor, (draws, rows, columns + 1))
             out = reference.relaxed_grad(
-                x, index.reshape(draws, rows), grad, temperature, noise[..., :-1], noise[..., -1]
+                x, _shaped(index, draws, rows), grad, temperature, noise[..., :-1], noise[..., -1]
             )
-        return out.view(logits.shape), *(None,) * 7
+        return _shaped(out, *logits.shape), *(None,) * 7
 
 
 def rsample(
@@ -335,7 +342,7 @@ class _Relaxed(Function):
             out = _kernels.relaxed(x, temperature, draws, seed_tensor, key, offset, 0)
         else:
             out = reference.relaxed(x, temperature, draws, reference.noise_from(x.device, draw.generator))
-        return out.view(*draw.sample_shape, *logits.shape)
+        return _shaped(out, *draw.sample_shape, *logits.shape)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -350,8 +357,8 @@ class _Relaxed(Function):
         rows = ctx.batch.numel()
         draws = y.shape[: y.dim() - 1 - len(ctx.batch)].numel()
         dtype = temperature.dtype
-        probs = y.reshape(draws, rows, columns).to(dtype)
-        dz = reference.softmax_backward(probs, grad.reshape(draws, rows, columns).to(dtype))
+        probs = _shaped(y, draws, rows, columns).to(dtype)
+        dz = reference.softmax_backward(probs, _shaped(grad, draws, rows, columns).to(dtype))
         dx = dt = None
         if ctx.needs_input_grad[0]:
             dx = (dz.sum(0) / temperature.unsqueeze(-1)).to(y.dtype).view(*ctx.batch, columns)
@@ -394,27 +401,34 @@ class _LogProb(Function):
         x = _rows(logits)
         rows, columns = x.shape
         batch = logits.shape[:-1]
-        lse = None if logsumexp is None else logsumexp.reshape(rows)
         lead = value.shape[: value.dim() - logits.dim()] if index is None else index.shape[: index.dim() - len(batch)]
         draws = lead.numel()
+        # What was given is not returned: an argument returned as it is could not be saved for the backward.
+        new_index = new_logsumexp = None
+        known = None if logsumexp is None else _shaped(logsumexp, rows)
         if index is None and kernels:
-            out, index, new = _kernels.log_prob(x, lse, value.reshape(draws, rows, columns))
-            lse = new if lse is None else lse
+            out, new_index, new = _kernels.log_prob(x, known, _shaped(value, draws, rows, columns))
+            new_logsumexp = new if known is None else None
         else:
-            if lse is None:
-                lse = _kernels.logsumexp(x) if kernels else reference.logsumexp(x, _survey(x, survey).row_maximum)
-            index = reference.one_hot_index(value) if index is None else index
-            index = index.reshape(draws, rows)
-            out = _kernels.log_prob_index(x, lse, index) if kernels else reference.log_prob(x, lse, index)
-        return out.reshape(lead + batch), index.reshape(lead + batch), lse.view(batch)
+            if known is None:
+                known = new_logsumexp = (
+                    _kernels.logsumexp(x) if kernels else reference.logsumexp(x, _survey(x, survey).row_maximum)
+                )
+            if index is None:
+                index = new_index = reference.one_hot_index(value)
+            at = _shaped(index, draws, rows)
+            out = _kernels.log_prob_index(x, known, at) if kernels else reference.log_prob(x, known, at)
+        return _shaped(out, *lead, *batch), new_index, new_logsumexp
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        logits, *_, ctx.kernels = inputs
-        _, index, logsumexp = output
-        ctx.mark_non_differentiable(index, logsumexp)
+        logits, logsumexp, _, index, _, ctx.kernels = inputs
+        _, new_index, new_logsumexp = output
+        ctx.mark_non_differentiable(*(new for new in (new_index, new_logsumexp) if new is not None))
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(logits, index, logsumexp)
+        ctx.save_for_backward(
+            logits, index if new_index is None else new_index, logsumexp if new_logsumexp is None else new_logsumexp
+        )
 
     @staticmethod
     def backward(ctx, grad, *_):
@@ -423,13 +437,13 @@ class _LogProb(Function):
         logits, index, logsumexp = ctx.saved_tensors
         x = _rows(logits)
         rows = x.shape[0]
-        draws = index.shape[: index.dim() - logits.dim() + 1].numel()
-        index, grad = index.reshape(draws, rows), grad.reshape(draws, rows)
+        draws = index.numel() // max(rows, 1)
+        index, grad = _shaped(index, draws, rows), _shaped(grad, draws, rows)
         if ctx.kernels and not torch.is_grad_enabled():
-            out = _kernels.log_prob_grad(x, logsumexp.reshape(rows), index, grad)
+            out = _kernels.log_prob_grad(x, _shaped(logsumexp, rows), index, grad)
         else:
             out = reference.log_prob_grad(x, index, grad)
-        return out.view(logits.shape), *(None,) * 5
+        return _shaped(out, *logits.shape), *(None,) * 5
 
 
 def log_prob(
@@ -453,8 +467,8 @@ def log_prob(
         logsumexp: [*batch] in the compute dtype, without gradient.
     """
     value = None if value is None else value.detach()
-    out, _, total = _apply(_LogProb, logits, logsumexp, value, index, survey, uses_kernels(logits.device))
-    return out, total
+    out, _, new = _apply(_LogProb, logits, logsumexp, value, index, survey, uses_kernels(logits.device))
+    return out, _shaped(new, *logits.shape[:-1]) if logsumexp is None else logsumexp
 
 
 class _Entropy(Function):
@@ -467,7 +481,7 @@ class _Entropy(Function):
             out, logsumexp = _kernels.entropy(x)
         else:
             out, logsumexp = reference.entropy(x, _survey(x, survey).row_maximum)
-        return out.view(logits.shape[:-1]), logsumexp.view(logits.shape[:-1])
+        return _shaped(out, *logits.shape[:-1]), _shaped(logsumexp, *logits.shape[:-1])
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -482,12 +496,14 @@ class _Entropy(Function):
         if grad is None:
             return None, None, None
         logits, entropy, logsumexp = ctx.saved_tensors
-        x, grad = _rows(logits), grad.reshape(-1)
+        x = _rows(logits)
+        rows = x.shape[0]
+        grad = _shaped(grad, rows)
         if ctx.kernels and not torch.is_grad_enabled():
-            out = _kernels.entropy_grad(x, logsumexp.reshape(-1), entropy.reshape(-1), grad)
+            out = _kernels.entropy_grad(x, _shaped(logsumexp, rows), _shaped(entropy, rows), grad)
         else:
             out = reference.entropy_grad(x, grad)
-        return out.view(logits.shape), None, None
+        return _shaped(out, *logits.shape), None, None
 
 
 def entropy(logits: Tensor, survey: reference.Survey | None = None) -> tuple[Tensor, Tensor]:

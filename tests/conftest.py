@@ -42,6 +42,14 @@ def seed() -> None:
     torch.manual_seed(20)
 
 
+@pytest.fixture(autouse=True)
+def default_validation() -> Iterator[None]:
+    """torch.compile and `import torchrl` turn torch's default validation off, for the process."""
+    before = torch.distributions.Distribution._validate_args
+    yield
+    torch.distributions.Distribution.set_default_validate_args(before)
+
+
 @pytest.fixture(scope="module")
 def one_thread() -> Iterator[None]:
     """For tests of small tensors: on busy cores, waiting for a second thread costs six times the work."""

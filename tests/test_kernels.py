@@ -20,7 +20,7 @@ from onehot_triton import reference
 pytest.importorskip("triton")
 from onehot_triton.kernels import entropy, launch, log_prob, relaxed, sample, softmax_grad
 
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning")]
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 # 2 and 3: fewer columns than parts of a group. 1023 .. 1025: the edges of a group. 5000: a masked last tile, and a last
 # group that is short. 9000: more than one whole tile, and more than a row's tile of any kernel.

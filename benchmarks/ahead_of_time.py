@@ -1,0 +1,255 @@
+"""Compiles every kernel as its launcher would launch it, with no GPU.
+
+    python benchmarks/ahead_of_time.py [--arch sm_80 sm_90 sm_100 gfx942] [--spread]
+
+The launchers run on tensors without memory, and each launch is turned into a warm-up for a stub of a driver. So the
+signature, the specialisation of the arguments and the options are those of the real launch. One line per compiled
+kernel; exit status 1 if one fails to compile.
+
+`--spread` is the test suite's choice: every kernel by every path for each architecture, but variants of dtype and seed
+for one architecture each, in turn.
+"""
+
+from __future__ import annotations
+
+import os
+
+# Read when triton is imported. An interpreting process cannot compile: this file is always run in one of its own.
+os.environ["TRITON_INTERPRET"] = "0"
+# Line numbers change no instruction, and take the assembler half of its time.
+os.environ.setdefault("TRITON_DISABLE_LINE_INFO", "1")
+
+import argparse
+import sys
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
+from itertools import repeat
+from typing import Any, NamedTuple
+
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime import driver
+from triton.runtime.jit import JITFunction
+
+from onehot_triton.kernels import entropy, log_prob, relaxed, sample, softmax_grad
+
+MODULES = (entropy, log_prob, relaxed, sample, softmax_grad)
+
+TARGETS = {
+    "sm_80": GPUTarget("cuda", 80, 32),
+    "sm_90": GPUTarget("cuda", 90, 32),
+    "sm_100": GPUTarget("cuda", 100, 32),
+    "gfx942": GPUTarget("hip", "gfx942", 64),
+}
+BF16, FP32, FP64 = torch.bfloat16, torch.float32, torch.float64
+INT64, BOOL = torch.int64, torch.bool
+SEED, OFFSET = 5, 8
+
+
+# Launches turned into compilations ------------------------------------------------------------------------------------
+
+
+class _Driver:
+    """As much of a driver as compilation asks for. Each target is a device, because kernels are cached by device."""
+
+    def __init__(self, target: GPUTarget) -> None:
+        self.target = target
+
+    def get_current_target(self) -> GPUTarget:
+        return self.target
+
+    def get_current_device(self) -> str:
+        return str(self.target)
+
+    def get_current_stream(self, device: object) -> int:
+        return 0
+
+
+@contextmanager
+def compiling(target: GPUTarget) -> Iterator[list[Any]]:
+    """Within it a launch compiles for `target` and runs nothing; the list it gives gets the compiled kernels."""
+    run, compiled = JITFunction.run, []
+
+    def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
+        kernel = run(self, *args, grid=grid, warmup=True, **kwargs)
+        compiled.append(kernel)
+        return kernel
+
+    active: Any = _Driver(target)
+    driver.set_active(active)
+    JITFunction.run = compile_only
+    try:
+        yield compiled
+    finally:
+        JITFunction.run = run
+
+
+# Every operation, by its launcher -------------------------------------------------------------------------------------
+
+
+class Launch(NamedTuple):
+    """One call of a launcher, for logits [rows, columns] of `dtype`.
+
+    Attributes:
+        operation: a name in `OPERATIONS`.
+        out_dtype: of the one-hot that is written or read, where there is one.
+    """
+
+    operation: str
+    rows: int
+    columns: int
+    dtype: torch.dtype
+    out_dtype: torch.dtype | None = None
+    draws: int = 1
+
+    def __str__(self) -> str:
+        names = [str(dtype).removeprefix("torch.") for dtype in (self.dtype, self.out_dtype) if dtype is not None]
+        draws = f" draws={self.draws}" if self.draws > 1 else ""
+        return f"{self.operation} {self.rows}x{self.columns} {' '.join(names)}{draws}"
+
+    def run(self) -> None:
+        OPERATIONS[self.operation](self)
+
+    def empty(self, *shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+        return torch.empty(shape, dtype=self.dtype if dtype is None else dtype, device="meta")
+
+    @property
+    def logits(self) -> torch.Tensor:
+        return self.empty(self.rows, self.columns)
+
+    @property
+    def per_row(self) -> torch.Tensor:
+        return self.empty(self.rows, dtype=FP64 if self.dtype == FP64 else FP32)
+
+    @property
+    def per_draw(self) -> torch.Tensor:
+        return self.empty(self.draws, self.rows, dtype=FP64 if self.dtype == FP64 else FP32)
+
+    @property
+    def index(self) -> torch.Tensor:
+        return self.empty(self.draws, self.rows, dtype=INT64)
+
+    @property
+    def value(self) -> torch.Tensor:
+        return self.empty(self.draws, self.rows, self.columns, dtype=self.out_dtype)
+
+    @property
+    def seed_tensor(self) -> torch.Tensor:
+        return self.empty(1, dtype=INT64)
+
+
+OPERATIONS: dict[str, Callable[[Launch], object]] = {
+    "sample": lambda a: sample.sample(a.logits, a.draws, a.out_dtype, SEED, OFFSET),
+    "sample_index": lambda a: sample.sample(a.logits, a.draws, None, SEED, OFFSET),
+    # Under CUDA graphs and torch.compile the seed is on the device.
+    "sample_seed_tensor": lambda a: sample.sample(a.logits, a.draws, a.out_dtype, a.seed_tensor, OFFSET),
+    "log_prob": lambda a: log_prob.log_prob(a.logits, None, a.value),
+    "log_prob_known": lambda a: log_prob.log_prob(a.logits, a.per_row, a.value),
+    "log_prob_index": lambda a: log_prob.log_prob_index(a.logits, a.per_row, a.index),
+    "log_prob_grad": lambda a: log_prob.log_prob_grad(a.logits, a.per_row, a.index, a.per_draw),
+    "entropy": lambda a: entropy.entropy(a.logits),
+    "logsumexp": lambda a: entropy.logsumexp(a.logits),
+    "entropy_grad": lambda a: entropy.entropy_grad(a.logits, a.per_row, a.per_row, a.per_row),
+    "softmax_grad": lambda a: softmax_grad.softmax_grad(a.logits, a.per_row, a.logits),
+    "relaxed": lambda a: relaxed.relaxed(a.logits, a.per_row, a.draws, SEED, OFFSET),
+    "relaxed_seed_tensor": lambda a: relaxed.relaxed(a.logits, a.per_row, a.draws, a.seed_tensor, OFFSET),
+    "relaxed_grad": lambda a: relaxed.relaxed_grad(
+        a.logits, a.per_row, a.index, a.empty(a.draws, a.rows, a.columns), a.per_row, SEED, OFFSET
+    ),
+    "relaxed_grad_seed_tensor": lambda a: relaxed.relaxed_grad(
+        a.logits, a.per_row, a.index, a.empty(a.draws, a.rows, a.columns), a.per_row, a.seed_tensor, OFFSET
+    ),
+}
+
+# Rows that share a program, a row in one tile, a row walked in tiles, and few rows that are split.
+SHORT, ONE_TILE, LONG, FEW = (32768, 32), (1024, 4096), (1024, 128256), (8, 151936)
+
+
+def paths() -> list[Launch]:
+    """Every kernel by every path of its launcher."""
+    return [
+        *(Launch("sample", *shape, BF16, INT64) for shape in (SHORT, LONG, FEW)),
+        *(Launch("log_prob", *shape, BF16, BF16) for shape in (SHORT, LONG)),
+        Launch("log_prob_known", *LONG, BF16, INT64),
+        *(Launch(name, *SHORT, BF16) for name in ("log_prob_index", "log_prob_grad", "entropy_grad", "logsumexp")),
+        *(Launch("entropy", *shape, BF16) for shape in (SHORT, LONG)),
+        *(Launch("softmax_grad", *shape, BF16) for shape in (SHORT, ONE_TILE, LONG)),
+        *(Launch(name, *shape, BF16) for name in ("relaxed", "relaxed_grad") for shape in (SHORT, ONE_TILE, LONG)),
+    ]
+
+
+def variants() -> list[Launch]:
+    """The other dtypes, widths of the one-hot, numbers of draws, alignments and places of the seed."""
+    many = [
+        *(Launch("sample", *LONG, BF16, dtype) for dtype in (BF16, BOOL)),
+        *(Launch("sample_index", *shape, BF16) for shape in (SHORT, FEW)),
+        *(Launch("sample_seed_tensor", *shape, BF16, INT64) for shape in (SHORT, LONG, FEW)),
+        *(Launch("sample", *shape, BF16, INT64, draws=4) for shape in (SHORT, LONG)),
+        # Columns and row starts that are no multiple of 16.
+        Launch("sample", 65536, 18, BF16, BF16),
+        *(Launch(name, 1024, 5003, BF16, BF16) for name in ("sample", "log_prob", "entropy")),
+        # Few rows get more warps, or are split.
+        *(Launch(name, *FEW, BF16, BF16) for name in ("log_prob", "entropy", "softmax_grad", "relaxed")),
+        *(Launch("log_prob", *LONG, BF16, dtype) for dtype in (INT64, BOOL, FP64)),
+        *(Launch("log_prob_grad", *LONG, BF16, draws=n) for n in (1, 4)),
+        *(Launch(name, *SHORT, BF16) for name in ("relaxed_seed_tensor", "relaxed_grad_seed_tensor")),
+    ]
+    for dtype in (FP32, FP64):
+        many += [Launch("sample", *shape, dtype, INT64) for shape in (SHORT, LONG, FEW)]
+        many += [Launch(name, *shape, dtype) for name in ("relaxed", "relaxed_grad") for shape in (SHORT, LONG)]
+        many += [Launch(name, *LONG, dtype) for name in ("entropy", "entropy_grad", "softmax_grad", "log_prob_grad")]
+        many += [Launch("log_prob", *LONG, dtype, dtype), Launch("log_prob_index", *SHORT, dtype)]
+    return many
+
+
+def compile_for(arch: str, spread: bool) -> tuple[list[str], int]:
+    """A line for each kernel that is compiled for `arch`, and how many launches failed."""
+    lines, failures = [], 0
+    seen: set[int] = set()
+    left = {id(fn): name for module in MODULES for name, fn in vars(module).items() if name.endswith("_kernel")}
+    turn = list(TARGETS).index(arch)
+    for launch in paths() + (variants()[turn :: len(TARGETS)] if spread else variants()):
+        start = time.perf_counter()
+        with compiling(TARGETS[arch]) as kernels:
+            try:
+                launch.run()
+            except Exception as error:
+                # Whatever the compiler raises is reported beside the others' results.
+                failures += 1
+                lines.append(f"{arch:7} FAILED {launch}: {type(error).__name__}: {error}")
+        took = time.perf_counter() - start
+        new = [kernel for kernel in kernels if id(kernel) not in seen]
+        seen.update(map(id, new))
+        for kernel in new:
+            left.pop(id(kernel.src.fn), None)
+            binary = kernel.asm.get("cubin") or kernel.asm["hsaco"]
+            lines.append(
+                f"{arch:7} ok     {launch!s:52} {kernel.name:28} warps {kernel.metadata.num_warps}"
+                f"  shared {kernel.metadata.shared:6}  binary {len(binary):6} bytes  {took:5.2f} s"
+            )
+    lines += [f"{arch:7} FAILED {name}: no launch reaches it" for name in left.values()]
+    return lines, failures + len(left)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="compiles every kernel ahead of time, with no GPU")
+    parser.add_argument("--arch", nargs="+", choices=TARGETS, default=list(TARGETS))
+    parser.add_argument("--spread", action="store_true", help="each variant for one architecture, in turn")
+    parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="architectures at a time")
+    args = parser.parse_args()
+    start, failures, count = time.perf_counter(), 0, 0
+    with ProcessPoolExecutor(args.jobs) as pool:
+        for lines, failed in pool.map(compile_for, args.arch, repeat(args.spread)):
+            print("\n".join(lines), flush=True)
+            failures += failed
+            count += len(lines) - failed
+    took = time.perf_counter() - start
+    print(f"triton {triton.__version__}: {count} kernels compiled, {failures} failed, {took:.0f} s")
+    return 1 if failures else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,297 @@
+"""What each kernel costs, read from its machine code: no GPU is needed.
+
+    python benchmarks/static_cost.py [--arch sm_80 sm_90 sm_100] [--json]
+
+Every kernel that reads a whole row is compiled with its launcher's own configuration and disassembled. What is counted
+are the instructions that one thread executes in one turn of the main loop, over the elements that it handles in that
+turn; of a kernel without a loop over the row, all of its instructions, over the real elements, so that the padding of
+a short row shows.
+
+Kernels that touch only a part of the row (the choice among the sums of a split row, log_prob of an index) have no line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterable
+from concurrent.futures import ProcessPoolExecutor
+from typing import Any, NamedTuple
+
+# Sets the environment that triton reads, so before any import of it.
+from ahead_of_time import BF16, BOOL, FEW, FP32, INT64, LONG, SHORT, TARGETS, Launch, compiling
+
+# isort: split
+import torch
+import triton
+
+from onehot_triton.kernels.noise import GROUP
+
+CUOBJDUMP = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin", "cuobjdump")
+ARCHS = [name for name, target in TARGETS.items() if target.backend == "cuda"]
+# Of an H200: 132 multiprocessors x 4 schedulers x 32 lanes x 1.98 GHz, over 4.3 TB/s that a copy moves. The prediction
+# is for that ratio, whatever the architecture that the code is for.
+INSTRUCTIONS_PER_BYTE = 7.8
+# The most that the main loop of a long row may cost.
+LIMITS = {
+    "sample": 12,
+    "sample_index": 12,
+    "log_prob": 14,
+    "entropy": 20,
+    "softmax_grad": 20,
+    "relaxed": 45,
+    "relaxed_grad": 60,
+}
+LIMIT_FROM = 4096
+# A loop that loads 1.5 tiles has one turn: the rest is not of the row, but the winner of a draw, its sum and the like.
+SCALARS = 0.1
+
+
+# Machine code ---------------------------------------------------------------------------------------------------------
+
+
+class Instruction(NamedTuple):
+    address: int
+    predicated: bool
+    opcode: str
+    text: str
+
+
+class Loop(NamedTuple):
+    instructions: list[Instruction]
+
+    @property
+    def loads(self) -> list[Instruction]:
+        return [i for i in self.instructions if i.opcode.startswith(("LDG", "LDGSTS"))]
+
+
+def parse(listing: str) -> list[Instruction]:
+    """The instructions of a `cuobjdump -sass` listing, up to the last exit; the rest is padding and subroutines."""
+    found = []
+    for address, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+([^;]+);", listing):
+        predicate, opcode = re.fullmatch(r"(@!?U?P\d+\s+)?(\S+).*", text.strip(), re.DOTALL).groups()  # pyright: ignore
+        found.append(Instruction(int(address, 16), predicate is not None, opcode, text.strip()))
+    exits = [at for at, instruction in enumerate(found) if instruction.opcode.startswith("EXIT")]
+    return found[: exits[-1] + 1]
+
+
+def innermost_loops(instructions: list[Instruction]) -> list[Loop]:
+    """A loop is what lies between a backward branch and its target; innermost is one that holds no other."""
+    ends: dict[int, int] = {}
+    for instruction in instructions:
+        target = re.search(r"\b0x([0-9a-f]+)", instruction.text) if instruction.opcode.startswith("BRA") else None
+        if target and int(target[1], 16) < instruction.address:
+            ends[int(target[1], 16)] = instruction.address
+    spans = list(ends.items())
+    inner = [a for a in spans if not any(b != a and a[0] <= b[0] and b[1] <= a[1] for b in spans)]
+    return [Loop([i for i in instructions if start <= i.address <= end]) for start, end in inner]
+
+
+def bits(instruction: Instruction) -> int:
+    """What one thread moves with a load or store."""
+    width = re.search(r"\.(128|64|[US]?16|[US]?8)\b", instruction.opcode)
+    return int(width[1].lstrip("US")) if width else 32
+
+
+def main_width(instructions: Iterable[Instruction]) -> int:
+    """The width that moves most of the bits; 0 where nothing is moved."""
+    moved: dict[int, int] = {}
+    for instruction in instructions:
+        moved[bits(instruction)] = moved.get(bits(instruction), 0) + bits(instruction)
+    return max(moved, key=lambda width: moved[width], default=0)
+
+
+def is_masked(loop: Loop) -> bool:
+    width = main_width(loop.loads)
+    return any(load.predicated for load in loop.loads if bits(load) == width)
+
+
+class Cost(NamedTuple):
+    """Attributes:
+    main: instructions an element of the main loop, the costliest over the row; of the whole kernel where none is.
+    total: of all loops over the row, since a row that is walked twice costs twice.
+    """
+
+    main: float
+    total: float
+    load_bits: int
+    store_bits: int
+
+
+def cost(listing: str, tile: float, elements: float, loaded_bits: float, over_draws: bool = False) -> Cost:
+    """The cost of the kernel in `listing`.
+
+    Args:
+        tile: elements of a thread in one turn of a loop over the row.
+        elements: real elements of a thread in a kernel that holds its rows in registers.
+        loaded_bits: of an element, by one turn of a loop: tells by how much the assembler unrolled it.
+        over_draws: the main loop is one over draws, for the same elements; of one draw, the whole kernel is the total.
+    """
+    instructions = parse(listing)
+    counts: list[tuple[float, Loop]] = []
+    for loop in innermost_loops(instructions):
+        # What loads less than a tile walks over something else, and a loop over the row guards no load by a mask.
+        turns = round(sum(map(bits, loop.loads)) / (tile * loaded_bits) - SCALARS)
+        if turns and (over_draws or not is_masked(loop)):
+            counts.append((len(loop.instructions) / ((elements if over_draws else tile) * turns), loop))
+    whole = len(instructions) / elements
+    main, loop = max(counts, key=lambda count: count[0], default=(whole, Loop(instructions)))
+    stored = [i for _, one in counts for i in one.instructions] if counts and not over_draws else instructions
+    return Cost(
+        main,
+        sum(count for count, _ in counts) if counts and not over_draws else whole,
+        main_width(loop.loads),
+        main_width(i for i in stored if i.opcode.startswith("STG")),
+    )
+
+
+def disassemble(cubin: bytes) -> tuple[str, int, int]:
+    """The listing, the registers of a thread, and the bytes of local memory it spills to."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+
+        def run(option: str) -> str:
+            return subprocess.run([CUOBJDUMP, option, file.name], capture_output=True, text=True, check=True).stdout
+
+        listing, usage = run("-sass"), dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", run("-res-usage")))
+    # A subroutine may have a stack without any spill.
+    spills = re.search(r"\b(LDL|STL)\b", listing) is not None
+    return listing, int(usage["REG"]), (int(usage["STACK"]) + int(usage["LOCAL"])) if spills else 0
+
+
+# The table ------------------------------------------------------------------------------------------------------------
+
+
+class Traffic(NamedTuple):
+    """Bytes of an element, by kernel: at least, for each operand once; and those loaded by one turn of a loop."""
+
+    least: int
+    loop: int
+    over_draws: bool = False
+
+
+def traffic(launch: Launch, kernel: str) -> Traffic:
+    x = launch.dtype.itemsize
+    hot = 0 if launch.out_dtype is None else launch.out_dtype.itemsize
+    if launch.operation == "relaxed_grad" and "sums" in kernel:
+        return Traffic(2 * x, 2 * x)
+    return {
+        "sample": Traffic(x + hot, x),
+        "sample_index": Traffic(x, x),
+        "log_prob": Traffic(x + hot, x + hot),
+        "entropy": Traffic(x, x),
+        "softmax_grad": Traffic(3 * x, 2 * x),
+        "relaxed": Traffic(2 * x, x),
+        # The logits stay in registers, and the gradient of each draw is loaded.
+        "relaxed_grad": Traffic(3 * x, x, True),
+    }[launch.operation]
+
+
+def tile_of(kernel: Any, columns: int) -> tuple[int, float]:
+    """Elements that a program handles in one turn of a loop; and the real ones among them, of rows that fit a tile."""
+    names = kernel.src.fn.arg_names
+    constants = {names[path[0]]: value for path, value in kernel.src.constants.items()}
+    width = math.prod(constants.get(name, 1) for name in ("DEPTH", "LANES", "VECTOR"))
+    # A tile of the sampling loop is some groups; the kernels with noise hold a half or four quarters of a tile at once.
+    width *= GROUP * constants.get("TILE", 0) or 2 * constants.get("HALF", 0) or 1
+    width *= 4 if kernel.src.fn.__module__.endswith(".relaxed") else 1
+    rows = constants.get("ROWS", 1)
+    return rows * width, rows * min(width, columns)
+
+
+def out_dtype(launch: Launch) -> torch.dtype:
+    """Of what is written, or, for log_prob, of the one-hot that is read."""
+    if launch.out_dtype is not None:
+        return launch.out_dtype
+    return {"sample_index": INT64, "entropy": FP32}.get(launch.operation, launch.dtype)
+
+
+def entry(launch: Launch, kernel: Any, arch: str) -> dict[str, Any]:
+    listing, registers, spilled = disassemble(kernel.asm["cubin"])
+    threads = 32 * kernel.metadata.num_warps
+    tile, elements = tile_of(kernel, launch.columns)
+    least, loop, over_draws = traffic(launch, kernel.name)
+    found = cost(listing, tile / threads, elements / threads, 8 * loop, over_draws)
+    ratio = found.total / (least * INSTRUCTIONS_PER_BYTE)
+    return {
+        "operation": launch.operation,
+        "kernel": kernel.name,
+        "arch": arch,
+        "dtype": str(launch.dtype).removeprefix("torch."),
+        "out_dtype": str(out_dtype(launch)).removeprefix("torch."),
+        "rows": launch.rows,
+        "columns": launch.columns,
+        "instructions_per_element": round(found.main, 2),
+        "registers": registers,
+        "spill_bytes": spilled,
+        "load_bits": found.load_bits,
+        "store_bits": found.store_bits,
+        "bytes_per_element": least,
+        "predicted_limit": "issue" if ratio > 1 else "memory",
+        "issue_over_memory": round(ratio, 3),
+    }
+
+
+def launches() -> list[Launch]:
+    many = []
+    for dtype in (BF16, FP32):
+        for shape in ((65536, 6), (65536, 18), SHORT, (1024, 4096), LONG):
+            hot = (INT64, BOOL, dtype) if shape in (SHORT, LONG) else (INT64,)
+            many += [Launch(name, *shape, dtype, kind) for name in ("sample", "log_prob") for kind in hot]
+            names = ("sample_index", "entropy", "softmax_grad", "relaxed", "relaxed_grad")
+            many += [Launch(name, *shape, dtype) for name in names]
+        for shape in (FEW, (1, 262144)):
+            many += [Launch("sample", *shape, dtype, INT64), Launch("sample_index", *shape, dtype)]
+    return many
+
+
+def table_of(arch: str) -> list[dict[str, Any]]:
+    found = []
+    for launch in launches():
+        with compiling(TARGETS[arch]) as kernels:
+            launch.run()
+        found += [entry(launch, kernel, arch) for kernel in kernels if kernel.name != "_select_kernel"]
+    return found
+
+
+def over_limit(entry: dict[str, Any]) -> bool:
+    return entry["columns"] >= LIMIT_FROM and entry["instructions_per_element"] > LIMITS[entry["operation"]]
+
+
+def show(entries: list[dict[str, Any]]) -> None:
+    names = ("operation", "kernel", "arch", "dtype", "out", "rows x columns", "instr", "regs", "spill", "ld", "st")
+    form = "{:13} {:27} {:7} {:9} {:9} {:>14} {:>6} {:>5} {:>5} {:>4} {:>4} {:>5}  {}"
+    print(form.format(*names, "bytes", "predicted limit (issue / memory)"))
+    for e in entries:
+        shape = f"{e['rows']} x {e['columns']}"
+        limit = f"{e['predicted_limit']:6} ({e['issue_over_memory']:.2f})"
+        values = (e["operation"], e["kernel"], e["arch"], e["dtype"], e["out_dtype"], shape)
+        over = f"  over {LIMITS[e['operation']]}" if over_limit(e) else ""
+        numbers = [e[name] for name in ("registers", "spill_bytes", "load_bits", "store_bits", "bytes_per_element")]
+        print(form.format(*values, f"{e['instructions_per_element']:.1f}", *numbers, limit + over))
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="instructions an element of every kernel, from its machine code")
+    parser.add_argument("--json", action="store_true", help="a list of objects in place of the table")
+    parser.add_argument("--arch", nargs="+", choices=ARCHS, default=ARCHS)
+    args = parser.parse_args()
+    with ProcessPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
+        entries = [entry for entries in pool.map(table_of, args.arch) for entry in entries]
+    if args.json:
+        json.dump(entries, sys.stdout, indent=1)
+        print()
+    else:
+        show(entries)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,229 @@
+"""torch.compile(fullgraph=True) of everything a policy step does, and torch.export of a module that samples."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.distributions import kl_divergence
+
+from onehot_triton import OneHotCategorical, RelaxedOneHotCategorical, ReparamGradientStrategy
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+METHODS = list(ReparamGradientStrategy)
+COLUMNS = 20
+
+
+class Graphs:
+    """A backend that counts the graphs that it is given."""
+
+    def __init__(self, backend: str = "eager") -> None:
+        self.count = 0
+        self._compile = torch._dynamo.lookup_backend(backend)
+
+    def __call__(self, module: torch.fx.GraphModule, inputs: list[Tensor]) -> Callable[..., Any]:
+        self.count += 1
+        return self._compile(module, inputs)
+
+
+@pytest.fixture(autouse=True)
+def fresh() -> None:
+    torch._dynamo.reset()
+    # torch memorises the function of a pair of classes while it is traced, and would compile once more because of it.
+    kl_divergence(OneHotCategorical(torch.zeros(2)), OneHotCategorical(torch.zeros(2)))
+
+
+def step(logits: Tensor, method: ReparamGradientStrategy | None, validate: bool | None) -> dict[str, Tensor]:
+    dist = OneHotCategorical(logits, grad_method=method, validate_args=validate)
+    action = dist.sample()
+    other = OneHotCategorical(torch.zeros_like(logits), validate_args=validate)
+    return {
+        "sample": action,
+        "rsample": dist.rsample(),
+        "log_prob": dist.log_prob(action),
+        "entropy": dist.entropy(),
+        "mode": dist.mode,
+        "kl": kl_divergence(dist, other),
+    }
+
+
+def loss_of(out: dict[str, Tensor]) -> Tensor:
+    values = torch.arange(COLUMNS, dtype=torch.float32)
+    return (out["rsample"] * values).sum() + out["log_prob"].sum() + 2 * out["entropy"].sum() + 3 * out["kl"].sum()
+
+
+def check(out: dict[str, Tensor], logits: Tensor, validate: bool | None) -> None:
+    """What does not depend on the draw is eager's, and a draw is a draw."""
+    dist = OneHotCategorical(logits.detach(), validate_args=validate)
+    for name in ("sample", "rsample"):
+        assert ((out[name] == 0) | (out[name] == 1)).all()
+        assert (out[name].sum(-1) == 1).all()
+    assert torch.equal(out["mode"], dist.mode)
+    uniform = OneHotCategorical(torch.zeros_like(dist.logits))
+    exact = {"log_prob": dist.log_prob(out["sample"]), "entropy": dist.entropy(), "kl": kl_divergence(dist, uniform)}
+    for name, expected in exact.items():
+        torch.testing.assert_close(out[name].detach(), expected, rtol=1e-5, atol=1e-6)
+
+
+def check_gradient(logits: Tensor, out: dict[str, Tensor], method: ReparamGradientStrategy | None) -> None:
+    assert logits.grad is not None
+    assert logits.grad.isfinite().all()
+    # Every term leaves the logits' common offset alone, so a row of the gradient sums to 0.
+    torch.testing.assert_close(logits.grad.sum(-1), torch.zeros(len(logits)), rtol=0, atol=2e-4)
+    if method is ReparamGradientStrategy.RelaxedOneHot:
+        return
+    x = logits.detach().requires_grad_()
+    dist = OneHotCategorical(x)
+    soft = {"log_prob": dist.log_prob(out["sample"]), "entropy": dist.entropy(), "rsample": x.softmax(-1)}
+    soft["kl"] = kl_divergence(dist, OneHotCategorical(torch.zeros_like(x)))
+    (expected,) = torch.autograd.grad(loss_of(soft), x)
+    torch.testing.assert_close(logits.grad, expected, rtol=1e-4, atol=1e-4)
+
+
+def run(compiled: Callable[..., dict[str, Tensor]], rows: int, method: Any, validate: bool | None) -> None:
+    logits = torch.randn(rows, COLUMNS, requires_grad=True)
+    out = compiled(logits, method, validate)
+    loss_of(out).backward()
+    check(out, logits, validate)
+    check_gradient(logits, out, method)
+
+
+@pytest.mark.parametrize("validate", [False, None, True])
+@pytest.mark.parametrize("method", [None, *METHODS])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_one_graph(backend: str, method: ReparamGradientStrategy | None, validate: bool | None) -> None:
+    graphs = Graphs(backend)
+    run(torch.compile(step, fullgraph=True, backend=graphs), 5, method, validate)
+    assert graphs.count == 1
+
+
+@pytest.mark.parametrize("validate", [False, True])
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_new_batch_size_compiles_nothing_new(
+    backend: str, method: ReparamGradientStrategy, validate: bool | None
+) -> None:
+    graphs = Graphs(backend)
+    compiled = torch.compile(step, fullgraph=True, backend=graphs, dynamic=True)
+    for rows in (5, 7, 64):
+        run(compiled, rows, method, validate)
+    assert graphs.count == 1
+
+
+def test_without_dynamic_the_second_batch_size_compiles_for_all() -> None:
+    """torch's own habit: what changes once is symbolic from then on."""
+    graphs = Graphs()
+    compiled = torch.compile(step, fullgraph=True, backend=graphs)
+    for rows in (5, 7, 9, 64):
+        run(compiled, rows, METHODS[0], False)
+    assert graphs.count == 2
+
+
+ONE_CALL: dict[str, Callable[[Tensor], Tensor]] = {
+    "construct_from_probs": lambda x: OneHotCategorical(probs=x.exp()).entropy(),
+    "unimix": lambda x: OneHotCategorical(x, unimix=0.01).log_prob(torch.ones_like(x)),
+    "sample_shape": lambda x: OneHotCategorical(x).sample((3,)),
+    "sample_index": lambda x: OneHotCategorical(x, dtype=torch.bool).sample_index((2,)),
+    "log_prob_index": lambda x: OneHotCategorical(x).log_prob_index(x.argmax(-1)),
+    "sample_and_log_prob": lambda x: OneHotCategorical(x).sample_and_log_prob()[1],
+    "rsample_and_log_prob": lambda x: OneHotCategorical(x).rsample_and_log_prob((2,))[1],
+    "expand": lambda x: OneHotCategorical(x).expand((2, *x.shape[:-1])).sample(),
+    "mean": lambda x: OneHotCategorical(x).mean,
+    "variance": lambda x: OneHotCategorical(x).variance,
+    "probs": lambda x: OneHotCategorical(x).probs,
+    "logits": lambda x: OneHotCategorical(x).logits,
+    "enumerate_support": lambda x: OneHotCategorical(x).enumerate_support(),
+    "tensor_temperature": lambda x: OneHotCategorical(
+        x, grad_method=METHODS[1], temperature=torch.ones(x.shape[0])
+    ).rsample(),
+    "relaxed_rsample": lambda x: RelaxedOneHotCategorical(0.5, logits=x).rsample(),
+    "relaxed_log_prob": lambda x: RelaxedOneHotCategorical(0.5, logits=x).log_prob(x.softmax(-1)),
+}
+
+
+@pytest.mark.parametrize("name", ONE_CALL)
+def test_one_call(name: str) -> None:
+    function = ONE_CALL[name]
+    graphs = Graphs()
+    compiled = torch.compile(function, fullgraph=True, backend=graphs, dynamic=True)
+    for rows in (5, 7):
+        logits = torch.randn(rows, COLUMNS, requires_grad=True)
+        out, eager = compiled(logits), function(logits)
+        assert (out.shape, out.dtype) == (eager.shape, eager.dtype)
+        if "sample" not in name and "expand" not in name and "temperature" not in name:
+            torch.testing.assert_close(out, eager)
+        if out.requires_grad:
+            out.sum().backward()
+            assert logits.grad is not None
+            assert logits.grad.isfinite().all()
+    assert graphs.count == 1
+
+
+def test_validation_speaks_in_a_compiled_graph() -> None:
+    compiled = torch.compile(lambda x: OneHotCategorical(x, validate_args=True).entropy(), backend="eager")
+    with pytest.raises(RuntimeError, match="expected a distribution in every row"):
+        compiled(torch.full((2, COLUMNS), torch.nan))
+
+
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_a_compiled_draw_is_new_each_time(backend: str) -> None:
+    compiled = torch.compile(
+        lambda x: OneHotCategorical(x).sample_index(), fullgraph=True, backend=backend, dynamic=True
+    )
+    draws = torch.stack([compiled(torch.zeros(200, COLUMNS)) for _ in range(10)])
+    assert len({tuple(draw.tolist()) for draw in draws}) == 10
+    counts = draws.flatten().bincount(minlength=COLUMNS).double()
+    statistic = ((counts - 100) ** 2 / 100).sum()
+    assert torch.special.gammaincc(torch.tensor((COLUMNS - 1) / 2).double(), statistic / 2) > 1e-6
+
+
+# Inductor -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="needs a C++ compiler")
+# What it says of Triton kernels on a CPU, and of its own use of deprecated parts, is not ours to hear.
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch._inductor")
+@pytest.mark.parametrize("method", METHODS)
+def test_inductor(method: ReparamGradientStrategy) -> None:
+    compiled = torch.compile(step, fullgraph=True, dynamic=True)
+    for rows in (5, 7):
+        run(compiled, rows, method, False)
+
+
+# Export ---------------------------------------------------------------------------------------------------------------
+
+
+class Policy(torch.nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = torch.nn.Linear(8, COLUMNS)
+
+    def forward(self, observation: Tensor) -> tuple[Tensor, Tensor]:
+        return OneHotCategorical(self.net(observation)).sample_and_log_prob()
+
+
+def test_export_of_a_module_that_samples() -> None:
+    policy = Policy()
+    batch = torch.export.Dim("batch", min=2)
+    program = torch.export.export(policy, (torch.randn(5, 8),), dynamic_shapes=({0: batch},))
+    observations = torch.randn(300, 8)
+    action, log_prob = program.module()(observations)
+    dist = OneHotCategorical(policy.net(observations))
+    torch.testing.assert_close(log_prob, dist.log_prob(action))
+    again, _ = program.module()(observations)
+    assert not torch.equal(action, again)
+
+
+def test_a_saved_program_samples(tmp_path: Any) -> None:
+    program = torch.export.export(Policy(), (torch.randn(5, 8),))
+    torch.export.save(program, tmp_path / "policy.pt2")
+    module = torch.export.load(tmp_path / "policy.pt2").module()
+    draws = [module(torch.zeros(5, 8))[0] for _ in range(10)]
+    assert all((draw.sum(-1) == 1).all() for draw in draws)
+    assert any(not torch.equal(a, b) for a, b in itertools.pairwise(draws))

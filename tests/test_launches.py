@@ -1,0 +1,176 @@
+"""How little a call does beside its kernel: operators dispatched, kernels launched, memory on the CPU path."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable, Iterator
+from itertools import accumulate
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from onehot_triton import OneHotCategorical, ReparamGradientStrategy, use_backend
+
+interpreter = pytest.importorskip("triton.runtime.interpreter")
+
+
+# Kernels --------------------------------------------------------------------------------------------------------------
+
+
+class Operators(TorchDispatchMode):
+    """The names of the operators dispatched from Python; what an operator does inside is its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.names.append(str(func))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def launched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the kernels launched, which do not run: what the interpreter does for a launch a GPU does not."""
+    names: list[str] = []
+
+    def launch(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        names.append(self.fn.__name__)
+
+    monkeypatch.setattr(interpreter.InterpretedFunction, "run", launch)
+    return names
+
+
+def sample(x: Tensor) -> None:
+    OneHotCategorical(logits=x, validate_args=False).sample()
+
+
+def step(x: Tensor) -> None:
+    dist = OneHotCategorical(logits=x, grad_method=ReparamGradientStrategy.PassThrough, validate_args=False)
+    draw = dist.rsample()
+    dist.log_prob(draw)
+    dist.entropy()
+
+
+# A batch of more dimensions adds the views that make it rows and back: one for a sample, seven for a step.
+@pytest.mark.parametrize(
+    ("shape", "views"), [((8, 32), False), ((300, 5000), False), ((2, 20_000), False), ((3, 4, 32), True)]
+)
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize(("call", "at_most"), [(sample, 6), (step, 10)])
+def test_operators_dispatched(
+    launched: list[str],
+    call: Callable[[Tensor], None],
+    at_most: int,
+    shape: tuple[int, ...],
+    views: bool,
+    requires_grad: bool,
+) -> None:
+    x = torch.randn(shape, requires_grad=requires_grad)
+    with use_backend("triton"), Operators() as operators:
+        call(x)
+    assert launched
+    if views:
+        at_most += 1 if call is sample else 7
+    assert len(operators.names) <= at_most, operators.names
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ((8, 32), ["_short_kernel"]),
+        ((3, 4, 32), ["_short_kernel"]),
+        ((300, 5000), ["_row_kernel"]),
+        # Few long rows are split over programs.
+        ((2, 20_000), ["_sums_kernel", "_select_kernel"]),
+    ],
+)
+def test_kernels_launched_by_a_sample(launched: list[str], shape: tuple[int, ...], expected: list[str]) -> None:
+    x = torch.randn(shape)
+    with use_backend("triton"):
+        OneHotCategorical(logits=x, validate_args=False).sample()
+        assert launched == expected
+        launched.clear()
+        OneHotCategorical(logits=x, validate_args=False).rsample()
+        assert launched == expected
+        launched.clear()
+        OneHotCategorical(logits=x, validate_args=False).sample_index()
+        assert launched == expected
+
+
+# Memory on the CPU path -----------------------------------------------------------------------------------------------
+
+
+class Allocations(TorchDispatchMode):
+    """The life of each storage that an operator made."""
+
+    def __init__(self, given: Tensor) -> None:
+        super().__init__()
+        # The storages alive, by address, and all changes in order: an address is used again.
+        self.live = {given.untyped_storage().data_ptr(): -1}
+        self.changes: list[tuple[int, int]] = []
+        self.count = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(out):
+            if isinstance(tensor, Tensor) and tensor.untyped_storage().data_ptr() not in self.live:
+                storage = tensor.untyped_storage()
+                self.live[storage.data_ptr()] = self.count
+                self.changes.append((self.count, storage.nbytes()))
+                weakref.finalize(storage, self.forget, storage.data_ptr(), storage.nbytes())
+                self.count += 1
+        return out
+
+    def forget(self, address: int, size: int) -> None:
+        self.changes.append((self.live.pop(address), -size))
+
+    def most_beside(self, result: Tensor) -> int:
+        """The most bytes alive at once, the result's not counted."""
+        left_out = self.live[result.untyped_storage().data_ptr()]
+        return max(accumulate(size for storage, size in self.changes if storage != left_out), default=0)
+
+
+def test_allocations_are_seen_while_they_live() -> None:
+    x = torch.randn(1000)
+    with Allocations(x) as allocations:
+        for _ in range(3):
+            x.exp()
+        z = x.view(10, 100).exp().log()
+        result = z.exp()
+    assert allocations.most_beside(result) == 8000
+    assert allocations.most_beside(z) == 4000
+
+
+ROWS, COLUMNS = 64, 131_072
+# A few float32 blocks of 2^18 elements at once, and the float64 noise of one: an eighth of the logits' 32 MiB.
+SCRATCH = 4 * 2**20
+
+
+@pytest.fixture
+def logits() -> Iterator[Tensor]:
+    with use_backend("eager"):
+        yield torch.randn(ROWS, COLUMNS)
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        lambda dist, draw: dist.sample(),
+        lambda dist, draw: dist.sample_index(),
+        lambda dist, draw: dist.rsample(),
+        lambda dist, draw: dist.log_prob(draw),
+        lambda dist, draw: dist.entropy(),
+    ],
+    ids=["sample", "sample_index", "rsample", "log_prob", "entropy"],
+)
+def test_cpu_path_allocates_blocks_alone(logits: Tensor, call: Callable[[Any, Tensor], Tensor]) -> None:
+    draw = OneHotCategorical(logits=logits).sample()
+    with Allocations(logits) as allocations:
+        result = call(OneHotCategorical(logits=logits), draw)
+    extra = allocations.most_beside(result)
+    assert extra <= SCRATCH, f"{extra / 2**20:.1f} MiB"

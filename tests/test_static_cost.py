@@ -1,0 +1,125 @@
+"""benchmarks/static_cost.py against kernels whose instructions were counted by hand.
+
+In child processes: the tool compiles, and this process interprets.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton")
+
+BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+
+COPY = """
+import json, torch, triton, triton.language as tl
+import static_cost
+from ahead_of_time import TARGETS, compiling
+
+@triton.jit
+def copy(x_ptr, y_ptr, n, BLOCK: tl.constexpr, ADDS: tl.constexpr):
+    at = tl.arange(0, BLOCK)
+    for start in range(0, n, BLOCK):
+        x = tl.load(x_ptr + start + at)
+        for _ in tl.static_range(ADDS):
+            x = tl.inline_asm_elementwise("add.rn.f32 $0, $1, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
+        tl.store(y_ptr + start + at, x)
+
+x = torch.empty(2**20, device="meta")
+found = {"version": triton.__version__}
+for adds in (0, 1, 3):
+    with compiling(TARGETS["sm_90"]) as kernels:
+        copy[(1,)](x, x, x.numel(), BLOCK=512, ADDS=adds)
+    listing, registers, spills = static_cost.disassemble(kernels[0].asm["cubin"])
+    # 512 float32 values over the 128 threads of 4 warps.
+    found[adds] = [*static_cost.cost(listing, tile=4, elements=4, loaded_bits=32), spills]
+print(json.dumps(found))
+"""
+
+# Two loops in one, of which the second is over a masked tile; a subroutine and padding behind the last exit.
+LISTING = """
+        /*0000*/                   MOV R1, c[0x0][0x28] ;                                /* 0x00 */
+        /*0010*/                   IADD3 R2, R2, 0x1, RZ ;                               /* 0x00 */
+        /*0020*/                   LDG.E.128 R8, desc[UR4][R8.64] ;                      /* 0x00 */
+        /*0030*/                   MUFU.EX2 R8, R8 ;                                     /* 0x00 */
+        /*0040*/               @P0 BRA 0x20 ;                                            /* 0x00 */
+        /*0050*/               @P2 LDG.E.U16 R9, desc[UR4][R8.64] ;                      /* 0x00 */
+        /*0060*/               @P1 BRA 0x50 ;                                            /* 0x00 */
+        /*0070*/              @!P1 BRA 0x10 ;                                            /* 0x00 */
+        /*0080*/               @P1 EXIT ;                                                /* 0x00 */
+        /*0090*/                   STG.E.64 desc[UR4][R8.64], R8 ;                       /* 0x00 */
+        /*00a0*/                   EXIT ;                                                /* 0x00 */
+        /*00b0*/                   RET.REL.NODEC R2 0x0 ;                                /* 0x00 */
+        /*00c0*/                   BRA 0xc0;                                             /* 0x00 */
+"""
+
+PARSE = f"""
+import json, static_cost
+instructions = static_cost.parse({LISTING!r})
+inner = static_cost.innermost_loops(instructions)
+rows = [loop for loop in inner if not static_cost.is_masked(loop)]
+print(json.dumps([
+    len(instructions), [len(loop.instructions) for loop in inner], [len(loop.instructions) for loop in rows],
+    [static_cost.bits(i) for loop in inner for i in loop.loads], static_cost.cost({LISTING!r}, 4, 4, 32),
+]))
+"""
+
+ENTRY = """
+import json, static_cost
+from ahead_of_time import BF16, LONG, Launch, TARGETS, compiling
+launch = Launch("entropy", *LONG, BF16)
+with compiling(TARGETS["sm_90"]) as kernels:
+    launch.run()
+print(json.dumps([static_cost.entry(launch, kernels[0], "sm_90")]))
+"""
+
+
+def run(script: str, tmp_path: Path) -> Any:
+    # In a file, because Triton reads the source of a kernel from it.
+    file = tmp_path / "script.py"
+    file.write_text(script)
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": str(BENCHMARKS)}
+    done = subprocess.run([sys.executable, file], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout)
+
+
+def test_count_of_a_copying_loop(tmp_path: Path) -> None:
+    found = run(COPY, tmp_path)
+    if found["version"].startswith("3.7."):
+        # The assembler unrolls four turns of four elements: 4 loads, 4 stores, 8 addresses (IMAD.WIDE), 4 steps of the
+        # index, one comparison, one branch.
+        assert found["0"] == [22 / 16, 22 / 16, 128, 128, 0]
+    # An addition more is one instruction more.
+    assert [found[adds][0] - found["0"][0] for adds in ("1", "3")] == [1, 3]
+
+
+def test_loops_of_a_listing(tmp_path: Path) -> None:
+    count, inner, rows, widths, cost = run(PARSE, tmp_path)
+    assert count == 11
+    assert inner == [3, 2]
+    assert rows == [3]
+    assert widths == [128, 16]
+    # Three instructions for four elements; the loop stores nothing.
+    assert cost == [0.75, 0.75, 128, 0]
+
+
+def test_entry_of_a_kernel(tmp_path: Path) -> None:
+    (entry,) = run(ENTRY, tmp_path)
+    assert list(entry) == [
+        "operation", "kernel", "arch", "dtype", "out_dtype", "rows", "columns", "instructions_per_element", "registers",
+        "spill_bytes", "load_bits", "store_bits", "bytes_per_element", "predicted_limit", "issue_over_memory",
+    ]  # fmt: skip
+    assert entry["load_bits"] == 128
+    assert entry["spill_bytes"] == 0
+    assert entry["bytes_per_element"] == 2
+    # exp2, a fused multiply-add, a sum and a maximum at the least.
+    assert 4 < entry["instructions_per_element"] < 20
+    ratio = entry["instructions_per_element"] / (2 * 7.8)
+    assert entry["issue_over_memory"] == pytest.approx(ratio, abs=1e-3)
+    assert entry["predicted_limit"] == ("issue" if ratio > 1 else "memory")

@@ -20,6 +20,7 @@ a half or a quarter of a group apart, so that each part of the group is one cont
 with i the column within its group (H and Q at least 1). A group's own noise is call = group, words 0 and 1.
 """
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -147,7 +148,8 @@ def seed_arguments(
         placeholder: any tensor on the device, for a pointer that is not read.
 
     Raises:
-        ValueError: more rows, columns or draws than the counter has bits for, or a negative offset.
+        ValueError: more rows, columns or draws than the counter has bits for, a negative offset, or a seed that is no
+            integer.
     """
     for name, value, bound in (("columns", columns, 2**30), ("draws", draws, 2**32)):
         if value > bound:
@@ -157,6 +159,10 @@ def seed_arguments(
     if offset < 0:
         raise ValueError(f"offset: expected at least 0, found {offset}")
     is_tensor = isinstance(seed, Tensor)
+    if is_tensor and (seed.dtype != torch.int64 or seed.numel() != 1):
+        raise ValueError(f"seed: expected one int64 element, found {seed.dtype} of shape {list(seed.shape)}")
+    if not is_tensor and not isinstance(seed, int):
+        raise ValueError(f"seed: expected an int or an int64 tensor, found {seed!r}")
     key = ((0 if is_tensor else seed) + ((offset >> 33) << 32)) % 2**64
     return {
         "seed_ptr": seed if is_tensor else placeholder,

@@ -266,11 +266,17 @@ def test_log_prob_index_of_no_column_is_nan() -> None:
     [
         ({"row_offset": -1}, "row_offset: expected 0 .. 4294967294 for 2 rows, found -1"),
         ({"row_offset": 2**32 - 1}, "row_offset: expected 0 .. 4294967294 for 2 rows, found 4294967295"),
+        ({"seed": 0.5}, "seed: expected an int or an int64 tensor, found 0.5"),
+        ({"seed": torch.zeros(1)}, r"seed: expected one int64 element, found torch.float32 of shape \[1\]"),
+        (
+            {"seed": torch.zeros(2, dtype=torch.int64)},
+            r"seed: expected one int64 element, found torch.int64 of shape \[2\]",
+        ),
         ({"offset": -4}, "offset: expected at least 0, found -4"),
         ({"draws": 2**32 + 1}, "draws: expected at most 4294967296, found 4294967297"),
     ],
 )
-def test_counters_that_do_not_fit(arguments: dict, message: str) -> None:
+def test_seeds_and_counters_that_do_not_fit(arguments: dict, message: str) -> None:
     arguments = {"draws": 1, "dtype": None, "seed": 0, "offset": 0, **arguments}
     with pytest.raises(ValueError, match=message):
         sample.sample(torch.zeros(2, 3), **arguments)

@@ -1,0 +1,49 @@
+"""TorchRL and tensordict: the tables in which they look a distribution up by its exact type or by its name."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ..distribution import OneHotCategorical
+
+NAME = "onehot_triton.OneHotCategorical"
+"""What tensordict knows the class as, where `distribution_class` is given as a string."""
+
+
+def register() -> None:
+    """Enters `OneHotCategorical` into the tables of TorchRL and tensordict. A second call changes nothing.
+
+    - torchrl.modules.distributions.HAS_ENTROPY, without which code that asks it samples the entropy instead.
+      (TorchRL 0.14 itself asks the class for `entropy`, and has it exact without this.)
+    - torchrl.modules.distributions_maps, by the class's own repr, as TorchRL's classes.
+    - tensordict.nn.distributions.distributions_maps, as `NAME`. The short name stays tensordict's own class.
+    - tensordict.nn.probabilistic.DETERMINISTIC_REGISTER, which decides for a distribution that is wrapped in
+      torch.distributions.Independent; without it, tensordict warns and guesses.
+
+    It imports TorchRL, which turns torch's default validation of arguments off for the process.
+
+    Raises:
+        ImportError: TorchRL is not installed.
+
+    Example:
+        >>> from onehot_triton.integrations.torchrl import register
+        >>> register()  # doctest: +SKIP
+        >>> from torchrl.modules.distributions import HAS_ENTROPY  # doctest: +SKIP
+        >>> HAS_ENTROPY[OneHotCategorical]  # doctest: +SKIP
+        True
+    """
+    try:
+        import tensordict.nn.distributions as tensordict_distributions
+        import torchrl.modules.distributions as torchrl_distributions
+        from tensordict.nn.probabilistic import DETERMINISTIC_REGISTER, InteractionType
+    except ModuleNotFoundError as error:
+        message = f"{error.name} is not installed: pip install 'onehot_triton[torchrl]'"
+        raise ImportError(message, name=error.name) from None
+    # The tables' own annotations know TorchRL's classes alone.
+    by_type: dict[Any, Any] = torchrl_distributions.HAS_ENTROPY
+    by_repr: dict[Any, Any] = torchrl_distributions.distributions_maps
+    by_name: dict[Any, Any] = tensordict_distributions.distributions_maps
+    by_type[OneHotCategorical] = True
+    by_repr[str(OneHotCategorical).lower()] = OneHotCategorical
+    by_name[NAME.lower()] = OneHotCategorical
+    DETERMINISTIC_REGISTER[OneHotCategorical] = InteractionType.MODE

@@ -1,0 +1,351 @@
+"""The class at work in tensordict and TorchRL, in place of TorchRL's own."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from functools import partial
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent
+
+pytest.importorskip("torchrl", reason="TorchRL is not installed")
+
+from tensordict import TensorDict
+from tensordict.nn import (
+    CompositeDistribution,
+    InteractionType,
+    ProbabilisticTensorDictModule,
+    TensorDictModule,
+    set_composite_lp_aggregate,
+    set_interaction_type,
+)
+from tensordict.nn import distributions as tensordict_distributions
+from torchrl.data import OneHot
+from torchrl.modules import MLP, ProbabilisticActor, ValueOperator
+from torchrl.modules import OneHotCategorical as TheirOneHotCategorical
+from torchrl.modules import distributions as torchrl_distributions
+from torchrl.modules.distributions.utils import has_analytic_entropy, has_analytic_kl
+from torchrl.objectives import A2CLoss, ClipPPOLoss, DiscreteSACLoss, KLPENPPOLoss, PPOLoss, SoftUpdate
+
+from onehot_triton import OneHotCategorical, ReparamGradientStrategy
+from onehot_triton.integrations.torchrl import NAME, register
+
+# Importing TorchRL turned it off, for every test of this process.
+Distribution.set_default_validate_args(__debug__)
+
+ROWS, OBSERVATIONS, ACTIONS = 6, 5, 4
+METHODS = [None, *ReparamGradientStrategy]
+RANDOM, MODE, MEAN, DETERMINISTIC = (
+    InteractionType.RANDOM,
+    InteractionType.MODE,
+    InteractionType.MEAN,
+    InteractionType.DETERMINISTIC,
+)
+
+
+@pytest.fixture(autouse=True)
+def validation_as_torchrl_leaves_it() -> None:
+    """The fixture of conftest.py puts it back."""
+    Distribution.set_default_validate_args(False)
+
+
+@pytest.fixture
+def forgotten() -> Iterator[None]:
+    """Nothing registered, before and after."""
+
+    from tensordict.nn import probabilistic as tensordict_probabilistic
+
+    def forget() -> None:
+        torchrl_distributions.HAS_ENTROPY.pop(OneHotCategorical, None)
+        torchrl_distributions.distributions_maps.pop(str(OneHotCategorical).lower(), None)
+        tensordict_distributions.distributions_maps.pop(NAME.lower(), None)
+        tensordict_probabilistic.DETERMINISTIC_REGISTER.pop(OneHotCategorical, None)
+
+    forget()
+    yield
+    forget()
+
+
+def actor(distribution_class=OneHotCategorical, interaction=RANDOM, **options) -> ProbabilisticActor:
+    net = TensorDictModule(MLP(OBSERVATIONS, ACTIONS, num_cells=[8]), ["observation"], ["logits"])
+    return ProbabilisticActor(
+        net,
+        in_keys=["logits"],
+        out_keys=["action"],
+        distribution_class=distribution_class,
+        default_interaction_type=interaction,
+        **options,
+    )
+
+
+def observations() -> TensorDict:
+    return TensorDict({"observation": torch.randn(ROWS, OBSERVATIONS)}, [ROWS])
+
+
+def assert_one_hot(value: Tensor) -> None:
+    assert value.shape == (ROWS, ACTIONS)
+    assert ((value == 0) | (value == 1)).all()
+    assert (value.sum(-1) == 1).all()
+
+
+# Registration ---------------------------------------------------------------------------------------------------------
+
+
+def test_importing_the_library_imports_neither_torchrl_nor_tensordict() -> None:
+    code = "import sys, onehot_triton.integrations.torchrl; assert not {'torchrl', 'tensordict'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_a_missing_torchrl_is_one_line_that_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "torchrl.modules.distributions", None)
+    message = r"torchrl.* is not installed: pip install 'onehot_triton\[torchrl\]'"
+    with pytest.raises(ImportError, match=message) as error:
+        register()
+    assert "\n" not in str(error.value)
+
+
+def test_register_enters_the_class_into_every_table(forgotten: None) -> None:
+    from tensordict.nn.probabilistic import DETERMINISTIC_REGISTER
+
+    register()
+    tables = [
+        torchrl_distributions.HAS_ENTROPY,
+        torchrl_distributions.distributions_maps,
+        tensordict_distributions.distributions_maps,
+        DETERMINISTIC_REGISTER,
+    ]
+    once = [dict(table) for table in tables]
+    assert torchrl_distributions.HAS_ENTROPY[OneHotCategorical]
+    assert OneHotCategorical in torchrl_distributions.distributions_maps.values()
+    assert tensordict_distributions.distributions_maps[NAME.lower()] is OneHotCategorical
+    register()
+    assert [dict(table) for table in tables] == once
+    # The short names go on meaning what they meant.
+    assert tensordict_distributions.distributions_maps["onehotcategorical"] is not OneHotCategorical
+    assert str(TheirOneHotCategorical).lower() in torchrl_distributions.distributions_maps
+
+
+def test_a_distribution_class_by_its_name(forgotten: None) -> None:
+    register()
+    module = ProbabilisticTensorDictModule(["logits"], ["action"], distribution_class=NAME)
+    assert module.distribution_class is OneHotCategorical
+
+
+def test_an_independent_distribution_is_deterministic_by_its_mode(forgotten: None) -> None:
+    """tensordict looks for `deterministic_sample`, which Independent does not pass on, then for the exact type."""
+    register()
+    logits = torch.randn(ROWS, 3, ACTIONS)
+    module = ProbabilisticTensorDictModule(
+        ["logits"],
+        ["action"],
+        distribution_class=lambda logits: Independent(OneHotCategorical(logits), 1),
+        default_interaction_type=DETERMINISTIC,
+    )
+    td = module(TensorDict({"logits": logits}, [ROWS]))
+    assert torch.equal(td["action"], OneHotCategorical(logits).mode)
+
+
+# Modules --------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("interaction", [RANDOM, MODE, MEAN, DETERMINISTIC])
+def test_an_actor_for_every_interaction(interaction: InteractionType, method: ReparamGradientStrategy | None) -> None:
+    td = actor(interaction=interaction, distribution_kwargs={"grad_method": method})(observations())
+    action, logits = td["action"], td["logits"]
+    if interaction is MEAN:
+        torch.testing.assert_close(action, logits.softmax(-1))
+        return
+    assert_one_hot(action)
+    assert action.requires_grad == (interaction is RANDOM and method is not None)
+    if interaction is not RANDOM:
+        assert torch.equal(action.argmax(-1), logits.argmax(-1))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("interaction", [RANDOM, MODE, DETERMINISTIC])
+@pytest.mark.parametrize("parameter", ["logits", "probs"])
+def test_a_module_with_return_log_prob(
+    interaction: InteractionType, method: ReparamGradientStrategy | None, parameter: str
+) -> None:
+    weights = torch.rand(ROWS, ACTIONS, requires_grad=True)
+    module = ProbabilisticTensorDictModule(
+        in_keys=[parameter],
+        out_keys=["action"],
+        distribution_class=OneHotCategorical,
+        distribution_kwargs={"grad_method": method},
+        default_interaction_type=interaction,
+        return_log_prob=True,
+        log_prob_key="log_prob",
+    )
+    td = module(TensorDict({parameter: weights}, [ROWS]))
+    theirs = TheirOneHotCategorical(**{parameter: weights}).log_prob(td["action"])
+    torch.testing.assert_close(td["log_prob"], theirs)
+    td["log_prob"].sum().backward()
+    assert weights.grad is not None
+    assert weights.grad.isfinite().all()
+
+
+def test_set_interaction_type_overrides_the_default() -> None:
+    policy = actor()
+    with set_interaction_type(MODE):
+        td = policy(observations())
+    assert torch.equal(td["action"].argmax(-1), td["logits"].argmax(-1))
+
+
+def test_num_samples_and_its_log_prob() -> None:
+    td = actor(num_samples=3, return_log_prob=True)(observations())
+    assert td["action"].shape == (3, ROWS, ACTIONS)
+    assert td["action_log_prob"].shape == (3, ROWS)
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.bool])
+def test_an_action_belongs_to_a_one_hot_spec(dtype: torch.dtype) -> None:
+    spec = OneHot(ACTIONS, shape=(ACTIONS,), dtype=dtype)
+    policy = actor(spec=spec, safe=True, distribution_kwargs={"dtype": dtype})
+    action = policy(observations())["action"]
+    assert action.dtype == dtype
+    assert policy.spec["action"].expand(ROWS, ACTIONS).is_in(action)
+
+
+def test_a_generator_of_tensordict_decides_the_draw() -> None:
+    logits = torch.zeros(200, ACTIONS)
+    draws = []
+    for seed in (1, 1, 2):
+        module = ProbabilisticTensorDictModule(
+            ["logits"],
+            ["action"],
+            distribution_class=OneHotCategorical,
+            default_interaction_type=RANDOM,
+            generator=torch.Generator().manual_seed(seed),
+        )
+        draws.append(module(TensorDict({"logits": logits}, [200]))["action"])
+    assert torch.equal(draws[0], draws[1])
+    assert not torch.equal(draws[0], draws[2])
+
+
+def composite(logits: Tensor, other: Tensor) -> CompositeDistribution:
+    return CompositeDistribution(
+        TensorDict({"a": {"logits": logits}, "b": {"logits": other}}, [ROWS]),
+        distribution_map={"a": OneHotCategorical, "b": partial(OneHotCategorical, unimix=0.1)},
+    )
+
+
+def test_in_a_composite_distribution() -> None:
+    logits, other = torch.randn(ROWS, ACTIONS), torch.randn(ROWS, 3)
+    with set_composite_lp_aggregate(False):
+        dist = composite(logits, other)
+        draw = dist.sample()
+        log_prob = dist.log_prob(draw)
+        entropy = dist.entropy()
+    assert_one_hot(draw["a"])
+    torch.testing.assert_close(log_prob["a_log_prob"], OneHotCategorical(logits).log_prob(draw["a"]))
+    torch.testing.assert_close(log_prob["b_log_prob"], OneHotCategorical(other, unimix=0.1).log_prob(draw["b"]))
+    torch.testing.assert_close(entropy["a_entropy"], OneHotCategorical(logits).entropy())
+    assert torch.equal(dist.mode["a"].argmax(-1), logits.argmax(-1))
+    assert torch.equal(dist.deterministic_sample["b"].argmax(-1), other.argmax(-1))
+
+
+# Losses ---------------------------------------------------------------------------------------------------------------
+
+
+def transitions(policy: ProbabilisticActor) -> TensorDict:
+    """One step of a made-up environment, with the policy's own actions."""
+    with torch.no_grad():
+        td = policy(observations())
+    done = torch.zeros(ROWS, 1, dtype=torch.bool)
+    td["next"] = TensorDict(
+        {
+            "observation": torch.randn(ROWS, OBSERVATIONS),
+            "reward": torch.randn(ROWS, 1),
+            "done": done,
+            "terminated": done,
+        },
+        [ROWS],
+    )
+    return td
+
+
+def actor_gradient(loss: nn.Module, td: TensorDict) -> tuple[TensorDict, Tensor]:
+    """The losses, and the gradient of their sum in the actor's parameters."""
+    out = loss(td.clone())
+    total = torch.stack([value for key, value in out.items() if key.startswith("loss_")]).sum()
+    parameters = list(loss.actor_network_params.parameters())
+    return out, torch.cat([grad.flatten() for grad in torch.autograd.grad(total, parameters)])
+
+
+def compare(make_loss, **options) -> TensorDict:
+    """One loss and one backward of each class, with the same weights on the same transitions."""
+    ours, theirs = actor(return_log_prob=True), actor(TheirOneHotCategorical, return_log_prob=True)
+    theirs.load_state_dict(ours.state_dict())
+    td = transitions(theirs)
+    assert_one_hot(td["action"])
+    results = []
+    for policy in (ours, theirs):
+        torch.manual_seed(1)
+        results.append(actor_gradient(make_loss(policy, **options), td))
+    (out, gradient), (their_out, their_gradient) = results
+    assert set(out.keys()) == set(their_out.keys())
+    for key, value in out.items():
+        torch.testing.assert_close(value, their_out[key], msg=lambda text, key=key: f"{key}: {text}")
+    torch.testing.assert_close(gradient, their_gradient)
+    assert gradient.abs().max() > 0
+    return out
+
+
+def test_discrete_sac_is_that_of_torchrls_class() -> None:
+    def make(policy: ProbabilisticActor, **options) -> DiscreteSACLoss:
+        q = ValueOperator(MLP(OBSERVATIONS, ACTIONS, num_cells=[8]), ["observation"], ["action_value"])
+        loss = DiscreteSACLoss(policy, q, action_space="one-hot", num_actions=ACTIONS, **options)
+        loss.make_value_estimator(gamma=0.9)
+        # Without one, the loss warns of targets that nothing will update.
+        SoftUpdate(loss, eps=0.99)
+        return loss
+
+    compare(make)
+    compare(make, skip_done_states=True)
+
+
+@pytest.mark.parametrize("kind", [PPOLoss, ClipPPOLoss, KLPENPPOLoss])
+def test_ppo_is_that_of_torchrls_class(kind: type[PPOLoss]) -> None:
+    def make(policy: ProbabilisticActor) -> PPOLoss:
+        value = ValueOperator(MLP(OBSERVATIONS, 1, num_cells=[8]), ["observation"])
+        return kind(policy, value)
+
+    out = compare(make)
+    assert out["entropy"] > 0
+
+
+def test_a2c_is_that_of_torchrls_class() -> None:
+    def make(policy: ProbabilisticActor) -> A2CLoss:
+        value = ValueOperator(MLP(OBSERVATIONS, 1, num_cells=[8]), ["observation"])
+        return A2CLoss(policy, value)
+
+    compare(make)
+
+
+def test_ppo_takes_bool_actions() -> None:
+    """The actions of a one-hot spec are bool by default; TorchRL's class raises on them."""
+    policy = actor(return_log_prob=True, distribution_kwargs={"dtype": torch.bool})
+    value = ValueOperator(MLP(OBSERVATIONS, 1, num_cells=[8]), ["observation"])
+    td = transitions(policy)
+    assert td["action"].dtype == torch.bool
+    _, gradient = actor_gradient(PPOLoss(policy, value), td)
+    assert gradient.isfinite().all()
+
+
+def test_entropies_are_exact(forgotten: None) -> None:
+    """Registered or not: TorchRL 0.14 asks the class, which older versions look up in HAS_ENTROPY."""
+    policy = actor(return_log_prob=True)
+    td = transitions(policy)
+    exact = policy.get_dist(td).entropy()
+    assert has_analytic_entropy(policy.get_dist(td))
+    assert has_analytic_kl(policy.get_dist(td), policy.get_dist(td))
+    for turn in (lambda: None, register):
+        turn()
+        loss = PPOLoss(policy, ValueOperator(MLP(OBSERVATIONS, 1, num_cells=[8]), ["observation"]))
+        torch.testing.assert_close(loss(td.clone())["entropy"], exact.mean().detach())

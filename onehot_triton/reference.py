@@ -51,7 +51,10 @@ def in_transform() -> bool:
 
 def blocks(rows: int, elements_per_row: int) -> list[slice]:
     """Cuts `rows` into slices of at most `_BLOCK` elements; one slice while compiling, where the compiler fuses."""
-    step = rows if torch.compiler.is_compiling() else max(1, _BLOCK // max(1, elements_per_row))
+    # Compiled, no branch and no range on `rows`, either of which would fix it as a constant of the graph.
+    if torch.compiler.is_compiling():
+        return [slice(0, rows)]
+    step = max(1, _BLOCK // max(1, elements_per_row))
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)] if rows else [slice(0, 0)]
 
 
@@ -106,7 +109,9 @@ def exponential(shape: tuple[int, ...], device: torch.device, generator: torch.G
     """
     if device.type in ("mps", "xpu"):
         return exponential_float32(shape, device, generator)
-    u = torch.rand(shape, dtype=torch.float64, device=device, generator=generator)
+    # The overload that takes a generator takes no symbolic shape.
+    options = {} if generator is None else {"generator": generator}
+    u = torch.rand(shape, dtype=torch.float64, device=device, **options)
     return torch.rsub(u, -(2.0**-54), alpha=1 - 2.0**-52).log1p_()
 
 
@@ -143,7 +148,13 @@ def seeded_exponential(seed: Tensor, shape: tuple[int, ...]) -> Tensor:
 
 def group_length(columns: int) -> int:
     """The columns of a group on this path: all of a short row, else the power of two next to sqrt(columns)."""
-    return columns if columns <= _ONE_GROUP else 2 ** round(math.log2(columns) / 2)
+    if columns <= _ONE_GROUP:
+        return columns
+    length = 4
+    # Comparisons, which leave a symbolic number of columns a range and not a constant.
+    while 2 * length**2 < columns:
+        length *= 2
+    return length
 
 
 def sample_index(

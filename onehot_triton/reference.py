@@ -110,8 +110,10 @@ def exponential(shape: tuple[int, ...], device: torch.device, generator: torch.G
     if device.type in ("mps", "xpu"):
         return exponential_float32(shape, device, generator)
     # The overload that takes a generator takes no symbolic shape.
-    options = {} if generator is None else {"generator": generator}
-    u = torch.rand(shape, dtype=torch.float64, device=device, **options)
+    if generator is None:
+        u = torch.rand(shape, dtype=torch.float64, device=device)
+    else:
+        u = torch.rand(shape, dtype=torch.float64, device=device, generator=generator)
     return torch.rsub(u, -(2.0**-54), alpha=1 - 2.0**-52).log1p_()
 
 

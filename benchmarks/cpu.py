@@ -57,6 +57,17 @@ def turn(function: Callable[[Tensor], Any], many: list[Tensor], first: int, call
     return (time.perf_counter() - start) / calls
 
 
+def parallel_speedup(threads: int) -> float:
+    """How many times as fast `threads` threads are as one, on work that splits: near `threads` where the cores are
+    free. On cores that others use, each parallel region waits for a thread that is not running."""
+    x = torch.randn(2**20)
+    times = []
+    for count in (1, threads):
+        torch.set_num_threads(count)
+        times.append(quartiles([turn(torch.exp, [x], 0, 4) for _ in range(25)])[1])
+    return times[0] / times[1]
+
+
 def measure(functions: dict[str, Callable[[Tensor], Any]], shape: tuple[int, int], seconds: float) -> dict[str, Any]:
     """Seconds of a call, many times, by name."""
     many = inputs(*shape)
@@ -95,7 +106,7 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=10.0, help="for each shape and operation")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
-    torch.set_num_threads(args.threads)
+    speedup = parallel_speedup(args.threads)
     torch.manual_seed(1)
     before = D.Distribution._validate_args
     found, missing = providers()
@@ -105,6 +116,12 @@ def main() -> int:
     }
     info = environment()
     print(f"{info['cpu']}, {args.threads} of {info['cores']} threads, load {info['load']:.1f} at the start")
+    if speedup < 0.75 * args.threads:
+        print(
+            f"BUSY: {args.threads} threads are {speedup:.2f} times as fast as one. Others use these cores, and what",
+            end=" ",
+        )
+        print("follows measures the waiting of threads; take a quiet moment, or --threads 1")
     print(", ".join(f"{name} {version}" for name, version in info["packages"].items()))
     print(
         f"torch.distributions validates arguments by default: {before}; with torchrl imported, which turns that off for"
@@ -135,7 +152,8 @@ def main() -> int:
                 )
                 bar.update()
     result = {
-        "environment": info, "threads": args.threads, "validate_args": validation, "missing": missing, "wrong": wrong,
+        "environment": info, "threads": args.threads, "parallel_speedup": speedup, "validate_args": validation,
+        "missing": missing, "wrong": wrong,
         "operations": {"sample": "construct + sample", "step": "construct + rsample + log_prob + entropy"},
         "times": records,
     }  # fmt: skip

@@ -208,18 +208,6 @@ class Policy(torch.nn.Module):
         return OneHotCategorical(self.net(observation)).sample_and_log_prob()
 
 
-def test_export_of_a_module_that_samples() -> None:
-    policy = Policy()
-    batch = torch.export.Dim("batch", min=2)
-    program = torch.export.export(policy, (torch.randn(5, 8),), dynamic_shapes=({0: batch},))
-    observations = torch.randn(300, 8)
-    action, log_prob = program.module()(observations)
-    dist = OneHotCategorical(policy.net(observations))
-    torch.testing.assert_close(log_prob, dist.log_prob(action))
-    again, _ = program.module()(observations)
-    assert not torch.equal(action, again)
-
-
 def test_a_saved_program_samples(tmp_path: Any) -> None:
     program = torch.export.export(Policy(), (torch.randn(5, 8),))
     torch.export.save(program, tmp_path / "policy.pt2")

@@ -41,7 +41,7 @@ $(VENV)/.demo: constraints.txt pyproject.toml
 
 $(VENV)/.test: $(VENV)/.demo
 	@echo "installing what the tests need"
-	@$(PIP) --no-build-isolation -e ".[test,bench,torchrl]"
+	@$(PIP) --no-build-isolation -e ".[test,bench,torchrl,examples]"
 	@touch $@
 
 $(VENV)/.bench: $(VENV)/.test

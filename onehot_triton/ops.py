@@ -145,7 +145,7 @@ def _shaped(tensor: Tensor, *shape: int) -> Tensor:
 
 def _rows(tensor: Tensor) -> Tensor:
     """[*batch, columns] -> [rows, columns]."""
-    return _shaped(tensor, tensor.shape[:-1].numel(), tensor.shape[-1])
+    return _shaped(tensor, math.prod(tensor.shape[:-1]), tensor.shape[-1])
 
 
 def _survey(rows: Tensor, survey: reference.Survey | None) -> reference.Survey:
@@ -266,7 +266,7 @@ class _StraightThrough(Function):
         logits, temperature, seed_tensor, index, logsumexp = ctx.saved_tensors
         x = _rows(logits)
         rows, columns = x.shape
-        draws = index.shape[: index.dim() - logits.dim() + 1].numel()
+        draws = math.prod(index.shape[: index.dim() - logits.dim() + 1])
         grad = _shaped(grad, draws, rows, columns)
         if temperature is None:
             grad = grad[0] if draws == 1 else grad.sum(0)
@@ -322,7 +322,7 @@ def _row_temperature(temperature: Tensor | float, logits: Tensor) -> Tensor:
     if temperature.numel() == 1:
         temperature = temperature.reshape(())
     batch = logits.shape[:-1]
-    return temperature.to(dtype).expand(batch).reshape(batch.numel())
+    return temperature.to(dtype).expand(batch).reshape(math.prod(batch))
 
 
 class _Relaxed(Function):
@@ -354,8 +354,8 @@ class _Relaxed(Function):
     def backward(ctx, grad):
         temperature, y = ctx.saved_tensors
         columns = y.shape[-1]
-        rows = ctx.batch.numel()
-        draws = y.shape[: y.dim() - 1 - len(ctx.batch)].numel()
+        rows = math.prod(ctx.batch)
+        draws = math.prod(y.shape[: y.dim() - 1 - len(ctx.batch)])
         dtype = temperature.dtype
         probs = _shaped(y, draws, rows, columns).to(dtype)
         dz = reference.softmax_backward(probs, _shaped(grad, draws, rows, columns).to(dtype))
@@ -402,7 +402,7 @@ class _LogProb(Function):
         rows, columns = x.shape
         batch = logits.shape[:-1]
         lead = value.shape[: value.dim() - logits.dim()] if index is None else index.shape[: index.dim() - len(batch)]
-        draws = lead.numel()
+        draws = math.prod(lead)
         # What was given is not returned: an argument returned as it is could not be saved for the backward.
         new_index = new_logsumexp = None
         known = None if logsumexp is None else _shaped(logsumexp, rows)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import itertools
 import shutil
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -208,10 +208,15 @@ class Policy(torch.nn.Module):
         return OneHotCategorical(self.net(observation)).sample_and_log_prob()
 
 
-def test_a_saved_program_samples(tmp_path: Any) -> None:
-    program = torch.export.export(Policy(), (torch.randn(5, 8),))
+@pytest.mark.parametrize("strict", [False, True])
+def test_a_saved_program_samples_every_batch_size(strict: bool, tmp_path: Path) -> None:
+    batch = torch.export.Dim("batch", min=2)
+    program = torch.export.export(Policy(), (torch.randn(5, 8),), dynamic_shapes=({0: batch},), strict=strict)
     torch.export.save(program, tmp_path / "policy.pt2")
     module = torch.export.load(tmp_path / "policy.pt2").module()
-    draws = [module(torch.zeros(5, 8))[0] for _ in range(10)]
-    assert all((draw.sum(-1) == 1).all() for draw in draws)
-    assert any(not torch.equal(a, b) for a, b in itertools.pairwise(draws))
+    for rows in (5, 300):
+        one_hot, log_prob = module(torch.zeros(rows, 8))
+        assert one_hot.shape == (rows, COLUMNS)
+        assert (one_hot.sum(-1) == 1).all()
+        assert log_prob.shape == (rows,)
+    assert not torch.equal(one_hot, module(torch.zeros(300, 8))[0])

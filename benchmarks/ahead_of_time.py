@@ -137,6 +137,10 @@ class Launch(NamedTuple):
         return self.empty(self.draws, self.rows, self.columns, dtype=self.out_dtype)
 
     @property
+    def allowed(self) -> torch.Tensor:
+        return self.empty(self.rows, self.columns, dtype=BOOL)
+
+    @property
     def seed_tensor(self) -> torch.Tensor:
         return self.empty(1, dtype=INT64)
 
@@ -161,6 +165,17 @@ OPERATIONS: dict[str, Callable[[Launch], object]] = {
     ),
     "relaxed_grad_seed_tensor": lambda a: relaxed.relaxed_grad(
         a.logits, a.per_row, a.index, a.empty(a.draws, a.rows, a.columns), a.per_row, a.seed_tensor, OFFSET
+    ),
+    # With a category mask.
+    "masked_sample": lambda a: sample.sample(a.logits, a.draws, a.out_dtype, SEED, OFFSET, 0, a.allowed),
+    "masked_log_prob": lambda a: log_prob.log_prob(a.logits, None, a.value, a.allowed),
+    "masked_log_prob_index": lambda a: log_prob.log_prob_index(a.logits, a.per_row, a.index, a.allowed),
+    "masked_log_prob_grad": lambda a: log_prob.log_prob_grad(a.logits, a.per_row, a.index, a.per_draw, a.allowed),
+    "masked_entropy": lambda a: entropy.entropy(a.logits, a.allowed),
+    "masked_entropy_grad": lambda a: entropy.entropy_grad(a.logits, a.per_row, a.per_row, a.per_row, a.allowed),
+    "masked_softmax_grad": lambda a: softmax_grad.softmax_grad(a.logits, a.per_row, a.logits, a.allowed),
+    "masked_relaxed_grad": lambda a: relaxed.relaxed_grad(
+        a.logits, a.per_row, a.index, a.empty(a.draws, a.rows, a.columns), a.per_row, SEED, OFFSET, 0, a.allowed
     ),
 }
 
@@ -197,6 +212,11 @@ def variants() -> list[Launch]:
         *(Launch("log_prob_grad", *LONG, BF16, draws=n) for n in (1, 4)),
         *(Launch(name, *SHORT, BF16) for name in ("relaxed_seed_tensor", "relaxed_grad_seed_tensor")),
     ]
+    for shape in (SHORT, LONG, FEW):
+        masked = ("masked_sample", "masked_log_prob", "masked_entropy", "masked_softmax_grad", "masked_relaxed_grad")
+        many += [Launch(name, *shape, BF16, BF16) for name in masked]
+    for name in ("masked_log_prob_index", "masked_log_prob_grad", "masked_entropy_grad"):
+        many.append(Launch(name, *LONG, BF16))
     for dtype in (FP32, FP64):
         many += [Launch("sample", *shape, dtype, INT64) for shape in (SHORT, LONG, FEW)]
         many += [Launch(name, *shape, dtype) for name in ("relaxed", "relaxed_grad") for shape in (SHORT, LONG)]

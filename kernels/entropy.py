@@ -18,6 +18,7 @@ from . import launch
 from .noise import LN2, LOG2E
 from .rows import (
     FAR,
+    allowed_arguments,
     compute_dtype,
     compute_type,
     exp2_of,
@@ -53,7 +54,8 @@ def _add_tile(x, maximum, total, moment):
 
 @triton.jit(do_not_specialize=["rows"])
 def _entropy_kernel(
-    logits_ptr, entropy_ptr, logsumexp_ptr, row_stride: tl.int64, rows: tl.int64, columns,
+    logits_ptr, allowed_ptr, entropy_ptr, logsumexp_ptr, row_stride: tl.int64, allowed_stride: tl.int64,
+    rows: tl.int64, columns,
     ENTROPY: tl.constexpr, TYPE: tl.constexpr,
     ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
@@ -61,6 +63,7 @@ def _entropy_kernel(
     inside = row < rows
     column = tile_columns(DEPTH, LANES, VECTOR)
     ptrs = logits_ptr + over_tile(row * row_stride) + column
+    allowed_at = over_tile(row * allowed_stride) + column
     maximum = tl.full([ROWS, LANES], float("-inf"), TYPE)
     total = tl.zeros([ROWS, LANES], TYPE)
     moment = tl.zeros([ROWS, LANES], TYPE)
@@ -69,10 +72,12 @@ def _entropy_kernel(
     BLOCK: tl.constexpr = DEPTH * LANES * VECTOR
     whole = columns // BLOCK * BLOCK if ROWS == 1 else 0
     for start in range(0, whole, BLOCK):
-        maximum, total, moment = _add_tile(load_logits(ptrs + start, None, TYPE), maximum, total, moment)
+        x = load_logits(ptrs + start, None, TYPE, allowed_ptr, allowed_at + start)
+        maximum, total, moment = _add_tile(x, maximum, total, moment)
     if whole < columns:
         mask = over_tile(inside) & (whole + column < columns)
-        maximum, total, moment = _add_tile(load_logits(ptrs + whole, mask, TYPE), maximum, total, moment)
+        x = load_logits(ptrs + whole, mask, TYPE, allowed_ptr, allowed_at + whole)
+        maximum, total, moment = _add_tile(x, maximum, total, moment)
     joined = tl.max(maximum, 1)
     total, moment = _rebase(maximum, or_zero(joined)[:, None], total, moment)
     total = tl.sum(total, 1)
@@ -84,7 +89,8 @@ def _entropy_kernel(
 
 @triton.jit(do_not_specialize=["rows"])
 def _entropy_grad_kernel(
-    logits_ptr, logsumexp_ptr, entropy_ptr, grad_ptr, out_ptr, row_stride: tl.int64, rows: tl.int64, columns,
+    logits_ptr, allowed_ptr, logsumexp_ptr, entropy_ptr, grad_ptr, out_ptr, row_stride: tl.int64,
+    allowed_stride: tl.int64, rows: tl.int64, columns,
     TYPE: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     # One tile a program: nothing is reduced.
@@ -94,7 +100,8 @@ def _entropy_grad_kernel(
     inside = row < rows
     column = tl.program_id(0) % tiles * BLOCK + tile_columns(DEPTH, LANES, VECTOR)
     mask = over_tile(inside) & (column < columns)
-    x = load_logits(logits_ptr + over_tile(row * row_stride) + column, mask, TYPE)
+    allowed_at = over_tile(row * allowed_stride) + column
+    x = load_logits(logits_ptr + over_tile(row * row_stride) + column, mask, TYPE, allowed_ptr, allowed_at)
     log2_p = exp2_of(x, over_tile(tl.load(logsumexp_ptr + row, mask=inside) * LOG2E))
     entropy = tl.load(entropy_ptr + row, mask=inside) * LOG2E
     grad = tl.load(grad_ptr + row, mask=inside).to(TYPE) * LN2
@@ -103,7 +110,7 @@ def _entropy_grad_kernel(
     tl.store(out_ptr + over_tile(row * columns) + column, out.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-def _reduce(logits: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor]:
+def _reduce(logits: Tensor, allowed: Tensor | None, with_entropy: bool) -> tuple[Tensor, Tensor]:
     logits = with_unit_stride(logits)
     rows, columns = logits.shape
     logsumexp = torch.empty(rows, dtype=compute_dtype(logits.dtype), device=logits.device)
@@ -111,23 +118,27 @@ def _reduce(logits: Tensor, with_entropy: bool) -> tuple[Tensor, Tensor]:
     if rows:
         tile = launch.tile(logits)
         _entropy_kernel[(triton.cdiv(rows, tile.rows),)](
-            logits, entropy, logsumexp, logits.stride(0), rows, columns, ENTROPY=with_entropy,
-            TYPE=compute_type(logits.dtype), num_warps=tile.warps, **tile.shape,
+            logits, entropy_ptr=entropy, logsumexp_ptr=logsumexp, row_stride=logits.stride(0), rows=rows,
+            columns=columns, ENTROPY=with_entropy, TYPE=compute_type(logits.dtype), num_warps=tile.warps, **tile.shape,
+            **allowed_arguments(allowed),
         )  # fmt: skip
     return entropy, logsumexp
 
 
-def logsumexp(logits: Tensor) -> Tensor:
-    """log sum exp of each row of `logits` [rows, columns], in the compute dtype; NaN for no distribution."""
-    return _reduce(logits, with_entropy=False)[1]
+def logsumexp(logits: Tensor, allowed: Tensor | None = None) -> Tensor:
+    """log sum exp of each row of `logits` [rows, columns], in the compute dtype; NaN for no distribution. `allowed`:
+    see `rows.allowed_arguments`."""
+    return _reduce(logits, allowed, with_entropy=False)[1]
 
 
-def entropy(logits: Tensor) -> tuple[Tensor, Tensor]:
+def entropy(logits: Tensor, allowed: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The entropy in nats and the logsumexp of each row of `logits` [rows, columns], in the compute dtype."""
-    return _reduce(logits, with_entropy=True)
+    return _reduce(logits, allowed, with_entropy=True)
 
 
-def entropy_grad(logits: Tensor, logsumexp: Tensor, entropy: Tensor, grad: Tensor) -> Tensor:
+def entropy_grad(
+    logits: Tensor, logsumexp: Tensor, entropy: Tensor, grad: Tensor, allowed: Tensor | None = None
+) -> Tensor:
     """-g p (log p + H), [rows, columns] in the logits' dtype; `logsumexp`, `entropy` and `grad` are [rows]."""
     logits = with_unit_stride(logits)
     rows, columns = logits.shape
@@ -135,7 +146,8 @@ def entropy_grad(logits: Tensor, logsumexp: Tensor, entropy: Tensor, grad: Tenso
     if rows:
         tile = launch.tile(logits)
         _entropy_grad_kernel[(triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns),)](
-            logits, logsumexp.contiguous(), entropy.contiguous(), grad.contiguous(), out, logits.stride(0), rows,
-            columns, TYPE=compute_type(logits.dtype), num_warps=tile.warps, **tile.shape,
+            logits, logsumexp_ptr=logsumexp.contiguous(), entropy_ptr=entropy.contiguous(), grad_ptr=grad.contiguous(),
+            out_ptr=out, row_stride=logits.stride(0), rows=rows, columns=columns, TYPE=compute_type(logits.dtype),
+            num_warps=tile.warps, **tile.shape, **allowed_arguments(allowed),
         )  # fmt: skip
     return out

@@ -15,11 +15,13 @@ from .entropy import logsumexp as row_logsumexp
 from .noise import LOG2E
 from .rows import (
     add_tile,
+    allowed_arguments,
     compute_dtype,
     compute_type,
     exp2_of,
     join_lanes,
     lane_max,
+    load_chosen,
     load_logits,
     logsumexp_of,
     over_tile,
@@ -46,8 +48,8 @@ def _add_value(value, start, best, best_start):
 
 @triton.jit(do_not_specialize=["rows", "programs_per_draw"])
 def _log_prob_kernel(
-    logits_ptr, logsumexp_ptr, value_ptr, out_ptr, index_ptr, row_stride: tl.int64, rows: tl.int64,
-    programs_per_draw: tl.int64, columns,
+    logits_ptr, allowed_ptr, logsumexp_ptr, value_ptr, out_ptr, index_ptr, row_stride: tl.int64,
+    allowed_stride: tl.int64, rows: tl.int64, programs_per_draw: tl.int64, columns,
     KNOWN: tl.constexpr, TYPE: tl.constexpr, VALUE_TYPE: tl.constexpr, LEAST: tl.constexpr, VALUE_VECTOR: tl.constexpr,
     ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
@@ -60,6 +62,7 @@ def _log_prob_kernel(
     column = tile_columns(DEPTH, LANES, VECTOR)
     value_column = tile_columns(BLOCK // (LANES * VALUE_VECTOR), LANES, VALUE_VECTOR)
     x_ptrs = logits_ptr + over_tile(row * row_stride) + column
+    allowed_at = over_tile(row * allowed_stride) + column
     value_ptrs = value_ptr + over_tile(at * columns) + value_column
     maximum = tl.full([ROWS, LANES], float("-inf"), TYPE)
     total = tl.zeros([ROWS, LANES], TYPE)
@@ -70,13 +73,15 @@ def _log_prob_kernel(
         value = _load_value(value_ptrs + start, None, VALUE_TYPE, LEAST)
         best, best_start = _add_value(value, start, best, best_start)
         if not KNOWN:
-            maximum, total = add_tile(load_logits(x_ptrs + start, None, TYPE), maximum, total)
+            x = load_logits(x_ptrs + start, None, TYPE, allowed_ptr, allowed_at + start)
+            maximum, total = add_tile(x, maximum, total)
     if whole < columns:
         mask = over_tile(inside) & (whole + value_column < columns)
         best, best_start = _add_value(_load_value(value_ptrs + whole, mask, VALUE_TYPE, LEAST), whole, best, best_start)
         if not KNOWN:
             mask = over_tile(inside) & (whole + column < columns)
-            maximum, total = add_tile(load_logits(x_ptrs + whole, mask, TYPE), maximum, total)
+            x = load_logits(x_ptrs + whole, mask, TYPE, allowed_ptr, allowed_at + whole)
+            maximum, total = add_tile(x, maximum, total)
 
     # The first column of the maximum is in the first tile that has it, which is read once more.
     top = tl.max(best, 1)
@@ -94,14 +99,16 @@ def _log_prob_kernel(
         maximum, total = join_lanes(maximum, total)
         logsumexp = logsumexp_of(maximum, total)
         tl.store(logsumexp_ptr + row, logsumexp, mask=inside)
-    chosen = tl.load(logits_ptr + row * row_stride + index, mask=inside & (index >= 0), other=float("nan")).to(TYPE)
+    exists = inside & (index >= 0)
+    chosen = load_chosen(logits_ptr, row * row_stride + index, exists, TYPE, allowed_ptr, row * allowed_stride + index)
     tl.store(out_ptr + at, chosen - logsumexp, mask=inside)
     tl.store(index_ptr + at, index.to(tl.int64), mask=inside)
 
 
 @triton.jit(do_not_specialize=["rows", "count"])
 def _log_prob_index_kernel(
-    logits_ptr, logsumexp_ptr, index_ptr, out_ptr, row_stride: tl.int64, rows: tl.int64, count: tl.int64, columns,
+    logits_ptr, allowed_ptr, logsumexp_ptr, index_ptr, out_ptr, row_stride: tl.int64, allowed_stride: tl.int64,
+    rows: tl.int64, count: tl.int64, columns,
     TYPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
@@ -109,13 +116,14 @@ def _log_prob_index_kernel(
     row = at % rows
     index = tl.load(index_ptr + at, mask=inside, other=0)
     exists = inside & (index >= 0) & (index < columns)
-    chosen = tl.load(logits_ptr + row * row_stride + index, mask=exists, other=float("nan")).to(TYPE)
+    chosen = load_chosen(logits_ptr, row * row_stride + index, exists, TYPE, allowed_ptr, row * allowed_stride + index)
     tl.store(out_ptr + at, chosen - tl.load(logsumexp_ptr + row, mask=inside, other=0.0), mask=inside)
 
 
 @triton.jit(do_not_specialize=["rows"])
 def _log_prob_grad_kernel(
-    logits_ptr, logsumexp_ptr, index_ptr, grad_ptr, out_ptr, row_stride: tl.int64, rows: tl.int64, columns,
+    logits_ptr, allowed_ptr, logsumexp_ptr, index_ptr, grad_ptr, out_ptr, row_stride: tl.int64,
+    allowed_stride: tl.int64, rows: tl.int64, columns,
     ONE_DRAW: tl.constexpr, TYPE: tl.constexpr,
     ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
@@ -126,11 +134,15 @@ def _log_prob_grad_kernel(
     inside = row < rows
     column = tl.program_id(0) % tiles * BLOCK + tile_columns(DEPTH, LANES, VECTOR)
     mask = over_tile(inside) & (column < columns)
-    x = load_logits(logits_ptr + over_tile(row * row_stride) + column, mask, TYPE)
+    allowed_at = over_tile(row * allowed_stride) + column
+    x = load_logits(logits_ptr + over_tile(row * row_stride) + column, mask, TYPE, allowed_ptr, allowed_at)
     p = tl.exp2(exp2_of(x, over_tile(tl.load(logsumexp_ptr + row, mask=inside) * LOG2E)))
     grad = over_tile(tl.load(grad_ptr + row, mask=inside).to(TYPE))
     if ONE_DRAW:
         hot = column == over_tile(tl.load(index_ptr + row, mask=inside, other=-1))
+        if allowed_ptr is not None:
+            # A category that is switched off has gradient 0, also where its log-probability of -inf was asked for.
+            hot &= x > float("-inf")
         out = tl.where(hot, grad, 0.0) - grad * p
     else:
         out = -grad * p
@@ -144,13 +156,16 @@ def _value_type(dtype: torch.dtype) -> tuple[tl.dtype, float | int]:
     return (tl.int64, -(2**63)) if dtype == torch.int64 else (tl.int32, -(2**31))
 
 
-def log_prob(logits: Tensor, logsumexp: Tensor | None, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def log_prob(
+    logits: Tensor, logsumexp: Tensor | None, value: Tensor, allowed: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
     """The log-probability of one-hot rows.
 
     Args:
         logits: [rows, columns], any row stride.
         logsumexp: [rows], where it is known: then no logit is read but the chosen one.
         value: [draws, rows, columns] of any real dtype.
+        allowed: see `rows.allowed_arguments`.
 
     Returns:
         log_prob: [draws, rows] in the compute dtype.
@@ -162,7 +177,7 @@ def log_prob(logits: Tensor, logsumexp: Tensor | None, value: Tensor) -> tuple[T
     rows, columns = logits.shape
     draws = value.shape[0]
     if logsumexp is None and draws != 1:
-        logsumexp = row_logsumexp(logits)
+        logsumexp = row_logsumexp(logits, allowed)
     known = logsumexp is not None
     if logsumexp is None:
         logsumexp = torch.empty(rows, dtype=compute_dtype(logits.dtype), device=logits.device)
@@ -173,27 +188,32 @@ def log_prob(logits: Tensor, logsumexp: Tensor | None, value: Tensor) -> tuple[T
         programs = triton.cdiv(rows, tile.rows)
         value_type, least = _value_type(value.dtype)
         _log_prob_kernel[(programs * draws,)](
-            logits, logsumexp.contiguous(), value, out, index, logits.stride(0), rows, programs, columns, KNOWN=known,
+            logits, logsumexp_ptr=logsumexp.contiguous(), value_ptr=value, out_ptr=out, index_ptr=index,
+            row_stride=logits.stride(0), rows=rows, programs_per_draw=programs, columns=columns, KNOWN=known,
             TYPE=compute_type(logits.dtype), VALUE_TYPE=value_type, LEAST=least,
             VALUE_VECTOR=min(launch.vector(value), tile.depth * tile.vector), num_warps=tile.warps, **tile.shape,
+            **allowed_arguments(allowed),
         )  # fmt: skip
     return out, index, logsumexp
 
 
-def log_prob_index(logits: Tensor, logsumexp: Tensor, index: Tensor) -> Tensor:
+def log_prob_index(logits: Tensor, logsumexp: Tensor, index: Tensor, allowed: Tensor | None = None) -> Tensor:
     """x_k - logsumexp for `index` int64 [draws, rows], in the compute dtype; NaN where it is no column."""
     logits = with_unit_stride(logits)
     rows, columns = logits.shape
     out = torch.empty(index.shape, dtype=logsumexp.dtype, device=logits.device)
     if out.numel():
         _log_prob_index_kernel[(triton.cdiv(out.numel(), launch.INDEX_BLOCK),)](
-            logits, logsumexp.contiguous(), index.contiguous(), out, logits.stride(0), rows, out.numel(), columns,
-            TYPE=compute_type(logits.dtype), BLOCK=launch.INDEX_BLOCK,
+            logits, logsumexp_ptr=logsumexp.contiguous(), index_ptr=index.contiguous(), out_ptr=out,
+            row_stride=logits.stride(0), rows=rows, count=out.numel(), columns=columns,
+            TYPE=compute_type(logits.dtype), BLOCK=launch.INDEX_BLOCK, **allowed_arguments(allowed),
         )  # fmt: skip
     return out
 
 
-def log_prob_grad(logits: Tensor, logsumexp: Tensor, index: Tensor, grad: Tensor) -> Tensor:
+def log_prob_grad(
+    logits: Tensor, logsumexp: Tensor, index: Tensor, grad: Tensor, allowed: Tensor | None = None
+) -> Tensor:
     """sum_s g_s (onehot(k_s) - p), [rows, columns] in the logits' dtype, for `index` and `grad` [draws, rows]."""
     logits = with_unit_stride(logits)
     rows, columns = logits.shape
@@ -207,10 +227,12 @@ def log_prob_grad(logits: Tensor, logsumexp: Tensor, index: Tensor, grad: Tensor
         tile = launch.tile(logits)
         total = grad.contiguous() if draws == 1 else grad.sum(0)
         _log_prob_grad_kernel[(triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns),)](
-            logits, logsumexp.contiguous(), index.contiguous(), total, out, logits.stride(0), rows, columns,
-            ONE_DRAW=draws == 1, TYPE=compute_type(logits.dtype), num_warps=tile.warps, **tile.shape,
+            logits, logsumexp_ptr=logsumexp.contiguous(), index_ptr=index.contiguous(), grad_ptr=total, out_ptr=out,
+            row_stride=logits.stride(0), rows=rows, columns=columns, ONE_DRAW=draws == 1,
+            TYPE=compute_type(logits.dtype), num_warps=tile.warps, **tile.shape, **allowed_arguments(allowed),
         )  # fmt: skip
         if draws > 1:
             inside = index.clamp(0, columns - 1)
-            out.scatter_add_(-1, inside.t(), torch.where(index == inside, grad, 0).t().to(dtype))
+            counts = index == inside if allowed is None else (index == inside) & allowed.gather(-1, inside.t()).t()
+            out.scatter_add_(-1, inside.t(), torch.where(counts, grad, 0).t().to(dtype))
     return out.to(logits.dtype)

@@ -33,6 +33,7 @@ from .noise import (
     words,
 )
 from .rows import (
+    allowed_arguments,
     compute_type,
     exp2_of,
     load_grad,
@@ -86,12 +87,14 @@ def _masks(column, columns, inside, MASK: tl.constexpr, Q: tl.constexpr):
 
 
 @triton.jit
-def _load_logits4(ptrs, m, MASK: tl.constexpr, TYPE: tl.constexpr, Q: tl.constexpr):
+def _load_logits4(
+    ptrs, m, MASK: tl.constexpr, TYPE: tl.constexpr, Q: tl.constexpr, allowed_ptr=None, allowed_at=0
+):  # fmt: skip
     return (
-        load_logits(ptrs, m[0] if MASK else None, TYPE),
-        load_logits(ptrs + Q, m[1] if MASK else None, TYPE),
-        load_logits(ptrs + 2 * Q, m[2] if MASK else None, TYPE),
-        load_logits(ptrs + 3 * Q, m[3] if MASK else None, TYPE),
+        load_logits(ptrs, m[0] if MASK else None, TYPE, allowed_ptr, allowed_at),
+        load_logits(ptrs + Q, m[1] if MASK else None, TYPE, allowed_ptr, allowed_at + Q),
+        load_logits(ptrs + 2 * Q, m[2] if MASK else None, TYPE, allowed_ptr, allowed_at + 2 * Q),
+        load_logits(ptrs + 3 * Q, m[3] if MASK else None, TYPE, allowed_ptr, allowed_at + 3 * Q),
     )
 
 
@@ -282,9 +285,9 @@ def _mul4(a, b):
 
 @triton.jit(do_not_specialize=["key", "counter3", "row_offset", "rows"])
 def _sums_kernel(
-    logits_ptr, logsumexp_ptr, index_ptr, grad_ptr, temperature_ptr, total_ptr, dot_ptr, seed_ptr, key: tl.int64,
-    counter3: tl.int64, row_offset: tl.int64, row_stride: tl.int64, temperature_stride: tl.int64, rows: tl.int64,
-    columns, SEED_TENSOR: tl.constexpr, TYPE: tl.constexpr,
+    logits_ptr, logsumexp_ptr, index_ptr, grad_ptr, temperature_ptr, total_ptr, dot_ptr, allowed_ptr, seed_ptr,
+    key: tl.int64, counter3: tl.int64, row_offset: tl.int64, row_stride: tl.int64, allowed_stride: tl.int64,
+    temperature_stride: tl.int64, rows: tl.int64, columns, SEED_TENSOR: tl.constexpr, TYPE: tl.constexpr,
     DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     # (sum w, sum w g) of one draw of one long row a program.
@@ -295,6 +298,7 @@ def _sums_kernel(
     row = at % rows
     column, call = _quarter(DEPTH, LANES, VECTOR)
     x_ptrs = logits_ptr + row * row_stride + column
+    allowed_at = row * allowed_stride + column
     grad_ptrs = grad_ptr + at * columns + column
     base = tl.load(logsumexp_ptr + row) * LOG2E
     inverse = 1.0 / tl.load(temperature_ptr + row * temperature_stride)
@@ -306,13 +310,13 @@ def _sums_kernel(
     whole = columns // BLOCK * BLOCK
     for start in range(0, whole, BLOCK):
         m = _masks(column, columns, column >= 0, False, Q)
-        x = _load_logits4(x_ptrs + start, m, False, TYPE, Q)
+        x = _load_logits4(x_ptrs + start, m, False, TYPE, Q, allowed_ptr, allowed_at + start)
         w = _weights(x, column + start, call + start // 4, winner, row, draw, key, counter3, base, inverse, Q)
         total += _add4(w)
         dot += _add4(_mul4(w, _load_grad4(grad_ptrs + start, m, False, TYPE, Q)))
     if whole < columns:
         m = _masks(column + whole, columns, column >= 0, True, Q)
-        x = _load_logits4(x_ptrs + whole, m, True, TYPE, Q)
+        x = _load_logits4(x_ptrs + whole, m, True, TYPE, Q, allowed_ptr, allowed_at + whole)
         w = _weights(x, column + whole, call + whole // 4, winner, row, draw, key, counter3, base, inverse, Q)
         total += _add4(w)
         dot += _add4(_mul4(w, _load_grad4(grad_ptrs + whole, m, True, TYPE, Q)))
@@ -323,10 +327,11 @@ def _sums_kernel(
 
 @triton.jit(do_not_specialize=["key", "counter3", "row_offset", "rows", "draws"])
 def _relaxed_grad_kernel(
-    logits_ptr, logsumexp_ptr, index_ptr, grad_ptr, temperature_ptr, total_ptr, dot_ptr, out_ptr, seed_ptr,
-    key: tl.int64, counter3: tl.int64, row_offset: tl.int64, row_stride: tl.int64, temperature_stride: tl.int64,
-    rows: tl.int64, draws: tl.int64, columns, SEED_TENSOR: tl.constexpr, TYPE: tl.constexpr, ONE: tl.constexpr,
-    MASK: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
+    logits_ptr, logsumexp_ptr, index_ptr, grad_ptr, temperature_ptr, total_ptr, dot_ptr, out_ptr, allowed_ptr, seed_ptr,
+    key: tl.int64, counter3: tl.int64, row_offset: tl.int64, row_stride: tl.int64, allowed_stride: tl.int64,
+    temperature_stride: tl.int64, rows: tl.int64, draws: tl.int64, columns,
+    SEED_TENSOR: tl.constexpr, TYPE: tl.constexpr, ONE: tl.constexpr, MASK: tl.constexpr,
+    ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     # One tile a program: its gradient stays in registers over all draws. ONE: rows that are in it whole, summed here.
     key = load_key(seed_ptr, key, SEED_TENSOR)
@@ -340,7 +345,10 @@ def _relaxed_grad_kernel(
     column += start
     call += start // 4
     m = _masks(column, columns, over_tile(in_rows), MASK, Q)
-    x = _load_logits4(logits_ptr + over_tile(row * row_stride) + column, m, MASK, TYPE, Q)
+    allowed_at = over_tile(row * allowed_stride) + column
+    x = _load_logits4(
+        logits_ptr + over_tile(row * row_stride) + column, m, MASK, TYPE, Q, allowed_ptr, allowed_at
+    )  # fmt: skip
     base = over_tile(tl.load(logsumexp_ptr + row, mask=in_rows, other=0.0) * LOG2E)
     inverse = over_tile(1.0 / tl.load(temperature_ptr + row * temperature_stride, mask=in_rows, other=1.0))
     noise_row = over_tile(row + row_offset)
@@ -371,7 +379,7 @@ def _relaxed_grad_kernel(
 
 def relaxed_grad(
     logits: Tensor, logsumexp: Tensor, index: Tensor, grad: Tensor, temperature: Tensor,
-    seed: int | Tensor, offset: int, row_offset: int = 0,
+    seed: int | Tensor, offset: int, row_offset: int = 0, allowed: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """The RelaxedOneHot gradient, [rows, columns] in the logits' dtype.
 
@@ -382,6 +390,7 @@ def relaxed_grad(
         grad: [draws, rows, columns].
         temperature: [rows] in the compute dtype, any stride.
         seed, offset, row_offset: the noise, see `noise.py`.
+        allowed: see `rows.allowed_arguments`.
     """
     logits, logsumexp, index, grad = (
         with_unit_stride(logits),
@@ -400,6 +409,7 @@ def relaxed_grad(
         common = {
             "row_stride": logits.stride(0), "temperature_stride": temperature.stride(0), "rows": rows,
             "columns": columns, "TYPE": compute_type(logits.dtype), "num_warps": tile.warps, **noise,
+            **allowed_arguments(allowed),
         }  # fmt: skip
         shape = tile.shape
         if draws and not tile.one:

@@ -62,14 +62,39 @@ def lane_max(x):
     return tl.max(tl.max(x, 3), 1)
 
 
+def allowed_arguments(allowed: Tensor | None) -> dict:
+    """The arguments of a kernel for a category mask, bool [rows, columns] of any row stride, 0 too; None: none."""
+    if allowed is None:
+        return {"allowed_ptr": None, "allowed_stride": 0}
+    allowed = with_unit_stride(allowed)
+    return {"allowed_ptr": allowed.view(torch.uint8), "allowed_stride": allowed.stride(0)}
+
+
 @triton.jit
-def load_logits(ptrs, mask, TYPE: tl.constexpr):
-    """Logits in the compute type; -inf where `mask` (None: nowhere) is False."""
+def load_logits(ptrs, mask, TYPE: tl.constexpr, allowed_ptr=None, allowed_at=0):
+    """Logits in the compute type; -inf where `mask` (None: nowhere) is False, and where the category mask, if there is
+    one, is 0 at its offset `allowed_at`, whatever the logit there is."""
     if mask is None:
         x = tl.load(ptrs)
     else:
         x = tl.load(ptrs, mask=mask, other=float("-inf"))
-    return x.to(TYPE)
+    x = x.to(TYPE)
+    if allowed_ptr is not None:
+        if mask is None:
+            allowed = tl.load(allowed_ptr + allowed_at)
+        else:
+            allowed = tl.load(allowed_ptr + allowed_at, mask=mask, other=0)
+        x = tl.where(allowed != 0, x, float("-inf"))
+    return x
+
+
+@triton.jit
+def load_chosen(logits_ptr, at, exists, TYPE: tl.constexpr, allowed_ptr, allowed_at):
+    """One logit for each offset `at`, as `load_logits` gives it; NaN where `exists` is False."""
+    x = tl.load(logits_ptr + at, mask=exists, other=float("nan")).to(TYPE)
+    if allowed_ptr is not None:
+        x = tl.where(tl.load(allowed_ptr + allowed_at, mask=exists, other=1) != 0, x, float("-inf"))
+    return x
 
 
 @triton.jit

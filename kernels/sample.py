@@ -19,7 +19,16 @@ from torch import Tensor
 from . import launch
 from .entropy import logsumexp as row_logsumexp
 from .noise import ELEMENT, GROUP, GROUPS, LOG2E, exponential64, load_key, seed_arguments, words
-from .rows import compute_dtype, compute_type, exp2_of, load_logits, logsumexp_of, or_zero, with_unit_stride
+from .rows import (
+    allowed_arguments,
+    compute_dtype,
+    compute_type,
+    exp2_of,
+    load_logits,
+    logsumexp_of,
+    or_zero,
+    with_unit_stride,
+)
 
 _GROUP = tl.constexpr(GROUP)
 _HALF = tl.constexpr(GROUP // 2)
@@ -52,8 +61,8 @@ def _zero_or_one(condition, ptr):
 
 @triton.jit(do_not_specialize=["key", "counter3", "row_offset", "rows", "draws"])
 def _short_kernel(
-    logits_ptr, one_hot_ptr, index_ptr, logsumexp_ptr, seed_ptr, key: tl.int64, counter3: tl.int64,
-    row_offset: tl.int64, row_stride: tl.int64, rows: tl.int64, draws: tl.int64, columns,
+    logits_ptr, one_hot_ptr, index_ptr, logsumexp_ptr, allowed_ptr, seed_ptr, key: tl.int64, counter3: tl.int64,
+    row_offset: tl.int64, row_stride: tl.int64, allowed_stride: tl.int64, rows: tl.int64, draws: tl.int64, columns,
     ONE_HOT: tl.constexpr, SEED_TENSOR: tl.constexpr, TYPE: tl.constexpr, ROWS: tl.constexpr, HALF: tl.constexpr,
 ):  # fmt: skip
     # Rows of one group: no race of groups, and the whole row stays in registers over all draws.
@@ -65,8 +74,9 @@ def _short_kernel(
     low_mask = inside[:, None] & (low_column < columns)
     high_mask = inside[:, None] & (high_column < columns)
     start = logits_ptr + (row * row_stride)[:, None]
-    low = load_logits(start + low_column, low_mask, TYPE)
-    high = load_logits(start + high_column, high_mask, TYPE)
+    allowed_at = (row * allowed_stride)[:, None]
+    low = load_logits(start + low_column, low_mask, TYPE, allowed_ptr, allowed_at + low_column)
+    high = load_logits(start + high_column, high_mask, TYPE, allowed_ptr, allowed_at + high_column)
 
     maximum = tl.maximum(tl.max(low, 1), tl.max(high, 1))
     base = or_zero(maximum * LOG2E)[:, None]
@@ -89,7 +99,7 @@ def _short_kernel(
 
 @triton.jit
 def _sum_tile(
-    logits_ptr, one_hot_ptr, exponent_ptr, total_ptr, start, columns, MASK: tl.constexpr,
+    logits_ptr, allowed_ptr, allowed_at, one_hot_ptr, exponent_ptr, total_ptr, start, columns, MASK: tl.constexpr,
     ZERO: tl.constexpr, TYPE: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     # [DEPTH, TILE, WIDTH]: a warp for each of TILE groups, a width of one load for all of its threads, so that a
@@ -108,7 +118,7 @@ def _sum_tile(
         mask: tl.constexpr = None
         zero_mask: tl.constexpr = None
         group_mask: tl.constexpr = None
-    x = load_logits(logits_ptr + column, mask, TYPE)
+    x = load_logits(logits_ptr + column, mask, TYPE, allowed_ptr, allowed_at + column)
     if ZERO:
         tl.store(one_hot_ptr + zero_column, tl.zeros([TILE * _GROUP], one_hot_ptr.dtype.element_ty), mask=zero_mask)
     exponent = tl.ceil(tl.max(tl.max(x, 0), 1) * LOG2E)
@@ -119,7 +129,7 @@ def _sum_tile(
 
 @triton.jit
 def _sum_groups(
-    logits_ptr, one_hot_ptr, exponent_ptr, total_ptr, program, programs, columns,
+    logits_ptr, allowed_ptr, allowed_at, one_hot_ptr, exponent_ptr, total_ptr, program, programs, columns,
     ZERO: tl.constexpr, TYPE: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     """Writes (e, s) of each group of a row, sum exp x = s 2^e; zeros beside. Tile i is program i mod programs's."""
@@ -128,12 +138,14 @@ def _sum_groups(
     # Whole tiles without a mask, and one more with it.
     for tile in range(program, tiles, programs):
         _sum_tile(
-            logits_ptr, one_hot_ptr, exponent_ptr, total_ptr, tile * BLOCK, columns, False, ZERO, TYPE, TILE, WIDTH
-        )
+            logits_ptr, allowed_ptr, allowed_at, one_hot_ptr, exponent_ptr, total_ptr, tile * BLOCK, columns,
+            False, ZERO, TYPE, TILE, WIDTH,
+        )  # fmt: skip
     if (tiles * BLOCK < columns) & (tiles % programs == program):
         _sum_tile(
-            logits_ptr, one_hot_ptr, exponent_ptr, total_ptr, tiles * BLOCK, columns, True, ZERO, TYPE, TILE, WIDTH
-        )
+            logits_ptr, allowed_ptr, allowed_at, one_hot_ptr, exponent_ptr, total_ptr, tiles * BLOCK, columns,
+            True, ZERO, TYPE, TILE, WIDTH,
+        )  # fmt: skip
 
 
 @triton.jit
@@ -163,13 +175,13 @@ def _race_groups(exponent_ptr, total_ptr, row, draw, key, counter3, columns, TYP
 
 
 @triton.jit
-def _race_elements(logits_ptr, group, row, draw, key, counter3, columns, TYPE: tl.constexpr):
+def _race_elements(logits_ptr, allowed_ptr, allowed_at, group, row, draw, key, counter3, columns, TYPE: tl.constexpr):
     """The winning column of the winning group."""
     i = tl.arange(0, _HALF)[None, :]
     low_column = group * _GROUP + i
     high_column = low_column + _HALF
-    low = load_logits(logits_ptr + low_column, low_column < columns, TYPE)
-    high = load_logits(logits_ptr + high_column, high_column < columns, TYPE)
+    low = load_logits(logits_ptr + low_column, low_column < columns, TYPE, allowed_ptr, allowed_at + low_column)
+    high = load_logits(logits_ptr + high_column, high_column < columns, TYPE, allowed_ptr, allowed_at + high_column)
     maximum = tl.maximum(tl.max(low, 1), tl.max(high, 1))
     w0, w1, w2, w3 = words(ELEMENT, group * _HALF + i, row, draw, key, counter3)
     winner = _first_least(_race(low, maximum, w0, w1), _race(high, maximum, w2, w3), _HALF)
@@ -178,12 +190,13 @@ def _race_elements(logits_ptr, group, row, draw, key, counter3, columns, TYPE: t
 
 @triton.jit
 def _select(
-    logits_ptr, one_hot_ptr, index_ptr, logsumexp_ptr, exponent_ptr, total_ptr, row, draw, key, counter3, columns,
-    ONE_HOT: tl.constexpr, TYPE: tl.constexpr, RACE: tl.constexpr,
+    logits_ptr, allowed_ptr, allowed_at, one_hot_ptr, index_ptr, logsumexp_ptr, exponent_ptr, total_ptr, row, draw,
+    key, counter3, columns, ONE_HOT: tl.constexpr, TYPE: tl.constexpr, RACE: tl.constexpr,
 ):  # fmt: skip
-    """One draw of one row, from the sums of its groups. The pointers are to the row and the draw, but `index_ptr`."""
+    """One draw of one row, from the sums of its groups. The pointers are to the row and the draw; the row's part of the
+    category mask starts at `allowed_at`."""
     group, maximum, total = _race_groups(exponent_ptr, total_ptr, row, draw, key, counter3, columns, TYPE, RACE)
-    winner = _race_elements(logits_ptr, group, row, draw, key, counter3, columns, TYPE)
+    winner = _race_elements(logits_ptr, allowed_ptr, allowed_at, group, row, draw, key, counter3, columns, TYPE)
     valid = total > 0
     tl.store(index_ptr, tl.where(valid, winner, -1).to(tl.int64))
     tl.store(logsumexp_ptr, logsumexp_of(maximum, total), mask=draw == 0)
@@ -193,8 +206,8 @@ def _select(
 
 @triton.jit(do_not_specialize=["key", "counter3", "row_offset"])
 def _row_kernel(
-    logits_ptr, one_hot_ptr, index_ptr, logsumexp_ptr, exponent_ptr, total_ptr, seed_ptr, key: tl.int64,
-    counter3: tl.int64, row_offset: tl.int64, row_stride: tl.int64, columns,
+    logits_ptr, one_hot_ptr, index_ptr, logsumexp_ptr, exponent_ptr, total_ptr, allowed_ptr, seed_ptr, key: tl.int64,
+    counter3: tl.int64, row_offset: tl.int64, row_stride: tl.int64, allowed_stride: tl.int64, columns,
     ONE_HOT: tl.constexpr, SEED_TENSOR: tl.constexpr, TYPE: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
     RACE: tl.constexpr,
 ):  # fmt: skip
@@ -204,19 +217,23 @@ def _row_kernel(
     one_hot_ptr += row * columns
     exponent_ptr += row * tl.cdiv(columns, _GROUP)
     total_ptr += row * tl.cdiv(columns, _GROUP)
-    _sum_groups(logits_ptr, one_hot_ptr, exponent_ptr, total_ptr, 0, 1, columns, ONE_HOT, TYPE, TILE, WIDTH)
+    allowed_at = row * allowed_stride
+    _sum_groups(
+        logits_ptr, allowed_ptr, allowed_at, one_hot_ptr, exponent_ptr, total_ptr, 0, 1, columns,
+        ONE_HOT, TYPE, TILE, WIDTH,
+    )  # fmt: skip
     # Every sum before it is read, by other threads of this program; and the zeros of the row before the one 1 of it.
     tl.debug_barrier()
     _select(
-        logits_ptr, one_hot_ptr, index_ptr + row, logsumexp_ptr + row, exponent_ptr, total_ptr, row + row_offset,
-        0,
-        load_key(seed_ptr, key, SEED_TENSOR), counter3, columns, ONE_HOT, TYPE, RACE,
+        logits_ptr, allowed_ptr, allowed_at, one_hot_ptr, index_ptr + row, logsumexp_ptr + row, exponent_ptr, total_ptr,
+        row + row_offset, 0, load_key(seed_ptr, key, SEED_TENSOR), counter3, columns, ONE_HOT, TYPE, RACE,
     )  # fmt: skip
 
 
 @triton.jit
 def _sums_kernel(
-    logits_ptr, one_hot_ptr, exponent_ptr, total_ptr, row_stride: tl.int64, columns,
+    logits_ptr, allowed_ptr, one_hot_ptr, exponent_ptr, total_ptr, row_stride: tl.int64, allowed_stride: tl.int64,
+    columns,
     ZERO: tl.constexpr, TYPE: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     # A part of a long row a program.
@@ -226,15 +243,15 @@ def _sums_kernel(
     exponent_ptr += row * tl.cdiv(columns, _GROUP)
     total_ptr += row * tl.cdiv(columns, _GROUP)
     _sum_groups(
-        logits_ptr, one_hot_ptr, exponent_ptr, total_ptr, tl.program_id(1), tl.num_programs(1), columns,
-        ZERO, TYPE, TILE, WIDTH,
+        logits_ptr, allowed_ptr, row * allowed_stride, one_hot_ptr, exponent_ptr, total_ptr,
+        tl.program_id(1), tl.num_programs(1), columns, ZERO, TYPE, TILE, WIDTH,
     )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["key", "counter3", "row_offset", "rows"])
 def _select_kernel(
-    logits_ptr, one_hot_ptr, index_ptr, logsumexp_ptr, exponent_ptr, total_ptr, seed_ptr, key: tl.int64,
-    counter3: tl.int64, row_offset: tl.int64, row_stride: tl.int64, rows: tl.int64, columns,
+    logits_ptr, one_hot_ptr, index_ptr, logsumexp_ptr, exponent_ptr, total_ptr, allowed_ptr, seed_ptr, key: tl.int64,
+    counter3: tl.int64, row_offset: tl.int64, row_stride: tl.int64, allowed_stride: tl.int64, rows: tl.int64, columns,
     ONE_HOT: tl.constexpr, SEED_TENSOR: tl.constexpr, TYPE: tl.constexpr, RACE: tl.constexpr,
 ):  # fmt: skip
     # One draw of one long row a program.
@@ -243,14 +260,20 @@ def _select_kernel(
     row = at % rows
     groups = tl.cdiv(columns, _GROUP)
     _select(
-        logits_ptr + row * row_stride, one_hot_ptr + at * columns, index_ptr + at, logsumexp_ptr + row,
-        exponent_ptr + row * groups, total_ptr + row * groups, row + row_offset, draw,
+        logits_ptr + row * row_stride, allowed_ptr, row * allowed_stride, one_hot_ptr + at * columns, index_ptr + at,
+        logsumexp_ptr + row, exponent_ptr + row * groups, total_ptr + row * groups, row + row_offset, draw,
         load_key(seed_ptr, key, SEED_TENSOR), counter3, columns, ONE_HOT, TYPE, RACE,
     )  # fmt: skip
 
 
 def sample(
-    logits: Tensor, draws: int, dtype: torch.dtype | None, seed: int | Tensor, offset: int, row_offset: int = 0
+    logits: Tensor,
+    draws: int,
+    dtype: torch.dtype | None,
+    seed: int | Tensor,
+    offset: int,
+    row_offset: int = 0,
+    allowed: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Draws from the softmax of each row.
 
@@ -259,6 +282,7 @@ def sample(
         draws: of each row.
         dtype: of the one-hot; None leaves it out.
         seed, offset, row_offset: the noise, see `noise.py`; `seed` an int or an int64 tensor of one element.
+        allowed: see `rows.allowed_arguments`.
 
     Returns:
         one_hot: [draws, rows, columns] of `dtype`, or an empty tensor; all zero for a row that is no distribution.
@@ -275,12 +299,14 @@ def sample(
     shape = (draws, rows, columns) if wanted else (0,)
     one_hot = fill(shape, dtype=dtype or logits.dtype, device=logits.device)
     if not draws:
-        return one_hot, index, row_logsumexp(logits)
+        return one_hot, index, row_logsumexp(logits, allowed)
     logsumexp = torch.empty(rows, dtype=compute_dtype(logits.dtype), device=logits.device)
     if not rows:
         return one_hot, index, logsumexp
     out = (logits, one_hot, index, logsumexp)
     race = {"ONE_HOT": wanted, "TYPE": compute_type(logits.dtype), "row_stride": logits.stride(0), **noise}
+    choice = allowed_arguments(allowed)
+    race |= choice
     if short:
         tile = launch.noise_tile(logits, parts=2)
         programs = triton.cdiv(rows, tile.rows)
@@ -298,8 +324,8 @@ def sample(
         _row_kernel[(rows,)](*out, *sums, columns=columns, num_warps=launch.SAMPLE_WARPS, **tile, **race)
         return one_hot, index, logsumexp
     _sums_kernel[(rows, splits)](
-        logits, one_hot, *sums, logits.stride(0), columns, ZERO=wanted and one_draw, TYPE=race["TYPE"],
-        num_warps=launch.SAMPLE_WARPS, **tile,
+        logits, one_hot_ptr=one_hot, exponent_ptr=sums[0], total_ptr=sums[1], row_stride=logits.stride(0),
+        columns=columns, ZERO=wanted and one_draw, TYPE=race["TYPE"], num_warps=launch.SAMPLE_WARPS, **tile, **choice,
     )  # fmt: skip
     _select_kernel[(draws * rows,)](*out, *sums, rows=rows, columns=columns, num_warps=launch.SAMPLE_WARPS, **race)
     return one_hot, index, logsumexp

@@ -3,10 +3,12 @@
 from ._version import __version__
 from .distribution import OneHotCategorical
 from .grad_method import ReparamGradientStrategy
+from .masked import MaskedOneHotCategorical
 from .ops import use_backend
 from .relaxed import RelaxedOneHotCategorical
 
 __all__ = [
+    "MaskedOneHotCategorical",
     "OneHotCategorical",
     "RelaxedOneHotCategorical",
     "ReparamGradientStrategy",

@@ -53,12 +53,17 @@ def _first(bad: Tensor) -> list[int]:
 # Arguments of a distribution ------------------------------------------------------------------------------------------
 
 
-def one_of(**parameters: Tensor | None) -> tuple[Tensor, str]:
-    """The one parameter that was given, and its name."""
-    given = [(value, name) for name, value in parameters.items() if value is not None]
+def exactly_one(**arguments: Any) -> tuple[Any, str]:
+    """The one argument that was given, and its name."""
+    given = [(value, name) for name, value in arguments.items() if value is not None]
     if len(given) != 1:
-        raise _error(", ".join(parameters), "exactly one of the two", "both" if given else "neither")
-    param, name = given[0]
+        raise _error(", ".join(arguments), "exactly one of the two", "both" if given else "neither")
+    return given[0]
+
+
+def parameter(**parameters: Tensor | None) -> tuple[Tensor, str]:
+    """The one parameter that was given, and its name."""
+    param, name = exactly_one(**parameters)
     if not isinstance(param, Tensor):
         raise _error(name, "a tensor", type(param).__name__)
     if param.dtype not in _PARAMETER_DTYPES:
@@ -68,13 +73,14 @@ def one_of(**parameters: Tensor | None) -> tuple[Tensor, str]:
     return param, name
 
 
-def rows(survey: reference.Survey, param: Tensor, name: str) -> None:
+def rows(survey: reference.Survey, param: Tensor, name: str, mask: Tensor | None = None) -> None:
     """Checks that every row is a distribution.
 
     Args:
         survey: of the logits.
         param: [*batch, columns], what the user gave: logits or probs.
         name: which of the two.
+        mask: bool of that shape; where it is False, any parameter will do.
     """
     row_maximum, all_valid = survey
     if all_valid or row_maximum is None:
@@ -88,6 +94,10 @@ def rows(survey: reference.Survey, param: Tensor, name: str) -> None:
         return
     at = _first(bad_rows)
     row = param.detach()[tuple(at)]
+    if mask is not None:
+        if not mask[tuple(at)].any():
+            raise _error("mask", "an allowed category in every row", f"none at {at}")
+        row = torch.where(mask[tuple(at)], row, 0.0 if name == "probs" else -torch.inf)
     if name == "probs":
         bad, values, empty = ~((row >= 0) & (row < torch.inf)), "values >= 0 and finite", "a positive sum"
     else:
@@ -96,6 +106,36 @@ def rows(survey: reference.Survey, param: Tensor, name: str) -> None:
         column = _first(bad)
         raise _error(name, values, f"{row[column[0]].item()} at {at + column}")
     raise _error(name, f"{empty} in every row", f"a row of {row[0].item()} alone at {at}")
+
+
+def mask(value: Any, name: str, shape: torch.Size) -> None:
+    """Checks a category mask for parameters of that shape."""
+    if not isinstance(value, Tensor) or value.dtype != torch.bool:
+        raise _error(name, "a bool tensor", value.dtype if isinstance(value, Tensor) else type(value).__name__)
+    if not _broadcasts_to(value.shape, shape):
+        raise _error(name, f"a shape that broadcasts to {list(shape)}", list(value.shape))
+
+
+def allowed_indices(value: Any, padding: Any, shape: torch.Size, validate: bool) -> None:
+    """Checks lists of categories, [*batch, any number], for parameters of that shape."""
+    if not isinstance(value, Tensor) or value.dtype not in _INDEX_DTYPES:
+        raise _error("indices", "an integer tensor", value.dtype if isinstance(value, Tensor) else type(value).__name__)
+    if value.dim() == 0 or not _broadcasts_to(value.shape[:-1], shape[:-1]):
+        expected = f"[*batch, n] with a batch that broadcasts to {list(shape[:-1])}"
+        raise _error("indices", expected, f"shape {list(value.shape)}")
+    if padding is not None and not isinstance(padding, int):
+        raise _error("padding_value", "an int or None", repr(padding))
+    if validate:
+        bad = (value < 0) | (value >= shape[-1])
+        bad = bad if padding is None else bad & (value != padding)
+        if not _is_true(~bad.any(), f"indices: expected 0 .. {shape[-1] - 1}"):
+            at = _first(bad)
+            raise _error("indices", f"0 .. {shape[-1] - 1}", f"{value[tuple(at)].item()} at {at}")
+
+
+def neg_inf(value: Any) -> None:
+    if not isinstance(value, (int, float)) or not value < 0:
+        raise _error("neg_inf", "a number below 0", repr(value))
 
 
 def grad_method(method: Any) -> None:

@@ -57,6 +57,8 @@ class OneHotCategorical(Distribution):
     has_enumerate_support = True
     num_params: int = 1
     """The number of parameters that make one distribution: TorchRL asks for it."""
+    _mask: Tensor | None = None
+    """bool [*batch, columns], the categories that a subclass allows; None for all."""
 
     def __init__(
         self,
@@ -69,7 +71,7 @@ class OneHotCategorical(Distribution):
         dtype: torch.dtype = torch.int64,
         validate_args: bool | None = None,
     ) -> None:
-        self._param, self._name = checks.one_of(logits=logits, probs=probs)
+        self._param, self._name = checks.parameter(logits=logits, probs=probs)
         checks.grad_method(grad_method)
         checks.unimix(unimix)
         checks.dtype(dtype)
@@ -84,25 +86,31 @@ class OneHotCategorical(Distribution):
         checks.temperature(temperature, shape[:-1], self._validate_args)
         self._compute_logits()
         if self._validate_args:
-            survey = reference.survey(self._logits.detach())
-            checks.rows(survey, self._param, self._name)
+            survey = reference.survey(ops.masked(self._logits, self._allowed).detach())
+            checks.rows(survey, self._param, self._name, self._mask)
             self._survey = reference.Survey(survey.row_maximum, True)
 
     # The logits and what is known of them ----------------------------------------------------------------------------
 
     def _compute_logits(self) -> None:
-        """Sets the unnormalised logits that everything is computed from, and forgets what was known of the last."""
-        self._logits = ops.logits_of(self._param, self._name == "probs", self.unimix)
-        self._version = _version(self._param)
+        """Sets the unnormalised logits that everything is computed from, with the mask that kernels are to apply to
+        them, and forgets what was known of the last."""
+        self._logits, self._allowed = ops.logits_of(self._param, self._name == "probs", self.unimix, self._mask)
+        self._version = _version(self._param, self._mask)
         self._survey: reference.Survey | None = None
         self._logsumexp: Tensor | None = None
 
     def _current_logits(self) -> Tensor:
-        """The unnormalised logits, anew where the parameter was changed in place: no statistic of its old values is
-        ever mixed with the new ones."""
-        if self._version is None or self._version != _version(self._param):
+        """The unnormalised logits, anew where the parameter or the mask was changed in place: no statistic of their old
+        values is ever mixed with the new ones. And anew where a mask was left to kernels that compute no more."""
+        changed = self._version is None or self._version != _version(self._param, self._mask)
+        if changed or (self._allowed is not None and not ops.uses_kernels(self._param.device)):
             self._compute_logits()
         return self._logits
+
+    def _masked_logits(self) -> Tensor:
+        """The unnormalised logits with -inf at masked categories, for what torch computes."""
+        return ops.masked(self._current_logits(), self._allowed)
 
     def _surveyed(self) -> reference.Survey | None:
         """The survey of the current logits, made once; None where kernels compute, which need none."""
@@ -120,7 +128,7 @@ class OneHotCategorical(Distribution):
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        for name in ("_logits", "_version", "_survey", "_logsumexp"):
+        for name in ("_logits", "_allowed", "_version", "_survey", "_logsumexp"):
             del state[name]
         return state
 
@@ -133,7 +141,7 @@ class OneHotCategorical(Distribution):
     @property
     def logits(self) -> Tensor:
         """Normalised log-probabilities, [*batch, columns]: computed when asked for."""
-        logits = self._current_logits()
+        logits = self._masked_logits()
         return torch.log_softmax(logits, -1, dtype=reference.compute_dtype(logits.dtype)).to(self._param.dtype)
 
     @property
@@ -142,7 +150,7 @@ class OneHotCategorical(Distribution):
         return self._probs().to(self._param.dtype)
 
     def _probs(self) -> Tensor:
-        logits = self._current_logits()
+        logits = self._masked_logits()
         return torch.softmax(logits, -1, dtype=reference.compute_dtype(logits.dtype))
 
     @property
@@ -168,7 +176,7 @@ class OneHotCategorical(Distribution):
         logits = self._current_logits()
         checks.generator(generator, logits.device)
         draw = ops.Draw(checks.sample_shape(shape), dtype, generator, want)
-        one_hot, index, logsumexp = ops.sample(logits, draw, self._surveyed())
+        one_hot, index, logsumexp = ops.sample(logits, self._allowed, draw, self._surveyed())
         self._keep(logsumexp)
         return one_hot, index, logsumexp
 
@@ -179,7 +187,7 @@ class OneHotCategorical(Distribution):
         checks.generator(generator, logits.device)
         draw = ops.Draw(checks.sample_shape(shape), logits.dtype, generator, want)
         method = self.grad_method or ReparamGradientStrategy.PassThrough
-        one_hot, index, logsumexp = ops.rsample(logits, draw, method, self.temperature, self._surveyed())
+        one_hot, index, logsumexp = ops.rsample(logits, self._allowed, draw, method, self.temperature, self._surveyed())
         self._keep(logsumexp)
         return one_hot.to(self._param.dtype), index, logsumexp
 
@@ -258,11 +266,12 @@ class OneHotCategorical(Distribution):
             >>> OneHotCategorical(torch.tensor([0.0, 1.0, 1.0])).mode
             tensor([0, 1, 0])
         """
-        logits = self._current_logits().detach()
+        logits = self._masked_logits().detach()
         row_maximum, all_valid = self._surveyed() or reference.survey(logits)
         valid = None if all_valid or row_maximum is None else row_maximum.isfinite()
         # Mixing with the uniform distribution keeps the order, but may round two values to one.
-        return reference.one_hot(self._param.detach().argmax(-1), self.num_samples, self.dtype, valid)
+        index = ops.masked(self._param.detach(), self._mask).argmax(-1)
+        return reference.one_hot(index, self.num_samples, self.dtype, valid)
 
     @property
     def deterministic_sample(self) -> Tensor:
@@ -304,9 +313,9 @@ class OneHotCategorical(Distribution):
         if lead[len(lead) - len(self._batch_shape) :] != self._batch_shape:
             return self._log_prob_at(reference.one_hot_index(value))
         logits = self._current_logits()
-        out, logsumexp = ops.log_prob(logits, self._logsumexp, value=value, survey=self._surveyed())
+        out, logsumexp = ops.log_prob(logits, self._allowed, self._logsumexp, value=value, survey=self._surveyed())
         self._keep(logsumexp)
-        return out.to(self._param.dtype)
+        return self._log_prob_result(out)
 
     def log_prob_index(self, index: Tensor) -> Tensor:
         """The log-probability of categories given as indices, differentiable in the parameters.
@@ -334,12 +343,17 @@ class OneHotCategorical(Distribution):
         shape = torch.broadcast_shapes(index.shape, batch)
         index = index.expand(shape)
         if shape[len(shape) - len(batch) :] == batch:
-            out, logsumexp = ops.log_prob(logits, logsumexp, index=index, survey=self._surveyed())
+            out, logsumexp = ops.log_prob(logits, self._allowed, logsumexp, index=index, survey=self._surveyed())
             self._keep(logsumexp)
         else:
             logsumexp = None if logsumexp is None else logsumexp.expand(shape)
-            out, _ = ops.log_prob(logits.expand(shape + self._event_shape), logsumexp, index=index)
-        return out.to(self._param.dtype)
+            full = shape + self._event_shape
+            allowed = None if self._allowed is None else self._allowed.expand(full)
+            out, _ = ops.log_prob(logits.expand(full), allowed, logsumexp, index=index)
+        return self._log_prob_result(out)
+
+    def _log_prob_result(self, log_prob: Tensor) -> Tensor:
+        return log_prob.to(self._param.dtype)
 
     def entropy(self) -> Tensor:
         """-sum p log p in nats, [*batch], with 0 log 0 = 0; differentiable.
@@ -348,7 +362,8 @@ class OneHotCategorical(Distribution):
             >>> OneHotCategorical(probs=torch.tensor([0.5, 0.5, 0.0])).entropy()
             tensor(0.6931)
         """
-        out, logsumexp = ops.entropy(self._current_logits(), self._surveyed())
+        logits = self._current_logits()
+        out, logsumexp = ops.entropy(logits, self._allowed, self._surveyed())
         self._keep(logsumexp)
         return out.to(self._param.dtype)
 
@@ -370,11 +385,14 @@ class OneHotCategorical(Distribution):
         new: Any = self._get_checked_instance(OneHotCategorical, _instance)
         batch = torch.Size(batch_shape)
         logits = self._current_logits()
+        for name in ("_mask", "_allowed"):
+            tensor = getattr(self, name)
+            setattr(new, name, None if tensor is None else tensor.expand(batch + self._event_shape))
         for name in ("_name", "grad_method", "temperature", "unimix", "dtype"):
             setattr(new, name, getattr(self, name))
         new._param = self._param.expand(batch + self._event_shape)
         new._logits = new._param if logits is self._param else logits.expand(batch + self._event_shape)
-        new._version = _version(new._param)
+        new._version = _version(new._param, new._mask)
         new._logsumexp = None if self._logsumexp is None else self._logsumexp.expand(batch)
         new._survey = self._survey
         if self._survey is not None and self._survey.row_maximum is not None:
@@ -396,11 +414,13 @@ class OneHotCategorical(Distribution):
         return f"{type(self).__name__}({', '.join(options)})"
 
 
-def _version(tensor: Tensor) -> int | None:
-    """How often `tensor` was changed in place; None for one that does not count, 0 where a compiler forbids to ask."""
+def _version(param: Tensor, mask: Tensor | None) -> int | None:
+    """How often the tensors were changed in place; None where one does not count, 0 where a compiler forbids to ask."""
     if torch.compiler.is_compiling():
         return 0
-    return None if tensor.is_inference() else tensor._version
+    if mask is not None:
+        return None if param.is_inference() or mask.is_inference() else param._version + mask._version
+    return None if param.is_inference() else param._version
 
 
 # Kullback-Leibler divergence ------------------------------------------------------------------------------------------
@@ -409,7 +429,7 @@ def _version(tensor: Tensor) -> int | None:
 def _log_probs(dist: OneHotCategorical | TorchOneHotCategorical) -> Tensor:
     """Normalised log-probabilities in float32 at least, with -inf where the probability is 0."""
     if isinstance(dist, OneHotCategorical):
-        logits = dist._current_logits()
+        logits = dist._masked_logits()
         return torch.log_softmax(logits, -1, dtype=reference.compute_dtype(logits.dtype))
     # torch clamps the logarithm of a probability.
     logits = torch.where(dist.probs == 0, -torch.inf, dist.logits)

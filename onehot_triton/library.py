@@ -88,13 +88,13 @@ def _launch(module: str, function: str) -> Callable[..., Any]:
     return launch
 
 
-def _launch_with_seed(module: str, function: str) -> Callable[..., Any]:
-    """The launcher, whose one seed argument is the tensor or the integer of the schema."""
+def _launch_with_seed(module: str, function: str, at: int) -> Callable[..., Any]:
+    """The launcher, whose one seed argument is the tensor, at that place of the schema, or the integer after it."""
     launch = _launch(module, function)
 
     def launch_with_seed(*args: Any) -> Any:
-        *rest, seed_tensor, seed, offset, row_offset = args
-        return launch(*rest, seed if seed_tensor is None else seed_tensor, offset, row_offset)
+        seed = args[at + 1] if args[at] is None else args[at]
+        return launch(*args[:at], seed, *args[at + 2 :])
 
     return launch_with_seed
 
@@ -109,18 +109,22 @@ def _like(logits: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(logits, memory_format=torch.contiguous_format)
 
 
-def _log_prob(logits: Tensor, logsumexp: Tensor | None, value: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    out, index, new = _launch("log_prob", "log_prob")(logits, logsumexp, value)
+def _log_prob(
+    logits: Tensor, logsumexp: Tensor | None, value: Tensor, allowed: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    out, index, new = _launch("log_prob", "log_prob")(logits, logsumexp, value, allowed)
     # An operator must not return its argument.
     return out, index, new if logsumexp is None else new.new_empty(0)
 
 
 _SEED = "Tensor? seed_tensor, int seed, int offset, int row_offset"
+# A category mask, bool [rows, columns]: what is False is as a logit of -inf.
+_ALLOWED = "Tensor? allowed"
 
 _define(
-    f"sample(Tensor logits, SymInt draws, ScalarType? dtype, {_SEED}) -> (Tensor, Tensor, Tensor)",
-    "r..s...>ddr",
-    _launch_with_seed("sample", "sample"),
+    f"sample(Tensor logits, SymInt draws, ScalarType? dtype, {_SEED}, {_ALLOWED}) -> (Tensor, Tensor, Tensor)",
+    "r..s...r>ddr",
+    _launch_with_seed("sample", "sample", 3),
     lambda logits, draws, dtype, *_: (
         logits.new_empty(0) if dtype is None else logits.new_empty((draws, *logits.shape), dtype=dtype),
         logits.new_empty((draws, logits.shape[0]), dtype=torch.int64),
@@ -130,53 +134,59 @@ _define(
 _define(
     f"relaxed(Tensor logits, Tensor temperature, SymInt draws, {_SEED}) -> Tensor",
     "rr.s...>d",
-    _launch_with_seed("relaxed", "relaxed"),
+    _launch_with_seed("relaxed", "relaxed", 3),
     lambda logits, temperature, draws, *_: logits.new_empty((draws, *logits.shape)),
 )
 _define(
-    f"relaxed_grad(Tensor logits, Tensor logsumexp, Tensor index, Tensor grad, Tensor temperature, {_SEED}) -> Tensor",
-    "rrddrs...>r",
-    _launch_with_seed("relaxed", "relaxed_grad"),
+    f"relaxed_grad(Tensor logits, Tensor logsumexp, Tensor index, Tensor grad, Tensor temperature, {_SEED}, "
+    f"{_ALLOWED}) -> Tensor",
+    "rrddrs...r>r",
+    _launch_with_seed("relaxed", "relaxed_grad", 5),
     _like,
 )
 _define(
-    "softmax_grad(Tensor logits, Tensor logsumexp, Tensor grad) -> Tensor",
-    "rrr>r",
+    f"softmax_grad(Tensor logits, Tensor logsumexp, Tensor grad, {_ALLOWED}) -> Tensor",
+    "rrrr>r",
     _launch("softmax_grad", "softmax_grad"),
     _like,
 )
 _define(
-    "log_prob(Tensor logits, Tensor? logsumexp, Tensor value) -> (Tensor, Tensor, Tensor)",
-    "rrd>ddr",
+    f"log_prob(Tensor logits, Tensor? logsumexp, Tensor value, {_ALLOWED}) -> (Tensor, Tensor, Tensor)",
+    "rrdr>ddr",
     _log_prob,
-    lambda logits, logsumexp, value: (
+    lambda logits, logsumexp, value, _: (
         _per_row(logits, value.shape[0]),
         value.new_empty(value.shape[:-1], dtype=torch.int64),
         _per_row(logits) if logsumexp is None else logits.new_empty(0, dtype=compute_dtype(logits.dtype)),
     ),
 )
 _define(
-    "log_prob_index(Tensor logits, Tensor logsumexp, Tensor index) -> Tensor",
-    "rrd>d",
+    f"log_prob_index(Tensor logits, Tensor logsumexp, Tensor index, {_ALLOWED}) -> Tensor",
+    "rrdr>d",
     _launch("log_prob", "log_prob_index"),
-    lambda logits, logsumexp, index: _per_row(logits, index.shape[0]),
+    lambda logits, logsumexp, index, _: _per_row(logits, index.shape[0]),
 )
 _define(
-    "log_prob_grad(Tensor logits, Tensor logsumexp, Tensor index, Tensor grad) -> Tensor",
-    "rrdd>r",
+    f"log_prob_grad(Tensor logits, Tensor logsumexp, Tensor index, Tensor grad, {_ALLOWED}) -> Tensor",
+    "rrddr>r",
     _launch("log_prob", "log_prob_grad"),
     _like,
 )
-_define("logsumexp(Tensor logits) -> Tensor", "r>r", _launch("entropy", "logsumexp"), _per_row)
 _define(
-    "entropy(Tensor logits) -> (Tensor, Tensor)",
-    "r>rr",
-    _launch("entropy", "entropy"),
-    lambda logits: (_per_row(logits), _per_row(logits)),
+    f"logsumexp(Tensor logits, {_ALLOWED}) -> Tensor",
+    "rr>r",
+    _launch("entropy", "logsumexp"),
+    lambda logits, _: _per_row(logits),
 )
 _define(
-    "entropy_grad(Tensor logits, Tensor logsumexp, Tensor entropy, Tensor grad) -> Tensor",
-    "rrrr>r",
+    f"entropy(Tensor logits, {_ALLOWED}) -> (Tensor, Tensor)",
+    "rr>rr",
+    _launch("entropy", "entropy"),
+    lambda logits, _: (_per_row(logits), _per_row(logits)),
+)
+_define(
+    f"entropy_grad(Tensor logits, Tensor logsumexp, Tensor entropy, Tensor grad, {_ALLOWED}) -> Tensor",
+    "rrrrr>r",
     _launch("entropy", "entropy_grad"),
     _like,
 )

@@ -1,7 +1,9 @@
 """One function per operation: its autograd, and the only choice of Triton or eager.
 
 The functions take `logits` [*batch, columns], unnormalised, and reshape to the rows that both backends take: the
-operators of `library.py`, and their eager twins in `reference.py`.
+operators of `library.py`, and their eager twins in `reference.py`. `allowed`, bool of the same shape, is a category
+mask that the kernels are to apply; where eager torch computes, it is None and the logits are masked already, see
+`logits_of`.
 """
 
 from __future__ import annotations
@@ -104,19 +106,35 @@ class _Log(Function):
         return grad / torch.where(weights == 0, torch.inf, weights)
 
 
-def logits_of(param: Tensor, is_probs: bool, unimix: float) -> Tensor:
+def masked(logits: Tensor, allowed: Tensor | None) -> Tensor:
+    """`logits` with -inf where `allowed`, if there is such a mask, is False; without gradient there."""
+    return logits if allowed is None else torch.where(allowed, logits, -torch.inf)
+
+
+def logits_of(param: Tensor, is_probs: bool, unimix: float, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """Unnormalised logits of softmax(param), or of param / sum(param), mixed with `unimix` of the uniform distribution.
 
-    The parameter itself where it is logits and nothing is mixed in; else a new tensor, in float32 at least, because
-    half precision has too few digits for the logarithm of a small probability.
+    Args:
+        param: [*batch, columns].
+        is_probs: whether it is probabilities.
+        unimix: the weight of the uniform distribution, over the categories that `mask` allows.
+        mask: bool of param's shape; what is False is switched off, whatever the parameter is there.
+
+    Returns:
+        logits: the parameter itself where it is logits and nothing is to be done; else a new tensor, in float32 at
+            least, because half precision has too few digits for the logarithm of a small probability.
+        allowed: the mask where it is left to the kernels, which read it beside the logits; None where `logits` has it.
     """
     if not is_probs and unimix == 0:
-        return param
+        return (param, mask) if mask is None or uses_kernels(param.device) else (masked(param, mask), None)
     param = param.to(reference.compute_dtype(param.dtype))
+    param = param if mask is None else torch.where(mask, param, 0.0 if is_probs else -torch.inf)
     logits = _apply(_Log, param) if is_probs else param
     if unimix == 0:
-        return logits
-    return torch.log(torch.softmax(logits, -1) * (1 - unimix) + unimix / logits.shape[-1])
+        return logits, None
+    # 0 / 0 where nothing is allowed: no distribution.
+    uniform = 1 / logits.shape[-1] if mask is None else mask.to(logits.dtype) / mask.sum(-1, keepdim=True)
+    return _apply(_Log, torch.softmax(logits, -1) * (1 - unimix) + unimix * uniform), None
 
 
 # Sampling -------------------------------------------------------------------------------------------------------------
@@ -148,6 +166,10 @@ def _rows(tensor: Tensor) -> Tensor:
     return _shaped(tensor, math.prod(tensor.shape[:-1]), tensor.shape[-1])
 
 
+def _rows_of(allowed: Tensor | None) -> Tensor | None:
+    return None if allowed is None else _rows(allowed)
+
+
 def _survey(rows: Tensor, survey: reference.Survey | None) -> reference.Survey:
     """The survey of `rows`, from that of the batch where there is one."""
     if survey is None:
@@ -159,6 +181,7 @@ def _survey(rows: Tensor, survey: reference.Survey | None) -> reference.Survey:
 
 def _draw(
     logits: Tensor,
+    allowed: Tensor | None,
     survey: reference.Survey | None,
     seed: rng.Seed | None,
     draw: Draw,
@@ -169,7 +192,7 @@ def _draw(
     shape = (*draw.sample_shape, *batch)
     x, draws = _rows(logits), math.prod(draw.sample_shape)
     if seed is not None:
-        one_hot, index, logsumexp = _kernels.sample(x, draws, draw.dtype, *seed, 0)
+        one_hot, index, logsumexp = _kernels.sample(x, draws, draw.dtype, *seed, 0, _rows_of(allowed))
     else:
         row_maximum, all_valid = _survey(x, survey)
         one_hot, index, logsumexp = reference.sample(
@@ -190,12 +213,13 @@ def _draw(
 
 
 def sample(
-    logits: Tensor, draw: Draw, survey: reference.Survey | None = None
+    logits: Tensor, allowed: Tensor | None, draw: Draw, survey: reference.Survey | None = None
 ) -> tuple[Tensor | None, Tensor, Tensor | None]:
     """Draws from softmax(logits), without a gradient.
 
     Args:
         logits: [*batch, columns].
+        allowed: the kernels' category mask.
         draw: what is wanted.
         survey: `reference.survey(logits)`, where the caller has it.
 
@@ -205,7 +229,7 @@ def sample(
         logsumexp: [*batch] in the compute dtype, or None; NaN for such a row.
     """
     seed = rng.next_seed(logits, draw.generator) if uses_kernels(logits.device) else None
-    return _draw(logits.detach(), survey, seed, draw)
+    return _draw(logits.detach(), allowed, survey, seed, draw)
 
 
 def _noise_of(seed: Tensor) -> reference.Noise:
@@ -238,48 +262,48 @@ class _StraightThrough(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(logits, temperature, survey, seed_tensor, key, offset, kernels, draw):
+    def forward(logits, allowed, temperature, survey, seed_tensor, key, offset, kernels, draw):
         if kernels:
-            return *_draw(logits, survey, rng.Seed(seed_tensor, key, offset), draw), None
+            return *_draw(logits, allowed, survey, rng.Seed(seed_tensor, key, offset), draw), None
         if temperature is None:
-            return *_draw(logits, survey, None, draw), None
+            return *_draw(logits, None, survey, None, draw), None
         if torch.compiler.is_compiling():
             # A compiler would leave a seed that no output needs to the backward, which would draw anew at each pass.
             seed_tensor = rng.seed_tensor(logits.device, draw.generator)
-            return *_draw(logits, survey, None, draw, _noise_of(seed_tensor)), seed_tensor
+            return *_draw(logits, None, survey, None, draw, _noise_of(seed_tensor)), seed_tensor
         # The seed of the backward's noise comes after the draw, which is therefore the draw of `sample`.
-        return *_draw(logits, survey, None, draw), rng.seed_tensor(logits.device, draw.generator)
+        return *_draw(logits, None, survey, None, draw), rng.seed_tensor(logits.device, draw.generator)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        logits, temperature, _, seed_tensor, ctx.key, ctx.offset, ctx.kernels, _ = inputs
+        logits, allowed, temperature, _, seed_tensor, ctx.key, ctx.offset, ctx.kernels, _ = inputs
         _, *by_products, backward_seed = output
         ctx.mark_non_differentiable(*(t for t in (*by_products, backward_seed) if t is not None))
         ctx.set_materialize_grads(False)
         seed_tensor = seed_tensor if backward_seed is None else backward_seed
-        ctx.save_for_backward(logits, temperature, seed_tensor, *by_products)
+        ctx.save_for_backward(logits, allowed, temperature, seed_tensor, *by_products)
 
     @staticmethod
     def backward(ctx, grad, *_):
         if grad is None:
-            return (None,) * 8
-        logits, temperature, seed_tensor, index, logsumexp = ctx.saved_tensors
-        x = _rows(logits)
+            return (None,) * 9
+        logits, allowed, temperature, seed_tensor, index, logsumexp = ctx.saved_tensors
+        x, allowed = _rows(logits), _rows_of(allowed)
         rows, columns = x.shape
         draws = math.prod(index.shape[: index.dim() - logits.dim() + 1])
         grad = _shaped(grad, draws, rows, columns)
         if temperature is None:
             grad = grad[0] if draws == 1 else grad.sum(0)
             # Under create_graph, the gradient is computed in differentiable torch operations.
-            kernels = ctx.kernels and not torch.is_grad_enabled()
-            out = (
-                _kernels.softmax_grad(x, _shaped(logsumexp, rows), grad) if kernels else reference.softmax_grad(x, grad)
-            )
+            if ctx.kernels and not torch.is_grad_enabled():
+                out = _kernels.softmax_grad(x, _shaped(logsumexp, rows), grad, allowed)
+            else:
+                out = reference.softmax_grad(masked(x, allowed), grad)
         elif ctx.kernels:
             index = _shaped(index, draws, rows)
             with torch.no_grad():
                 noise = (seed_tensor, ctx.key, ctx.offset, 0)
-                out = _kernels.relaxed_grad(x, _shaped(logsumexp, rows), index, grad, temperature, *noise)
+                out = _kernels.relaxed_grad(x, _shaped(logsumexp, rows), index, grad, temperature, *noise, allowed)
             if torch.is_grad_enabled():
                 out = _NoSecondDerivative.apply(out, x, grad)
         else:
@@ -287,11 +311,12 @@ class _StraightThrough(Function):
             out = reference.relaxed_grad(
                 x, _shaped(index, draws, rows), grad, temperature, noise[..., :-1], noise[..., -1]
             )
-        return _shaped(out, *logits.shape), *(None,) * 7
+        return _shaped(out, *logits.shape), *(None,) * 8
 
 
 def rsample(
     logits: Tensor,
+    allowed: Tensor | None,
     draw: Draw,
     method: ReparamGradientStrategy,
     temperature: Tensor | float,
@@ -301,6 +326,7 @@ def rsample(
 
     Args:
         logits: [*batch, columns].
+        allowed: the kernels' category mask.
         draw: what is wanted; its dtype is the logits'.
         method: the gradient.
         temperature: of RelaxedOneHot; a tensor broadcasts to the batch. No gradient flows to it.
@@ -310,7 +336,7 @@ def rsample(
     seed = rng.next_seed(logits, draw.generator) if kernels else rng.Seed(None, 0, 0)
     relaxed = method is ReparamGradientStrategy.RelaxedOneHot
     at = _row_temperature(temperature, logits).detach() if relaxed else None
-    one_hot, index, logsumexp, _ = _apply(_StraightThrough, logits, at, survey, *seed, kernels, draw)
+    one_hot, index, logsumexp, _ = _apply(_StraightThrough, logits, allowed, at, survey, *seed, kernels, draw)
     return one_hot, index, logsumexp
 
 
@@ -397,8 +423,8 @@ class _LogProb(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(logits, logsumexp, value, index, survey, kernels):
-        x = _rows(logits)
+    def forward(logits, allowed, logsumexp, value, index, survey, kernels):
+        x, allowed = _rows(logits), _rows_of(allowed)
         rows, columns = x.shape
         batch = logits.shape[:-1]
         lead = value.shape[: value.dim() - logits.dim()] if index is None else index.shape[: index.dim() - len(batch)]
@@ -407,47 +433,50 @@ class _LogProb(Function):
         new_index = new_logsumexp = None
         known = None if logsumexp is None else _shaped(logsumexp, rows)
         if index is None and kernels:
-            out, new_index, new = _kernels.log_prob(x, known, _shaped(value, draws, rows, columns))
+            out, new_index, new = _kernels.log_prob(x, known, _shaped(value, draws, rows, columns), allowed)
             new_logsumexp = new if known is None else None
         else:
             if known is None:
                 known = new_logsumexp = (
-                    _kernels.logsumexp(x) if kernels else reference.logsumexp(x, _survey(x, survey).row_maximum)
+                    _kernels.logsumexp(x, allowed)
+                    if kernels
+                    else reference.logsumexp(x, _survey(x, survey).row_maximum)
                 )
             if index is None:
                 index = new_index = reference.one_hot_index(value)
             at = _shaped(index, draws, rows)
-            out = _kernels.log_prob_index(x, known, at) if kernels else reference.log_prob(x, known, at)
+            out = _kernels.log_prob_index(x, known, at, allowed) if kernels else reference.log_prob(x, known, at)
         return _shaped(out, *lead, *batch), new_index, new_logsumexp
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        logits, logsumexp, _, index, _, ctx.kernels = inputs
+        logits, allowed, logsumexp, _, index, _, ctx.kernels = inputs
         _, new_index, new_logsumexp = output
         ctx.mark_non_differentiable(*(new for new in (new_index, new_logsumexp) if new is not None))
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(
-            logits, index if new_index is None else new_index, logsumexp if new_logsumexp is None else new_logsumexp
-        )
+        index = index if new_index is None else new_index
+        ctx.save_for_backward(logits, allowed, index, logsumexp if new_logsumexp is None else new_logsumexp)
 
     @staticmethod
     def backward(ctx, grad, *_):
         if grad is None:
-            return (None,) * 6
-        logits, index, logsumexp = ctx.saved_tensors
-        x = _rows(logits)
+            return (None,) * 7
+        logits, allowed, index, logsumexp = ctx.saved_tensors
+        x, allowed = _rows(logits), _rows_of(allowed)
         rows = x.shape[0]
         draws = index.numel() // max(rows, 1)
         index, grad = _shaped(index, draws, rows), _shaped(grad, draws, rows)
         if ctx.kernels and not torch.is_grad_enabled():
-            out = _kernels.log_prob_grad(x, _shaped(logsumexp, rows), index, grad)
+            out = _kernels.log_prob_grad(x, _shaped(logsumexp, rows), index, grad, allowed)
         else:
-            out = reference.log_prob_grad(x, index, grad)
-        return _shaped(out, *logits.shape), *(None,) * 5
+            out = reference.log_prob_grad(masked(x, allowed), index, grad)
+            out = out if allowed is None else torch.where(allowed, out, 0.0)
+        return _shaped(out, *logits.shape), *(None,) * 6
 
 
 def log_prob(
     logits: Tensor,
+    allowed: Tensor | None,
     logsumexp: Tensor | None,
     value: Tensor | None = None,
     index: Tensor | None = None,
@@ -457,6 +486,7 @@ def log_prob(
 
     Args:
         logits: [*batch, columns].
+        allowed: the kernels' category mask.
         logsumexp: [*batch], where the caller has it.
         value: [*draws, *batch, columns] of any float, integer or bool dtype; its first maximum counts.
         index: int64 [*draws, *batch], in place of `value`. Outside 0 .. columns - 1 the result is NaN.
@@ -467,7 +497,7 @@ def log_prob(
         logsumexp: [*batch] in the compute dtype, without gradient.
     """
     value = None if value is None else value.detach()
-    out, _, new = _apply(_LogProb, logits, logsumexp, value, index, survey, uses_kernels(logits.device))
+    out, _, new = _apply(_LogProb, logits, allowed, logsumexp, value, index, survey, uses_kernels(logits.device))
     return out, _shaped(new, *logits.shape[:-1]) if logsumexp is None else logsumexp
 
 
@@ -475,38 +505,38 @@ class _Entropy(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(logits, survey, kernels):
+    def forward(logits, allowed, survey, kernels):
         x = _rows(logits)
         if kernels:
-            out, logsumexp = _kernels.entropy(x)
+            out, logsumexp = _kernels.entropy(x, _rows_of(allowed))
         else:
             out, logsumexp = reference.entropy(x, _survey(x, survey).row_maximum)
         return _shaped(out, *logits.shape[:-1]), _shaped(logsumexp, *logits.shape[:-1])
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        logits, _, ctx.kernels = inputs
+        logits, allowed, _, ctx.kernels = inputs
         entropy, logsumexp = output
         ctx.mark_non_differentiable(logsumexp)
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(logits, entropy, logsumexp)
+        ctx.save_for_backward(logits, allowed, entropy, logsumexp)
 
     @staticmethod
     def backward(ctx, grad, *_):
         if grad is None:
-            return None, None, None
-        logits, entropy, logsumexp = ctx.saved_tensors
-        x = _rows(logits)
+            return (None,) * 4
+        logits, allowed, entropy, logsumexp = ctx.saved_tensors
+        x, allowed = _rows(logits), _rows_of(allowed)
         rows = x.shape[0]
         grad = _shaped(grad, rows)
         if ctx.kernels and not torch.is_grad_enabled():
-            out = _kernels.entropy_grad(x, _shaped(logsumexp, rows), _shaped(entropy, rows), grad)
+            out = _kernels.entropy_grad(x, _shaped(logsumexp, rows), _shaped(entropy, rows), grad, allowed)
         else:
-            out = reference.entropy_grad(x, grad)
-        return _shaped(out, *logits.shape), None, None
+            out = reference.entropy_grad(masked(x, allowed), grad)
+        return _shaped(out, *logits.shape), *(None,) * 3
 
 
-def entropy(logits: Tensor, survey: reference.Survey | None = None) -> tuple[Tensor, Tensor]:
+def entropy(logits: Tensor, allowed: Tensor | None, survey: reference.Survey | None = None) -> tuple[Tensor, Tensor]:
     """The entropy of softmax(logits), differentiable in the logits, and its logsumexp, without gradient: both [*batch]
     in the compute dtype."""
-    return _apply(_Entropy, logits, survey, uses_kernels(logits.device))
+    return _apply(_Entropy, logits, allowed, survey, uses_kernels(logits.device))

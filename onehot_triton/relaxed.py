@@ -48,7 +48,7 @@ class RelaxedOneHotCategorical(Distribution):
         logits: Tensor | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        self._param, self._name = checks.one_of(logits=logits, probs=probs)
+        self._param, self._name = checks.parameter(logits=logits, probs=probs)
         shape = self._param.shape
         super().__init__(shape[:-1], shape[-1:], validate_args=False)
         self._validate_args = checks.resolve(validate_args, self._param)
@@ -61,7 +61,7 @@ class RelaxedOneHotCategorical(Distribution):
             checks.rows(reference.survey(self._logits().detach()), self._param, self._name)
 
     def _logits(self) -> Tensor:
-        return ops.logits_of(self._param, self._name == "probs", 0.0)
+        return ops.logits_of(self._param, self._name == "probs", 0.0)[0]
 
     @property
     def logits(self) -> Tensor:

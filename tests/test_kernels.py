@@ -146,6 +146,77 @@ def test_kernel_of_no_rows(case: Case) -> None:
     assert case.kernel(logits, logits, row_grad).shape == case.twin(logits, logits, row_grad).shape
 
 
+# Each launcher that takes a category mask, as a function of (logits, mask), of whose rows the first allows nothing.
+SEED = (5, 8, 0)
+WITH_MASK: dict[str, Callable[[Tensor, Tensor | None], tuple[Tensor, ...]]] = {
+    "sample": lambda x, m: sample.sample(x, 1, torch.bool, *SEED, m),
+    "sample_of_several_draws": lambda x, m: sample.sample(x, 3, torch.int64, *SEED, m),
+    "sample_of_no_draw": lambda x, m: sample.sample(x, 0, torch.bool, *SEED, m),
+    "logsumexp": lambda x, m: (entropy.logsumexp(x, m),),
+    "entropy": lambda x, m: entropy.entropy(x, m),
+    "entropy_grad": lambda x, m: (entropy.entropy_grad(x, *reversed(entropy.entropy(x, m)), torch.ones(len(x)), m),),
+    "softmax_grad": lambda x, m: (softmax_grad.softmax_grad(x, entropy.logsumexp(x, m), _ramp(x), m),),
+    "log_prob": lambda x, m: log_prob.log_prob(x, None, _one_hot(x, 1), m),
+    "log_prob_of_several_draws": lambda x, m: log_prob.log_prob(x, None, _one_hot(x, 3), m),
+    "log_prob_known": lambda x, m: log_prob.log_prob(x, entropy.logsumexp(x, m), _one_hot(x, 1), m),
+    "log_prob_index": lambda x, m: (log_prob.log_prob_index(x, entropy.logsumexp(x, m), _one_hot(x, 3).argmax(-1), m),),
+    "relaxed_grad": lambda x, m: (_relaxed_grad(x, m),),
+}
+
+
+def _ramp(x: Tensor) -> Tensor:
+    return torch.linspace(-1, 1, x.numel()).view_as(x)
+
+
+def _one_hot(x: Tensor, draws: int) -> Tensor:
+    return torch.eye(x.shape[1])[torch.arange(draws * len(x)).view(draws, -1) * 7 % x.shape[1]]
+
+
+def _relaxed_grad(x: Tensor, m: Tensor | None) -> Tensor:
+    _, index, logsumexp = sample.sample(x, 2, None, *SEED, m)
+    return relaxed.relaxed_grad(x, logsumexp, index, _ramp(x).expand(2, -1, -1), torch.full((len(x),), 0.7), *SEED, m)
+
+
+def mask_of(rows: int, columns: int) -> Tensor:
+    """About a third is False; the first row allows nothing, the second its last category alone."""
+    mask = torch.rand(rows, columns, generator=torch.Generator().manual_seed(columns)) > 1 / 3
+    mask[0], mask[1], mask[2:, 0] = False, False, True
+    mask[1, -1] = True
+    return mask
+
+
+@pytest.mark.parametrize("columns", [1, 2, 18, 1025, 5000, 9000])
+@pytest.mark.parametrize("name", WITH_MASK)
+def test_a_masked_category_is_one_with_a_logit_of_minus_infinity(name: str, columns: int) -> None:
+    logits, mask = torch.randn(4, columns), mask_of(4, columns)
+    expected = WITH_MASK[name](torch.where(mask, logits, -torch.inf), None)
+    # Whatever stands in its place.
+    logits[~mask] = torch.tensor([torch.nan, torch.inf, 80.0])[torch.arange(int((~mask).sum())) % 3]
+    for found, e in zip(WITH_MASK[name](logits, mask), expected, strict=True):
+        assert torch.equal(found.nan_to_num(-7.0), e.nan_to_num(-7.0))
+
+
+@pytest.mark.parametrize("name", WITH_MASK)
+def test_a_mask_of_any_row_stride(name: str) -> None:
+    logits, wide = torch.randn(4, 1100), mask_of(8, 1100)
+    for mask in (wide[::2], wide[2].expand(4, -1), wide.t().contiguous().t()[:4]):
+        for found, e in zip(WITH_MASK[name](logits, mask), WITH_MASK[name](logits, mask.contiguous()), strict=True):
+            assert torch.equal(found.nan_to_num(-7.0), e.nan_to_num(-7.0))
+
+
+@pytest.mark.parametrize("draws", [1, 3])
+@pytest.mark.parametrize("columns", [18, 5000])
+def test_log_prob_grad_of_a_masked_category_is_0(columns: int, draws: int) -> None:
+    logits, mask = torch.randn(4, columns, dtype=torch.float64), mask_of(4, columns)
+    index, grad = _one_hot(logits, draws).argmax(-1), torch.randn(draws, 4, dtype=torch.float64)
+    found = log_prob.log_prob_grad(logits, entropy.logsumexp(logits, mask), index, grad, mask)
+    x = logits.clone().requires_grad_()
+    log_p = torch.where(mask, x, -torch.inf).log_softmax(-1).gather(-1, index.t()).t()
+    (expected,) = torch.autograd.grad(log_p, x, grad)
+    torch.testing.assert_close(found[1:], expected[1:])
+    assert found[1:][~mask[1:]].count_nonzero() == 0
+
+
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int32, torch.int64, torch.bfloat16, torch.float64])
 def test_log_prob_of_every_value_dtype(dtype: torch.dtype) -> None:
     logits = torch.randn(4, 1300)

@@ -48,7 +48,7 @@ def _row_grad(logits: Tensor, *lead: int) -> Tensor:
 
 
 def _logsumexp(logits: Tensor) -> Tensor:
-    return library.operators.logsumexp(logits)
+    return library.operators.logsumexp(logits, None)
 
 
 def _temperature(logits: Tensor) -> Tensor:
@@ -63,33 +63,37 @@ def _seed(logits: Tensor) -> tuple[Tensor, int, int, int]:
     return torch.tensor(5, device=logits.device), 0, 0, 0
 
 
+def _allowed(logits: Tensor) -> Tensor:
+    return (torch.arange(logits.shape[1], device=logits.device) % 3 != 1).expand(logits.shape)
+
+
 HOST_SEED = (None, 11, 4, 0)
 
 # Operator -> its arguments, as functions of the logits.
 CASES: dict[str, list[Callable[[Tensor], tuple[Any, ...]]]] = {
     "sample": [
-        lambda x: (x, DRAWS, torch.int64, *_seed(x)),
-        lambda x: (x, 1, torch.bool, *HOST_SEED),
-        lambda x: (x, DRAWS, None, *_seed(x)),
+        lambda x: (x, DRAWS, torch.int64, *_seed(x), _allowed(x)),
+        lambda x: (x, 1, torch.bool, *HOST_SEED, None),
+        lambda x: (x, DRAWS, None, *_seed(x), None),
     ],
     "relaxed": [
         lambda x: (x, _temperature(x), DRAWS, *_seed(x)),
         lambda x: (x, _temperature(x), 1, *HOST_SEED),
     ],
     "relaxed_grad": [
-        lambda x: (x, _logsumexp(x), _index(x), _grad(x, DRAWS), _temperature(x), *_seed(x)),
-        lambda x: (x, _logsumexp(x), _index(x), _grad(x, DRAWS), _temperature(x), *HOST_SEED),
+        lambda x: (x, _logsumexp(x), _index(x), _grad(x, DRAWS), _temperature(x), *_seed(x), _allowed(x)),
+        lambda x: (x, _logsumexp(x), _index(x), _grad(x, DRAWS), _temperature(x), *HOST_SEED, None),
     ],
-    "softmax_grad": [lambda x: (x, _logsumexp(x), _grad(x))],
+    "softmax_grad": [lambda x: (x, _logsumexp(x), _grad(x), _allowed(x))],
     "log_prob": [
-        lambda x: (x, None, _value(x, torch.int64)),
-        lambda x: (x, _logsumexp(x), _value(x, torch.bool)),
+        lambda x: (x, None, _value(x, torch.int64), _allowed(x)),
+        lambda x: (x, _logsumexp(x), _value(x, torch.bool), None),
     ],
-    "log_prob_index": [lambda x: (x, _logsumexp(x), _index(x))],
-    "log_prob_grad": [lambda x: (x, _logsumexp(x), _index(x), _row_grad(x, DRAWS))],
-    "logsumexp": [lambda x: (x,)],
-    "entropy": [lambda x: (x,)],
-    "entropy_grad": [lambda x: (x, *reversed(library.operators.entropy(x)), _row_grad(x))],
+    "log_prob_index": [lambda x: (x, _logsumexp(x), _index(x), _allowed(x))],
+    "log_prob_grad": [lambda x: (x, _logsumexp(x), _index(x), _row_grad(x, DRAWS), _allowed(x))],
+    "logsumexp": [lambda x: (x, _allowed(x))],
+    "entropy": [lambda x: (x, _allowed(x)), lambda x: (x, None)],
+    "entropy_grad": [lambda x: (x, *reversed(library.operators.entropy(x, None)), _row_grad(x), _allowed(x))],
     "seeded_exponential": [lambda x: (torch.tensor(5, device=x.device), [DRAWS, *x.shape])],
 }
 

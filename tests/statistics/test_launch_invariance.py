@@ -41,7 +41,7 @@ def logits_of(rows: int, columns: int) -> Tensor:
 def draw(logits: Tensor, draws: int, row_offset: int = 0, seed=SEED) -> list[Tensor]:
     """One-hot and index of the sample kernel, and the relaxed sample."""
     ops = torch.ops.onehot_triton
-    one_hot, index, _ = ops.sample(logits, draws, torch.bool, *seed, row_offset)
+    one_hot, index, _ = ops.sample(logits, draws, torch.bool, *seed, row_offset, None)
     temperature = torch.full((logits.shape[0],), 0.7, device=DEVICE)
     return [one_hot, index, ops.relaxed(logits, temperature, draws, *seed, row_offset)]
 
@@ -52,7 +52,7 @@ def grad(logits: Tensor, index: Tensor, rows: slice = slice(None)) -> Tensor:
     x = logits[rows]
     temperature = torch.full((x.shape[0],), 0.7, device=DEVICE)
     args = (reference.logsumexp(x, x.amax(-1)), index[:, rows].contiguous(), g[:, rows].contiguous(), temperature)
-    return torch.ops.onehot_triton.relaxed_grad(x, *args, *SEED, rows.start or 0)
+    return torch.ops.onehot_triton.relaxed_grad(x, *args, *SEED, rows.start or 0, None)
 
 
 def assert_same(found: list[Tensor], expected: list[Tensor]) -> None:
@@ -69,7 +69,7 @@ def as_launched(shape: tuple[int, int], draws: int) -> list[Tensor]:
     """All that a seed decides. One draw and several of a long row take different kernels, of the hard sample alone."""
     logits = logits_of(*shape)
     if draws == 1:
-        return list(torch.ops.onehot_triton.sample(logits, 1, torch.bool, *SEED, 0)[:2])
+        return list(torch.ops.onehot_triton.sample(logits, 1, torch.bool, *SEED, 0, None)[:2])
     samples = draw(logits, draws)
     return [*samples, grad(logits, samples[1])]
 

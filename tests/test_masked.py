@@ -1,0 +1,365 @@
+"""MaskedOneHotCategorical: everything is as with logits of -inf, or probabilities of 0, where the mask is False."""
+
+from __future__ import annotations
+
+import copy
+import math
+import pickle
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch import distributions as D
+from torch.autograd import gradcheck, gradgradcheck
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from onehot_triton import MaskedOneHotCategorical, OneHotCategorical, ReparamGradientStrategy, use_backend
+
+INF, NAN = math.inf, math.nan
+PASS, RELAXED = ReparamGradientStrategy.PassThrough, ReparamGradientStrategy.RelaxedOneHot
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+each_kind = pytest.mark.parametrize("kind", ["logits", "probs"])
+each_method = pytest.mark.parametrize("method", [PASS, RELAXED], ids=str)
+
+# One shape for each kind of row: one group, several groups.
+SHAPES = [(2, 3, 6), (2, 1500)]
+interpreted = pytest.mark.interpreted(kind=["logits"])
+
+
+@pytest.fixture(autouse=True)
+def numpy_as_quiet_as_a_gpu() -> Iterator[None]:
+    """The interpreter computes log 0 in NumPy, which warns where a GPU does not."""
+    with np.errstate(all="ignore"):
+        yield
+
+
+def mask_of(shape: tuple[int, ...]) -> Tensor:
+    """About half is True, the last category always."""
+    mask = torch.rand(shape, generator=torch.Generator().manual_seed(shape[-1])) > 0.5
+    mask[..., -1] = True
+    return mask
+
+
+def both(shape: tuple[int, ...], kind: str = "logits", dtype: torch.dtype = torch.float32, **options: Any):
+    """The masked distribution, whose masked parameters are rubbish, and its equal without a mask; and their leaves."""
+    x, mask = torch.randn(shape, dtype=torch.float64), mask_of(shape)
+    x = (x if kind == "logits" else x.exp()).to(dtype)
+    rubbish = torch.tensor([NAN, INF, -INF, -3.0, 80.0]).to(dtype)[torch.arange(x.numel()) % 5].view(shape)
+    masked = torch.where(mask, x, rubbish).requires_grad_()
+    plain = x.masked_fill(~mask, -INF if kind == "logits" else 0).requires_grad_()
+    ours = MaskedOneHotCategorical(**{kind: masked}, mask=mask, **options)
+    return ours, OneHotCategorical(**{kind: plain}, **options), masked, plain
+
+
+def assert_same(found: Tensor, expected: Tensor) -> None:
+    assert found.shape == expected.shape
+    assert found.dtype == expected.dtype
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-6, equal_nan=True)
+
+
+# Values ---------------------------------------------------------------------------------------------------------------
+
+MEMBERS: dict[str, Callable[[OneHotCategorical], Tensor]] = {
+    "logits": lambda d: d.logits,
+    "probs": lambda d: d.probs,
+    "mean": lambda d: d.mean,
+    "variance": lambda d: d.variance,
+    "mode": lambda d: d.mode,
+    "entropy": lambda d: d.entropy(),
+    "log_prob": lambda d: d.log_prob(F.one_hot(_index(d), d.num_samples)),
+    "log_prob_index": lambda d: d.log_prob_index(_index(d)),
+    "kl": lambda d: D.kl_divergence(d, OneHotCategorical(torch.zeros(d.param_shape, dtype=d._param.dtype))),
+}
+
+
+def _index(dist: OneHotCategorical) -> Tensor:
+    """Two of each row."""
+    return torch.arange(2 * dist.batch_shape.numel()).view(2, *dist.batch_shape) * 7 % dist.num_samples
+
+
+@pytest.mark.interpreted(kind=["logits"], dtype=[torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@each_kind
+def test_members_are_those_without_the_masked_categories(kind, shape, dtype, backend):
+    for member in MEMBERS.values():
+        ours, plain, *_ = both(shape, kind, dtype)
+        assert_same(member(ours).detach(), member(plain).detach())
+
+
+@interpreted
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@each_kind
+def test_gradients_are_those_without_the_masked_categories(kind, shape, backend):
+    for name in ("logits", "probs", "variance", "entropy", "kl"):
+        ours, plain, masked, unmasked = both(shape, kind)
+        for dist in (ours, plain):
+            out = MEMBERS[name](dist)
+            finite = torch.where(out > -INF, out, 0.0)
+            (finite * torch.linspace(-1, 1, out.numel()).view_as(out)).sum().backward()
+        assert_same(masked.grad, unmasked.grad)
+        assert masked.grad[~ours.mask].count_nonzero() == 0
+
+
+def test_gradient_of_the_log_prob_of_a_masked_category_is_0_there(backend):
+    ours, _, masked, _ = both((3, 6))
+    ours.log_prob(ours.enumerate_support()).backward(torch.ones(6, 3))
+    # Those that are allowed: sum_k (onehot(k) - p), over all k as over all draws.
+    expected = 1 - 6 * ours.probs
+    assert_same(masked.grad[ours.mask], expected[ours.mask].detach())
+    assert masked.grad[~ours.mask].count_nonzero() == 0
+
+
+@interpreted
+@pytest.mark.parametrize("unimix", [0.0, 0.2])
+@pytest.mark.parametrize("member", ["log_prob", "entropy"])
+@each_kind
+def test_gradcheck_and_gradgradcheck(member, kind, unimix, backend):
+    mask = torch.tensor([[True, True, False, True], [False, True, True, True]])
+
+    def function(param: Tensor) -> Tensor:
+        dist = MaskedOneHotCategorical(**{kind: param}, mask=mask, unimix=unimix)
+        return dist.log_prob_index(torch.tensor([3, 1])) if member == "log_prob" else dist.entropy()
+
+    x = torch.randn(2, 4, dtype=torch.float64)
+    param = (x if kind == "logits" else x.exp()).requires_grad_()
+    assert gradcheck(function, (param,), fast_mode=True)
+    assert gradgradcheck(function, (param,), fast_mode=True)
+
+
+# Draws ----------------------------------------------------------------------------------------------------------------
+
+
+@interpreted
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+@each_method
+@each_kind
+def test_a_draw_and_its_gradient_are_those_without_the_masked_categories(kind, method, shape, backend):
+    g, results = torch.linspace(-1, 1, 2 * math.prod(shape)).view(2, *shape), []
+    *dists, masked, unmasked = both(shape, kind, grad_method=method, temperature=0.7)
+    for dist, leaf in zip(dists, (masked, unmasked), strict=True):
+        torch.manual_seed(3)
+        draw = dist.rsample((2,))
+        draw.backward(g)
+        results.append((draw, leaf.grad, dist.sample(), dist.sample_index((5,)), *dist.sample_and_log_prob()))
+    for found, expected in zip(*results, strict=True):
+        assert_same(found, expected)
+    assert masked.grad[~dists[0].mask].count_nonzero() == 0
+
+
+@pytest.mark.interpreted(unimix=[0.0], kind=["logits"])
+@pytest.mark.parametrize("unimix", [0.0, 0.5])
+@each_kind
+def test_a_masked_category_is_never_drawn(kind, unimix, backend):
+    n = 50 if backend == "triton" else 20_000
+    ours, *_ = both((3, 6), kind, unimix=unimix)
+    many = ours.expand((n, 3))
+    draws = torch.cat([many.sample(), many.rsample().long(), many.sample_and_log_prob()[0]])
+    assert (draws.sum(-1) == 1).all()
+    assert draws[:, ~ours.mask].count_nonzero() == 0
+    # And every other one is.
+    assert (draws.sum(0)[ours.mask] > 0).all()
+
+
+def test_unimix_is_uniform_over_what_is_allowed(backend):
+    x, mask = torch.randn(2, 5), torch.tensor([[True, False, True, True, False], [False] * 4 + [True]])
+    p = torch.softmax(x.masked_fill(~mask, -INF), -1) * 0.8 + 0.2 * mask / mask.sum(-1, keepdim=True)
+    assert_same(MaskedOneHotCategorical(x, mask=mask, unimix=0.2).probs, p)
+    assert_same(MaskedOneHotCategorical(probs=x.exp(), mask=mask, unimix=0.2).probs, p)
+
+
+class Operators(TorchDispatchMode):
+    def __init__(self) -> None:
+        super().__init__()
+        self.sizes: list[int] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        out = func(*args, **(kwargs or {}))
+        results = out if isinstance(out, (tuple, list)) else [out]
+        # A view is none of it: expand, detach and view make nothing.
+        if not func.is_view:
+            self.sizes += [t.numel() for t in results if isinstance(t, Tensor)]
+        return out
+
+
+def test_kernels_need_no_masked_copy_of_the_logits():
+    """No operator beside the kernels makes anything of the logits' size."""
+    x, mask = torch.randn(4, 300), mask_of((4, 300))
+    with use_backend("triton"), Operators() as operators:
+        dist = MaskedOneHotCategorical(x, mask=mask, validate_args=False)
+        index = dist.sample_index()
+        dist.log_prob_index(index)
+        dist.entropy()
+    assert operators.sizes
+    assert max(operators.sizes) < 300
+
+
+# Indices, neg_inf -----------------------------------------------------------------------------------------------------
+
+
+def test_indices_are_a_mask():
+    x = torch.randn(2, 5)
+    dist = MaskedOneHotCategorical(x, indices=torch.tensor([[3, 1], [4, 4]]))
+    expected = torch.tensor([[False, True, False, True, False], [False] * 4 + [True]])
+    assert torch.equal(dist.mask, expected)
+    assert_same(dist.probs, MaskedOneHotCategorical(x, mask=expected).probs)
+    # For the whole batch.
+    dist = MaskedOneHotCategorical(x, indices=torch.tensor([0]))
+    assert torch.equal(dist.mask, torch.tensor([True, False, False, False, False]).expand(2, -1))
+
+
+@pytest.mark.parametrize("padding", [-1, 0, 99])
+def test_padding_stands_for_no_category(padding):
+    indices = torch.tensor([[3, padding, 1], [4, padding, padding]])
+    dist = MaskedOneHotCategorical(torch.randn(2, 5), indices=indices, padding_value=padding)
+    assert torch.equal(dist.mask, torch.tensor([[False, True, False, True, False], [False] * 4 + [True]]))
+
+
+def test_neg_inf_is_the_log_prob_of_a_masked_category():
+    x, mask = torch.zeros(4), torch.tensor([True, False, True, False])
+    dist = MaskedOneHotCategorical(x, mask=mask, neg_inf=-50.0)
+    expected = torch.where(mask, -math.log(2), -50.0)
+    assert_same(dist.log_prob(torch.eye(4)), expected)
+    assert_same(dist.log_prob(torch.eye(4)[:, None]), expected[:, None])
+    assert_same(dist.log_prob_index(torch.arange(4)), expected)
+    assert_same(dist.logits, expected)
+    # It is a number that is given, and no weight.
+    assert_same(dist.probs, mask / 2)
+    assert_same(dist.entropy(), torch.tensor(math.log(2)))
+
+
+# House ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_mask_broadcasts():
+    x = torch.randn(2, 3, 5)
+    for mask in (mask_of((5,)), mask_of((3, 5)), mask_of((2, 1, 5)), torch.tensor(True)):
+        dist = MaskedOneHotCategorical(x, mask=mask)
+        assert torch.equal(dist.mask, mask.expand(2, 3, 5))
+        assert_same(dist.probs, x.masked_fill(~mask, -INF).softmax(-1))
+
+
+def test_expand_copy_and_pickle_keep_everything(backend):
+    dist, *_ = both((3, 6), grad_method=RELAXED, temperature=0.5, dtype=torch.bfloat16)
+    dist.neg_inf = -9.0
+    copies = [copy.deepcopy(dist), pickle.loads(pickle.dumps(dist)), dist.expand((3,)), dist.expand((4, 3))]
+    for new in copies:
+        assert type(new) is MaskedOneHotCategorical
+        assert new.grad_method is RELAXED
+        assert new.neg_inf == -9.0
+        assert torch.equal(new.mask, dist.mask.expand(*new.batch_shape, 6))
+        assert_same(new.entropy().detach(), dist.entropy().detach().expand(new.batch_shape))
+        assert new.sample()[..., ~dist.mask].count_nonzero() == 0
+
+
+def test_a_mask_that_is_changed_in_place_counts(backend):
+    mask = torch.tensor([True, True, False])
+    dist = MaskedOneHotCategorical(torch.zeros(3), mask=mask)
+    assert_same(dist.entropy(), torch.tensor(math.log(2)))
+    mask[2] = True
+    assert_same(dist.entropy(), torch.tensor(math.log(3)))
+    assert_same(dist.log_prob_index(torch.tensor(2)), torch.tensor(-math.log(3)))
+
+
+def test_another_backend_later():
+    x, mask = torch.randn(2, 5), mask_of((2, 5))
+    with use_backend("triton"):
+        dist = MaskedOneHotCategorical(x, mask=mask)
+        expected = dist.entropy(), dist.log_prob(torch.eye(5)[:, None])
+    assert_same(dist.entropy(), expected[0])
+    with use_backend("triton"):
+        assert_same(dist.log_prob(torch.eye(5)[:, None]), expected[1])
+
+
+def test_independent():
+    ours, plain, *_ = both((2, 3, 40))
+    draw = plain.sample()
+    assert_same(D.Independent(ours, 1).log_prob(draw).detach(), D.Independent(plain, 1).log_prob(draw).detach())
+
+
+@each_method
+@pytest.mark.parametrize("validate", [False, None, True])
+@pytest.mark.filterwarnings("ignore:.*lru_cache.*")
+def test_compiled_as_one_graph(validate, method):
+    def step(x: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        dist = MaskedOneHotCategorical(x, mask=mask, grad_method=method, validate_args=validate)
+        draw = dist.rsample()
+        return draw, dist.log_prob(draw.detach()), dist.entropy(), dist.mode
+
+    torch._dynamo.reset()
+    compiled = torch.compile(step, fullgraph=True, backend="aot_eager", dynamic=True)
+    for rows in (5, 7):
+        x, mask = torch.randn(rows, 20, requires_grad=True), mask_of((rows, 20))
+        draw, log_prob, entropy, mode = compiled(x, mask)
+        (draw.square().sum() + log_prob.sum()).backward()
+        dist = MaskedOneHotCategorical(x, mask=mask)
+        assert_same(log_prob, dist.log_prob(draw))
+        assert_same(entropy, dist.entropy())
+        assert torch.equal(mode, dist.mode)
+        assert draw[~mask].count_nonzero() == 0
+        assert x.grad[~mask].count_nonzero() == 0
+
+
+def test_under_vmap(backend):
+    x, mask = torch.randn(4, 3, 6), mask_of((4, 3, 6))
+
+    def densities(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        dist = MaskedOneHotCategorical(x, mask=mask)
+        return dist.entropy(), dist.log_prob_index(torch.tensor([5, 5, 5]))
+
+    dist = MaskedOneHotCategorical(x, mask=mask)
+    entropy, log_prob = torch.func.vmap(densities)(x, mask)
+    assert_same(entropy, dist.entropy())
+    assert_same(log_prob, dist.log_prob_index(torch.full((4, 3), 5)))
+    found = torch.func.vmap(lambda x: densities(x, mask[0])[0])(x)
+    assert_same(found, MaskedOneHotCategorical(x, mask=mask[0]).entropy())
+
+
+# Bad input ------------------------------------------------------------------------------------------------------------
+
+X = torch.zeros(2, 3)
+MASK = torch.ones(2, 3, dtype=torch.bool)
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"logits": X}, "mask, indices: expected exactly one of the two, found neither"),
+    ({"logits": X, "mask": MASK, "indices": torch.tensor([0])}, "mask, indices: .*found both"),
+    ({"logits": X, "probs": X, "mask": MASK}, "logits, probs: .*found both"),
+    ({"logits": X, "mask": MASK.long()}, "mask: expected a bool tensor, found torch.int64"),
+    ({"logits": X, "mask": [True]}, "mask: expected a bool tensor, found list"),
+    ({"logits": X, "mask": MASK[:, :2]}, r"mask: expected a shape that broadcasts to \[2, 3\], found \[2, 2\]"),
+    ({"logits": X, "mask": MASK.expand(4, 2, 3)}, r"mask: .*found \[4, 2, 3\]"),
+    ({"logits": X, "indices": X}, "indices: expected an integer tensor, found torch.float32"),
+    ({"logits": X, "indices": torch.tensor(1)}, r"indices: expected \[\*batch, n\] .*found shape \[\]"),
+    ({"logits": X, "indices": torch.zeros(3, 1, dtype=int)}, r"indices: .*broadcasts to \[2\], found shape \[3, 1\]"),
+    ({"logits": X, "indices": torch.tensor([0, 3])}, r"indices: expected 0 .. 2, found 3 at \[1\]"),
+    ({"logits": X, "indices": torch.tensor([0, -1])}, r"indices: expected 0 .. 2, found -1 at \[1\]"),
+    ({"logits": X, "indices": torch.tensor([0]), "padding_value": 0.5}, "padding_value: expected an int"),
+    ({"logits": X, "mask": MASK, "neg_inf": 3.0}, "neg_inf: expected a number below 0, found 3.0"),
+    ({"logits": X, "mask": MASK, "neg_inf": NAN}, "neg_inf: .*found nan"),
+    ({"logits": X, "mask": torch.tensor([[True], [False]])}, r"mask: expected an allowed category .*none at \[1\]"),
+    ({"probs": X + 1, "mask": torch.tensor([[True], [False]])}, r"mask: .*found none at \[1\]"),
+    ({"logits": torch.tensor([[NAN, 0.0]]), "mask": MASK[:1, :2]}, r"logits: .*found nan at \[0, 0\]"),
+    ({"probs": -torch.ones(2, 3), "mask": MASK.triu(1) | MASK.tril(-1)}, r"probs: .*found -1.0 at \[0, 1\]"),
+    ({"probs": torch.tensor([0.0, 1.0]), "mask": torch.tensor([True, False])}, "probs: expected a positive sum"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "message"), BAD, ids=[message for _, message in BAD])
+def test_bad_input(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        MaskedOneHotCategorical(**arguments, validate_args=True)
+
+
+def test_a_row_with_nothing_allowed_is_no_distribution(backend):
+    mask = torch.tensor([[True, True], [False, False]])
+    dist = MaskedOneHotCategorical(torch.zeros(2, 2), mask=mask, validate_args=False)
+    assert dist.sample()[1].tolist() == [0, 0]
+    assert dist.sample_index().tolist()[1] == -1
+    assert dist.mode.tolist() == [[1, 0], [0, 0]]
+    assert dist.entropy()[1].isnan()
+    assert dist.log_prob_index(torch.zeros(2, dtype=torch.int64))[1].isnan()

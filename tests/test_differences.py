@@ -20,10 +20,11 @@ from torch import distributions as D
 
 pytest.importorskip("torchrl", reason="TorchRL is not installed")
 
+from torchrl.modules import MaskedOneHotCategorical as TheirMaskedOneHotCategorical
 from torchrl.modules import OneHotCategorical as TheirOneHotCategorical
 from torchrl.modules import ReparamGradientStrategy as TheirStrategy
 
-from onehot_triton import OneHotCategorical, RelaxedOneHotCategorical, ReparamGradientStrategy
+from onehot_triton import MaskedOneHotCategorical, OneHotCategorical, RelaxedOneHotCategorical, ReparamGradientStrategy
 
 # Importing TorchRL turned it off, for every test of this process.
 D.Distribution.set_default_validate_args(__debug__)
@@ -306,6 +307,70 @@ def test_their_strategy_is_not_ours() -> None:
     with pytest.raises(ValueError, match="ReparamGradientStrategy"):
         OneHotCategorical(LOGITS, grad_method=TheirStrategy.PassThrough)
     assert {s.name: s.value for s in TheirStrategy} == {s.name: s.value for s in ReparamGradientStrategy}
+
+
+# The masked class -----------------------------------------------------------------------------------------------------
+
+MASK = torch.tensor([True, False, True, True, False]).expand(2, -1)
+INDICES = torch.tensor([[0, 2, 3], [3, 2, 0]])
+NOTHING = torch.zeros(2, 5, dtype=torch.bool)
+
+
+def test_masked_log_prob_of_draws() -> None:
+    theirs = TheirMaskedOneHotCategorical(logits=LOGITS, mask=MASK)
+    ours = MaskedOneHotCategorical(logits=LOGITS, mask=MASK)
+    draws = ours.sample((4,))
+    with pytest.raises(ValueError, match="batch_size"):
+        theirs.log_prob(draws)
+    torch.testing.assert_close(ours.log_prob(draws), torch.stack([theirs.log_prob(draw) for draw in draws]))
+
+
+def test_masked_neg_inf() -> None:
+    masked = F.one_hot(torch.tensor([1, 4]), 5)
+    theirs = TheirMaskedOneHotCategorical(logits=LOGITS, mask=MASK, neg_inf=-50.0)
+    assert (theirs.log_prob(masked) < -50.1).all()
+    assert MaskedOneHotCategorical(LOGITS, mask=MASK, neg_inf=-50.0).log_prob(masked).tolist() == [-50, -50]
+
+
+def test_masked_nothing_allowed() -> None:
+    D.Distribution.set_default_validate_args(False)  # as the import of TorchRL leaves it
+    theirs = TheirMaskedOneHotCategorical(logits=LOGITS, mask=NOTHING)
+    assert theirs.entropy().tolist() == [0, 0]
+    with pytest.raises(RuntimeError, match="probability tensor contains either"):
+        theirs.sample()
+    with pytest.raises(ValueError, match="mask: expected an allowed category"):
+        MaskedOneHotCategorical(LOGITS, mask=NOTHING, validate_args=True)
+    ours = MaskedOneHotCategorical(LOGITS, mask=NOTHING, validate_args=False)
+    assert ours.entropy().isnan().all()
+    assert ours.sample().count_nonzero() == 0
+
+
+def test_masked_repeated_indices() -> None:
+    twice = torch.tensor([0, 0, 2])
+    theirs = TheirMaskedOneHotCategorical(logits=torch.zeros(3), indices=twice)
+    torch.testing.assert_close(theirs.probs, torch.full((3,), 1 / 3))  # of category 0, of category 0, of category 2
+    ours = MaskedOneHotCategorical(logits=torch.zeros(3), indices=twice)
+    assert ours.probs.tolist() == [0.5, 0, 0.5]
+
+
+def test_masked_shape_of_probs() -> None:
+    theirs = TheirMaskedOneHotCategorical(logits=LOGITS, indices=INDICES)
+    ours = MaskedOneHotCategorical(logits=LOGITS, indices=INDICES)
+    assert (theirs.probs.shape, ours.probs.shape) == ((2, 3), (2, 5))
+    torch.testing.assert_close(ours.probs.gather(-1, INDICES), theirs.probs)
+    torch.testing.assert_close(ours.entropy(), theirs.entropy())
+
+
+def test_masked_indices_of_the_batch() -> None:
+    with pytest.raises(RuntimeError, match="same number of dimensions"):
+        TheirMaskedOneHotCategorical(logits=LOGITS, indices=INDICES[0])
+    assert torch.equal(MaskedOneHotCategorical(logits=LOGITS, indices=INDICES[0]).mask, MASK)
+
+
+def test_masked_expand() -> None:
+    with pytest.raises(NotImplementedError, match="expand"):
+        TheirMaskedOneHotCategorical(logits=LOGITS, mask=MASK).expand((3, 2))
+    assert MaskedOneHotCategorical(LOGITS, mask=MASK).expand((3, 2)).sample().shape == (3, 2, 5)
 
 
 # torch.distributions and F.gumbel_softmax -----------------------------------------------------------------------------

@@ -31,8 +31,8 @@ from torchrl.modules import distributions as torchrl_distributions
 from torchrl.modules.distributions.utils import has_analytic_entropy, has_analytic_kl
 from torchrl.objectives import A2CLoss, ClipPPOLoss, DiscreteSACLoss, KLPENPPOLoss, PPOLoss, SoftUpdate
 
-from onehot_triton import OneHotCategorical, ReparamGradientStrategy
-from onehot_triton.integrations.torchrl import NAME, register
+from onehot_triton import MaskedOneHotCategorical, OneHotCategorical, ReparamGradientStrategy
+from onehot_triton.integrations.torchrl import NAMES, register
 
 # Importing TorchRL turned it off, for every test of this process.
 Distribution.set_default_validate_args(__debug__)
@@ -60,10 +60,11 @@ def forgotten() -> Iterator[None]:
     from tensordict.nn import probabilistic as tensordict_probabilistic
 
     def forget() -> None:
-        torchrl_distributions.HAS_ENTROPY.pop(OneHotCategorical, None)
-        torchrl_distributions.distributions_maps.pop(str(OneHotCategorical).lower(), None)
-        tensordict_distributions.distributions_maps.pop(NAME.lower(), None)
-        tensordict_probabilistic.DETERMINISTIC_REGISTER.pop(OneHotCategorical, None)
+        for name, cls in NAMES.items():
+            torchrl_distributions.HAS_ENTROPY.pop(cls, None)
+            torchrl_distributions.distributions_maps.pop(str(cls).lower(), None)
+            tensordict_distributions.distributions_maps.pop(name.lower(), None)
+            tensordict_probabilistic.DETERMINISTIC_REGISTER.pop(cls, None)
 
     forget()
     yield
@@ -108,7 +109,7 @@ def test_a_missing_torchrl_is_one_line_that_names_the_extra(monkeypatch: pytest.
     assert "\n" not in str(error.value)
 
 
-def test_register_enters_the_class_into_every_table(forgotten: None) -> None:
+def test_register_enters_the_classes_into_every_table(forgotten: None) -> None:
     from tensordict.nn.probabilistic import DETERMINISTIC_REGISTER
 
     register()
@@ -119,9 +120,10 @@ def test_register_enters_the_class_into_every_table(forgotten: None) -> None:
         DETERMINISTIC_REGISTER,
     ]
     once = [dict(table) for table in tables]
-    assert torchrl_distributions.HAS_ENTROPY[OneHotCategorical]
-    assert OneHotCategorical in torchrl_distributions.distributions_maps.values()
-    assert tensordict_distributions.distributions_maps[NAME.lower()] is OneHotCategorical
+    for name, cls in NAMES.items():
+        assert torchrl_distributions.HAS_ENTROPY[cls]
+        assert cls in torchrl_distributions.distributions_maps.values()
+        assert tensordict_distributions.distributions_maps[name.lower()] is cls
     register()
     assert [dict(table) for table in tables] == once
     # The short names go on meaning what they meant.
@@ -131,8 +133,9 @@ def test_register_enters_the_class_into_every_table(forgotten: None) -> None:
 
 def test_a_distribution_class_by_its_name(forgotten: None) -> None:
     register()
-    module = ProbabilisticTensorDictModule(["logits"], ["action"], distribution_class=NAME)
-    assert module.distribution_class is OneHotCategorical
+    for name, cls in NAMES.items():
+        module = ProbabilisticTensorDictModule(["logits"], ["action"], distribution_class=name)
+        assert module.distribution_class is cls
 
 
 def test_an_independent_distribution_is_deterministic_by_its_mode(forgotten: None) -> None:
@@ -188,6 +191,27 @@ def test_a_module_with_return_log_prob(
     td["log_prob"].sum().backward()
     assert weights.grad is not None
     assert weights.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("interaction", [RANDOM, MODE, DETERMINISTIC])
+def test_a_masked_actor(interaction: InteractionType, method: ReparamGradientStrategy | None) -> None:
+    """The mask comes from the environment, as TorchRL's ActionMask leaves it."""
+    module = ProbabilisticTensorDictModule(
+        ["logits", "mask"],
+        ["action"],
+        distribution_class=MaskedOneHotCategorical,
+        distribution_kwargs={"grad_method": method},
+        default_interaction_type=interaction,
+        return_log_prob=True,
+    )
+    mask = torch.tensor([False, True, False, True]).expand(ROWS, -1)
+    logits = torch.randn(ROWS, ACTIONS, requires_grad=True)
+    td = module(TensorDict({"logits": logits, "mask": mask}, [ROWS]))
+    assert_one_hot(td["action"].detach())
+    assert td["action"][~mask].count_nonzero() == 0
+    td["action_log_prob"].sum().backward()
+    assert logits.grad[~mask].count_nonzero() == 0
 
 
 def test_set_interaction_type_overrides_the_default() -> None:

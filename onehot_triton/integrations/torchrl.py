@@ -5,18 +5,19 @@ from __future__ import annotations
 from typing import Any
 
 from ..distribution import OneHotCategorical
+from ..masked import MaskedOneHotCategorical
 
-NAME = "onehot_triton.OneHotCategorical"
-"""What tensordict knows the class as, where `distribution_class` is given as a string."""
+NAMES = {f"onehot_triton.{cls.__name__}": cls for cls in (OneHotCategorical, MaskedOneHotCategorical)}
+"""What tensordict knows each class as, where `distribution_class` is given as a string."""
 
 
 def register() -> None:
-    """Enters `OneHotCategorical` into the tables of TorchRL and tensordict. A second call changes nothing.
+    """Enters the classes of `NAMES` into the tables of TorchRL and tensordict. A second call changes nothing.
 
     - torchrl.modules.distributions.HAS_ENTROPY, without which code that asks it samples the entropy instead.
-      (TorchRL 0.14 itself asks the class for `entropy`, and has it exact without this.)
-    - torchrl.modules.distributions_maps, by the class's own repr, as TorchRL's classes.
-    - tensordict.nn.distributions.distributions_maps, as `NAME`. The short name stays tensordict's own class.
+      (TorchRL 0.14 itself asks a class for `entropy`, and has it exact without this.)
+    - torchrl.modules.distributions_maps, by a class's own repr, as TorchRL's classes.
+    - tensordict.nn.distributions.distributions_maps, by name. The short names stay tensordict's own classes.
     - tensordict.nn.probabilistic.DETERMINISTIC_REGISTER, which decides for a distribution that is wrapped in
       torch.distributions.Independent; without it, tensordict warns and guesses.
 
@@ -43,7 +44,8 @@ def register() -> None:
     by_type: dict[Any, Any] = torchrl_distributions.HAS_ENTROPY
     by_repr: dict[Any, Any] = torchrl_distributions.distributions_maps
     by_name: dict[Any, Any] = tensordict_distributions.distributions_maps
-    by_type[OneHotCategorical] = True
-    by_repr[str(OneHotCategorical).lower()] = OneHotCategorical
-    by_name[NAME.lower()] = OneHotCategorical
-    DETERMINISTIC_REGISTER[OneHotCategorical] = InteractionType.MODE
+    for name, cls in NAMES.items():
+        by_type[cls] = True
+        by_repr[str(cls).lower()] = cls
+        by_name[name.lower()] = cls
+        DETERMINISTIC_REGISTER[cls] = InteractionType.MODE

@@ -344,7 +344,8 @@ def zero(place: str, columns: int, budget: float) -> Check:
             never[:] = True
             never[columns // 3] = False
         logits[never] = -torch.inf
-        k = int(counts(sampler, logits, n, progress)[never.numpy()].sum())
+        # Masked categories are among them.
+        k = int(counts(sampler, logits, n, progress)[(sampler.probs(logits) == 0).numpy()].sum())
         return Outcome(float(k == 0), n, -math.log(1 - POWER) / n, "probability")
 
     return Check(f"zero {place} {columns}", run, columns, budget, most=2e7)

@@ -13,7 +13,14 @@ import torch
 from philox import philox_noise, philox_relaxed_noise
 from torch import Tensor
 
-from onehot_triton import OneHotCategorical, RelaxedOneHotCategorical, ReparamGradientStrategy, reference, use_backend
+from onehot_triton import (
+    MaskedOneHotCategorical,
+    OneHotCategorical,
+    RelaxedOneHotCategorical,
+    ReparamGradientStrategy,
+    reference,
+    use_backend,
+)
 
 Draw = Callable[[Tensor, int], Tensor]
 """(logits [rows, columns], n) -> int64 [n, rows], from torch's default generator."""
@@ -76,6 +83,15 @@ def _unimix_weights(logits: Tensor) -> Tensor:
     return torch.softmax(logits.double(), -1) * (1 - UNIMIX) + UNIMIX / logits.shape[-1]
 
 
+def _mask(logits: Tensor) -> Tensor:
+    """All but each fourth category."""
+    return torch.arange(logits.shape[-1], device=logits.device) % 4 != 3
+
+
+def _masked(logits: Tensor) -> OneHotCategorical:
+    return MaskedOneHotCategorical(logits, mask=_mask(logits), validate_args=False)
+
+
 def noise_cost(columns: int) -> float:
     """Group Gumbel-max: a number for each group and for each column of one group."""
     group = reference.group_length(columns)
@@ -101,6 +117,15 @@ EAGER = (
         _unimix_weights,
         # Nothing has probability 0 in a mixture with the uniform distribution.
         supports=lambda check: not check.startswith("zero"),
+    ),
+    Sampler(
+        "masked",
+        lambda x, n: _masked(x).sample_index((n,)),
+        noise_cost,
+        EAGER_SHARE,
+        lambda x: torch.softmax(x.double(), -1) * _mask(x),
+        # Equal categories are not equal where some are masked.
+        supports=lambda check: check.startswith(("fit", "share", "zero")),
     ),
     Sampler(
         "bfloat16 logits",

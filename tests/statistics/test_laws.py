@@ -1,7 +1,7 @@
 """Every sampler draws from the distribution that it names.
 
 How often this fails though nothing is wrong: each check rejects a right sampler with probability ALPHA = 1e-6, and the
-quick suite has 553 of them, so one set of seeds in 1,800 would fail somewhere; the thorough one has 703, one in 1,400.
+quick suite has 610 of them, so one set of seeds in 1,600 would fail somewhere; the thorough one has 772, one in 1,300.
 The seeds are fixed: a run that passed passes again until the draws change. What each check is sure to see is computed,
 and printed by `python tests/statistics/power.py`.
 """

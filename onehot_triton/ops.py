@@ -200,7 +200,7 @@ def _draw(
             row_maximum,
             draws,
             draw.dtype,
-            noise or reference.noise_from(x.device, draw.generator),
+            reference.race(noise) if noise else reference.choice(columns, x.device, draw.generator),
             reference.group_length(columns),
             all_valid=all_valid,
             want_logsumexp=draw.want_logsumexp,
@@ -229,7 +229,7 @@ def sample(
         logsumexp: [*batch] in the compute dtype, or None; NaN for such a row.
     """
     seed = rng.next_seed(logits, draw.generator) if uses_kernels(logits.device) else None
-    return _draw(logits.detach(), allowed, survey, seed, draw)
+    return _draw(logits.detach() if logits.requires_grad else logits, allowed, survey, seed, draw)
 
 
 def _noise_of(seed: Tensor) -> reference.Noise:

@@ -21,12 +21,17 @@ from torch.nn import Parameter
 _BLOCK = 2**18
 # exp(x) and a sum of 2^30 of them are normal float32 numbers for |x| up to this.
 _SAFE = 60.0
-# Rows up to this length are one group. Longer ones are cut into groups of about sqrt(columns), which makes the noise
-# of a draw, one number per group and one per element of the winning group, the least.
-_ONE_GROUP = 16
+# Rows up to this length are one group. Longer ones are cut into groups of about sqrt(columns), which makes the least of
+# what a draw looks at one by one: every group, and every element of the winning group.
+_ONE_GROUP = 512
+# Rows up to this length are drawn by a race on a CPU, too: the README's example promises its numbers.
+_RACED = 4
 
 Noise = Callable[[tuple[int, ...], Tensor | None], Tensor]
 """(shape, winning group or None in the group stage) -> Exp(1) noise of that shape, up to its sign."""
+Choice = Callable[[Tensor, tuple[int, int], Tensor | None], Tensor]
+"""(weights [rows, n] or [draws, rows, n], (draws, rows), winning group or None in the group stage) -> int64
+[draws, rows], an index drawn in proportion to its weight."""
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -109,12 +114,14 @@ def exponential(shape: tuple[int, ...], device: torch.device, generator: torch.G
     """
     if device.type in ("mps", "xpu"):
         return exponential_float32(shape, device, generator)
+    return torch.rsub(_uniform(shape, device, generator), -(2.0**-54), alpha=1 - 2.0**-52).log1p_()
+
+
+def _uniform(shape: tuple[int, ...], device: torch.device, generator: torch.Generator | None) -> Tensor:
     # The overload that takes a generator takes no symbolic shape.
     if generator is None:
-        u = torch.rand(shape, dtype=torch.float64, device=device)
-    else:
-        u = torch.rand(shape, dtype=torch.float64, device=device, generator=generator)
-    return torch.rsub(u, -(2.0**-54), alpha=1 - 2.0**-52).log1p_()
+        return torch.rand(shape, dtype=torch.float64, device=device)
+    return torch.rand(shape, dtype=torch.float64, device=device, generator=generator)
 
 
 def exponential_float32(
@@ -136,7 +143,7 @@ def exponential_float32(
 
 
 def noise_from(device: torch.device, generator: torch.Generator | None) -> Noise:
-    """The noise of a draw on this path: fresh from the generator."""
+    """Fresh noise from the generator."""
     return lambda shape, winner: exponential(shape, device, generator)
 
 
@@ -148,11 +155,45 @@ def seeded_exponential(seed: Tensor, shape: tuple[int, ...]) -> Tensor:
 # Sampling -------------------------------------------------------------------------------------------------------------
 
 
+def race(noise: Noise) -> Choice:
+    """The index of the smallest E / w, E iid Exp(1): of exponentials divided by their rates, each is the smallest with
+    a probability in proportion to its rate. It is Gumbel-max, with -log E for the Gumbel variate, and what the kernels
+    do."""
+    return lambda weight, lead, winner: (weight / noise((*lead, weight.shape[-1]), winner)).argmin(-1)
+
+
+def inversion(device: torch.device, generator: torch.Generator | None) -> Choice:
+    """The first index whose cumulative weight is above u sum w, in float64: one uniform u, not one for each weight.
+
+    As u is a multiple of 2^-53 and below 1, u sum w is below sum w, rounded too, and an index of weight 0 never the
+    first above it.
+    """
+
+    def choose(weight: Tensor, lead: tuple[int, int], winner: Tensor | None) -> Tensor:
+        cumulative = weight.cumsum(-1, dtype=torch.float64)
+        u = _uniform(lead, device, generator)
+        if weight.dim() == 3:
+            u = u.unsqueeze(-1) * cumulative[..., -1:]
+            return torch.searchsorted(cumulative, u, right=True).squeeze(-1)
+        # All draws of a row search it at once.
+        u = u.t().contiguous() * cumulative[:, -1:]
+        return torch.searchsorted(cumulative, u, right=True).t()
+
+    return choose
+
+
+def choice(columns: int, device: torch.device, generator: torch.Generator | None) -> Choice:
+    """How this path draws. Only a CPU sums up a row in a fixed order and in float64, as `inversion` needs."""
+    if columns > _RACED and device.type == "cpu":
+        return inversion(device, generator)
+    return race(noise_from(device, generator))
+
+
 def group_length(columns: int) -> int:
     """The columns of a group on this path: all of a short row, else the power of two next to sqrt(columns)."""
     if columns <= _ONE_GROUP:
         return columns
-    length = 4
+    length = 16
     # Comparisons, which leave a symbolic number of columns a range and not a constant.
     while 2 * length**2 < columns:
         length *= 2
@@ -163,27 +204,21 @@ def sample_index(
     logits: Tensor,
     row_maximum: Tensor | None,
     draws: int,
-    noise: Noise,
+    choose: Choice,
     group: int,
     want_logsumexp: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
-    """Draws from softmax(logits) by group Gumbel-max.
+    """Draws from softmax(logits), first a group of columns, then one of its columns.
 
-    With w_j = exp(x_j - max x), or exp(x_j) where that is safe, E iid Exp(1), and the row cut into groups of
-    consecutive columns,
-
-        g* = argmin_g E_g / sum_{j in g} w_j        one E per group
-        j* = argmin_{j in g*} E_j / w_j             one E per element of the winning group
-
-    is exactly a draw from softmax(x): the smallest of exponentials divided by their rates falls on each with a
-    probability in proportion to its rate (Gumbel-max, with -log E for the Gumbel variate).
+    With w_j = exp(x_j - max x), or exp(x_j) where that is safe, and the row cut into groups of consecutive columns, a
+    group in proportion to sum w and then an element of it in proportion to w is exactly a draw from softmax(x).
 
     Args:
         logits: [rows, columns].
         row_maximum: `survey(logits).row_maximum`.
         draws: how many draws of each row.
-        noise: where the exponentials come from.
-        group: columns in a group; one group, and no first race, where it is at least `columns`.
+        choose: draws in proportion to weights.
+        group: columns in a group; one group, and no first choice, where it is at least `columns`.
         want_logsumexp: False to leave it out where it is not a by-product of the groups.
 
     Returns:
@@ -193,7 +228,7 @@ def sample_index(
     rows, columns = logits.shape
     group = min(group, columns)
     groups = -(-columns // group)
-    noise_per_draw = groups + group if groups > 1 else columns
+    per_draw = groups + group if groups > 1 else columns
     indices, logsumexps = [], []
     for part in blocks(rows, columns):
         x = logits[part]
@@ -204,19 +239,18 @@ def sample_index(
             log_total = group_weight.sum(-1).log()
             logsumexps.append(log_total if m is None else log_total + m)
         some = []
-        for chunk in blocks(draws, x.shape[0] * noise_per_draw):
+        for chunk in blocks(draws, x.shape[0] * per_draw):
             lead = (chunk.stop - chunk.start, x.shape[0])
             if groups == 1:
-                some.append((weight / noise((*lead, columns), None)).argmin(-1))
+                some.append(choose(weight, lead, None))
                 continue
-            winner = (group_weight / noise((*lead, groups), None)).argmin(-1)
+            winner = choose(group_weight, lead, None)
             column = winner.unsqueeze(-1) * group + torch.arange(group, device=x.device)
             inside = column.clamp(max=columns - 1)
             row_weight = weight.expand(*lead, columns).gather(-1, inside)
             if columns % group:
                 row_weight = torch.where(column < columns, row_weight, 0.0)
-            within = (row_weight / noise((*lead, group), winner)).argmin(-1)
-            some.append(winner * group + within)
+            some.append(winner * group + choose(row_weight, lead, winner))
         indices.append(_joined(some))
     return _joined(indices, 1), _joined(logsumexps) if logsumexps else None
 
@@ -243,7 +277,7 @@ def sample(
     row_maximum: Tensor | None,
     draws: int,
     dtype: torch.dtype | None,
-    noise: Noise,
+    choose: Choice,
     group: int,
     *,
     all_valid: bool = False,
@@ -257,8 +291,11 @@ def sample(
         index: int64 [draws, rows], -1 there.
         logsumexp: [rows] in the compute dtype, NaN there; or None.
     """
-    index, logsumexp = sample_index(logits, row_maximum, draws, noise, group, want_logsumexp)
+    index, logsumexp = sample_index(logits, row_maximum, draws, choose, group, want_logsumexp)
     valid = None if all_valid or row_maximum is None else row_maximum.isfinite()
+    if valid is not None:
+        # Among NaN, a search ends anywhere.
+        index = index.clamp(max=logits.shape[-1] - 1)
     hot = None if dtype is None else one_hot(index, logits.shape[-1], dtype, valid)
     if valid is not None:
         index = torch.where(valid, index, -1)

@@ -5,7 +5,8 @@ or torch's Philox: it is the oracle of the kernels' words (tests/statistics/test
 noise that a kernel uses, so that the two can be compared draw for draw:
 
     index, one_hot = kernels.sample.sample(logits, draws, dtype, seed, offset, row_offset)
-    reference.sample(logits, m, draws, dtype, philox_noise(seed, offset, columns, draws, row_offset), group=GROUP)
+    noise = philox_noise(seed, offset, columns, draws, row_offset)
+    reference.sample(logits, m, draws, dtype, reference.race(noise), group=GROUP)
 
 The layout of the counter is that of docs/noise.md.
 """

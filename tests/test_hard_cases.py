@@ -7,6 +7,7 @@ import math
 import subprocess
 import sys
 from collections.abc import Callable
+from fractions import Fraction
 from typing import Any, cast
 
 import mpmath
@@ -35,6 +36,34 @@ def draws(dist: OneHotCategorical, n: int) -> list[Tensor]:
         dist.rsample((n,)).argmax(-1),
         dist.sample_and_log_prob((n,))[0].argmax(-1),
     ]
+
+
+# The search of the CPU path at its extremes ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("columns", [5, 40, 1500], ids="{} columns".format)
+def test_the_uniforms_at_both_ends_fall_on_what_can_be_drawn(columns, monkeypatch):
+    """0 and 1 - 2^-53, the ends of torch.rand in float64, on rows whose first and last categories are off."""
+    x = torch.randn(2, columns)
+    x[:, [0, -2, -1]] = -INF
+    for u, expected in ((0.0, 1), (1 - 2.0**-53, columns - 3)):
+        monkeypatch.setattr(reference, "_uniform", lambda shape, *_, u=u: torch.full(shape, u, dtype=torch.float64))
+        for index in draws(OneHotCategorical(x), 3):
+            assert (index == expected).all()
+
+
+@pytest.mark.parametrize("columns", [5, 40], ids="{} columns".format)
+def test_a_uniform_beside_a_border_falls_on_its_side(columns, monkeypatch):
+    """Borders are right to 2e-15, against exact rational sums: rates 20 nats down, 2e-9, to a millionth of themselves."""
+    x = torch.full((columns,), -20.0)
+    x[columns // 2] = 0.0
+    weights = [Fraction(w) for w in x.exp().tolist()]
+    borders = [float(sum(weights[: k + 1]) / sum(weights)) for k in range(columns - 1)]
+    for k, border in enumerate(borders):
+        for u, expected in ((border - 2e-15, k), (border + 2e-15, k + 1)):
+            u = round(u * 2**53) * 2.0**-53
+            monkeypatch.setattr(reference, "_uniform", lambda shape, *_, u=u: torch.full(shape, u, dtype=torch.float64))
+            assert OneHotCategorical(x).sample_index().item() == expected
 
 
 # logit -inf, probability 0 --------------------------------------------------------------------------------------------

@@ -9,7 +9,7 @@ import math
 from typing import NamedTuple
 
 import torch
-from samplers import Sampler, noise_cost
+from samplers import Sampler, race_cost, search_cost
 from torch import Tensor
 
 from onehot_triton import reference
@@ -24,7 +24,7 @@ class Fault(NamedTuple):
 
 def _draw(noise, logits: Tensor, n: int) -> Tensor:
     group = reference.group_length(logits.shape[-1])
-    return reference.sample_index(logits, logits.amax(-1), n, noise, group, False)[0]
+    return reference.sample_index(logits, logits.amax(-1), n, reference.race(noise), group, False)[0]
 
 
 def _exact(shape: tuple[int, ...]) -> Tensor:
@@ -33,7 +33,7 @@ def _exact(shape: tuple[int, ...]) -> Tensor:
 
 def _with_noise(name: str, make_noise, *rejected_by: str) -> Fault:
     """make_noise() -> the `noise` of one call of the sampler."""
-    return Fault(Sampler(name, lambda x, n: _draw(make_noise(), x, n), noise_cost), rejected_by)
+    return Fault(Sampler(name, lambda x, n: _draw(make_noise(), x, n), race_cost), rejected_by)
 
 
 # Faults of the uniform --------------------------------------------------------------------------------------------
@@ -64,7 +64,7 @@ def _float32(logits: Tensor, n: int) -> Tensor:
 
 def _float32_cost(columns: int) -> float:
     # By its law it is cheap, and gets as many draws as the library's sampler.
-    return noise_cost(columns) if columns >= 2**18 else columns
+    return race_cost(columns) if columns >= 2**18 else columns
 
 
 def _shifted():
@@ -135,6 +135,46 @@ def _stuck_generator(shift: int):
     return make
 
 
+# Faults of the search ---------------------------------------------------------------------------------------------
+
+
+def _search(weight: Tensor, u: Tensor) -> Tensor:
+    """reference.inversion with uniforms u [draws, rows] that are given."""
+    cumulative = weight.cumsum(-1, dtype=torch.float64).expand(*u.shape, -1).contiguous()
+    return torch.searchsorted(cumulative, u.unsqueeze(-1) * cumulative[..., -1:], right=True).squeeze(-1)
+
+
+def _by_search(name: str, make_choice, *rejected_by: str) -> Fault:
+    """make_choice() -> the `choose` of one call of the sampler."""
+
+    def draw(logits: Tensor, n: int) -> Tensor:
+        group = reference.group_length(logits.shape[-1])
+        return reference.sample_index(logits, logits.amax(-1), n, make_choice(), group, False)[0]
+
+    return Fault(Sampler(name, draw, search_cost), rejected_by)
+
+
+def _one_uniform_for_both_stages():
+    kept: list[Tensor] = []
+
+    def choose(weight, lead, winner):
+        if winner is None:
+            kept[:] = [torch.rand(lead, dtype=torch.float64)]
+        return _search(weight, kept[0])
+
+    return choose
+
+
+def _uniform_shared_by(dim: int):
+    """Every two neighbours along `dim` of [draws, rows] have the same uniform."""
+
+    def choose(weight, lead, winner):
+        u = torch.rand(lead, dtype=torch.float64)
+        return _search(weight, u.index_select(dim, torch.arange(lead[dim]) // 2))
+
+    return lambda: choose
+
+
 # Faults of the sampler --------------------------------------------------------------------------------------------
 
 
@@ -169,6 +209,9 @@ FAULTS = (
     _with_noise("word shared by both stages", _shared_by_stages, "fit uniform 1000"),
     _with_noise("seed without its lowest bit", _stuck_generator(1), "independent seeds 1048576"),
     _with_noise("seed that does not advance", _stuck_generator(0), "independent calls"),
-    Fault(Sampler("group by maximum", _group_by_maximum, noise_cost), ("fit zipf 1025", "fit heavy 50257")),
-    Fault(Sampler("probs clamped to eps", _clamped_probs, noise_cost), ("zero whole groups 4096",)),
+    _by_search("uniform shared by both stages", _one_uniform_for_both_stages, "fit uniform 1000"),
+    _by_search("uniform shared by two rows", _uniform_shared_by(1), "independent draws 0 rows 1"),
+    _by_search("uniform shared by two draws", _uniform_shared_by(0), "independent draws 1 rows 0"),
+    Fault(Sampler("group by maximum", _group_by_maximum, race_cost), ("fit zipf 1025", "fit heavy 50257")),
+    Fault(Sampler("probs clamped to eps", _clamped_probs, race_cost), ("zero whole groups 4096",)),
 )

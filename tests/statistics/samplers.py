@@ -92,19 +92,25 @@ def _masked(logits: Tensor) -> OneHotCategorical:
     return MaskedOneHotCategorical(logits, mask=_mask(logits), validate_args=False)
 
 
-def noise_cost(columns: int) -> float:
-    """Group Gumbel-max: a number for each group and for each column of one group."""
+def race_cost(columns: int) -> float:
+    """Of a race: a number for each group and for each column of one group."""
     group = reference.group_length(columns)
     return columns if group == columns else group + -(-columns // group)
 
 
+def search_cost(columns: int) -> float:
+    """Of an inversion: a number and a search, and the weights of one group where there are several."""
+    group = reference.group_length(columns)
+    return min(columns, 5) if group == columns else group + 5
+
+
 def _slab_cost(columns: int) -> float:
     """The one-hot is written and read again: about a quarter of an element of noise for each column."""
-    return noise_cost(columns) + columns / 4
+    return search_cost(columns) + columns / 4
 
 
 EAGER = (
-    Sampler("sample_index", lambda x, n: one_hot()(x).sample_index((n,)), noise_cost),
+    Sampler("sample_index", lambda x, n: one_hot()(x).sample_index((n,)), search_cost),
     Sampler("sample", lambda x, n: one_hot()(x).sample((n,)).argmax(-1), _slab_cost, EAGER_SHARE),
     Sampler("rsample PassThrough", lambda x, n: _PASS(x).rsample((n,)).argmax(-1), _slab_cost, EAGER_SHARE),
     Sampler("rsample RelaxedOneHot", lambda x, n: _STRAIGHT(x).rsample((n,)).argmax(-1), _slab_cost, EAGER_SHARE),
@@ -112,7 +118,7 @@ EAGER = (
     Sampler(
         "unimix",
         lambda x, n: one_hot(unimix=UNIMIX)(x).sample_index((n,)),
-        noise_cost,
+        search_cost,
         EAGER_SHARE,
         _unimix_weights,
         # Nothing has probability 0 in a mixture with the uniform distribution.
@@ -121,7 +127,7 @@ EAGER = (
     Sampler(
         "masked",
         lambda x, n: _masked(x).sample_index((n,)),
-        noise_cost,
+        search_cost,
         EAGER_SHARE,
         lambda x: torch.softmax(x.double(), -1) * _mask(x),
         # Equal categories are not equal where some are masked.
@@ -130,7 +136,7 @@ EAGER = (
     Sampler(
         "bfloat16 logits",
         lambda x, n: one_hot()(x.bfloat16()).sample_index((n,)),
-        noise_cost,
+        search_cost,
         EAGER_SHARE,
         lambda x: torch.softmax(x.bfloat16().double(), -1),
     ),
@@ -148,7 +154,7 @@ def _philox_twin(logits: Tensor, n: int) -> Tensor:
     do when they are interpreted."""
     seed = int(torch.randint(2**63 - 1, ()))
     noise = philox_noise(seed, 0, logits.shape[-1], n)
-    return reference.sample_index(logits, logits.amax(-1), n, noise, _GROUP, False)[0]
+    return reference.sample_index(logits, logits.amax(-1), n, reference.race(noise), _GROUP, False)[0]
 
 
 def _philox_relaxed_twin(logits: Tensor, n: int) -> Tensor:

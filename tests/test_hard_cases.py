@@ -54,7 +54,7 @@ def test_the_uniforms_at_both_ends_fall_on_what_can_be_drawn(columns, monkeypatc
 
 @pytest.mark.parametrize("columns", [5, 40], ids="{} columns".format)
 def test_a_uniform_beside_a_border_falls_on_its_side(columns, monkeypatch):
-    """Borders are right to 2e-15, against exact rational sums: rates 20 nats down, 2e-9, to a millionth of themselves."""
+    """Borders are right to 2e-15 of the whole, against exact rational sums: rates 20 nats down to a millionth."""
     x = torch.full((columns,), -20.0)
     x[columns // 2] = 0.0
     weights = [Fraction(w) for w in x.exp().tolist()]

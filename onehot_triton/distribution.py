@@ -346,7 +346,7 @@ class OneHotCategorical(Distribution):
             out, logsumexp = ops.log_prob(logits, self._allowed, logsumexp, index=index, survey=self._surveyed())
             self._keep(logsumexp)
         else:
-            logsumexp = None if logsumexp is None else logsumexp.expand(shape)
+            logsumexp = None if logsumexp is None else logsumexp.view(batch).expand(shape).reshape(-1)
             full = shape + self._event_shape
             allowed = None if self._allowed is None else self._allowed.expand(full)
             out, _ = ops.log_prob(logits.expand(full), allowed, logsumexp, index=index)
@@ -393,7 +393,8 @@ class OneHotCategorical(Distribution):
         new._param = self._param.expand(batch + self._event_shape)
         new._logits = new._param if logits is self._param else logits.expand(batch + self._event_shape)
         new._version = _version(new._param, new._mask)
-        new._logsumexp = None if self._logsumexp is None else self._logsumexp.expand(batch)
+        logsumexp = self._logsumexp
+        new._logsumexp = None if logsumexp is None else logsumexp.view(self._batch_shape).expand(batch).reshape(-1)
         new._survey = self._survey
         if self._survey is not None and self._survey.row_maximum is not None:
             new._survey = reference.Survey(self._survey.row_maximum.expand(batch), self._survey.all_valid)

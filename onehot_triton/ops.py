@@ -208,7 +208,7 @@ def _draw(
     return (
         _shaped(one_hot, *shape, columns) if draw.dtype is not None and one_hot is not None else None,
         _shaped(index, *shape),
-        _shaped(logsumexp, *batch) if logsumexp is not None else None,
+        logsumexp,
     )
 
 
@@ -226,7 +226,8 @@ def sample(
     Returns:
         one_hot: [*sample_shape, *batch, columns], or None. A row that is no distribution is all zero.
         index: int64 [*sample_shape, *batch]; -1 for such a row.
-        logsumexp: [*batch] in the compute dtype, or None; NaN for such a row.
+        logsumexp: [rows] in the compute dtype, or None; NaN for such a row. It stays inside of the library, so nobody
+            gives it the batch's shape, which is an operator more.
     """
     seed = rng.next_seed(logits, draw.generator) if uses_kernels(logits.device) else None
     return _draw(logits.detach() if logits.requires_grad else logits, allowed, survey, seed, draw)
@@ -296,14 +297,14 @@ class _StraightThrough(Function):
             grad = grad[0] if draws == 1 else grad.sum(0)
             # Under create_graph, the gradient is computed in differentiable torch operations.
             if ctx.kernels and not torch.is_grad_enabled():
-                out = _kernels.softmax_grad(x, _shaped(logsumexp, rows), grad, allowed)
+                out = _kernels.softmax_grad(x, logsumexp, grad, allowed)
             else:
                 out = reference.softmax_grad(masked(x, allowed), grad)
         elif ctx.kernels:
             index = _shaped(index, draws, rows)
             with torch.no_grad():
                 noise = (seed_tensor, ctx.key, ctx.offset, 0)
-                out = _kernels.relaxed_grad(x, _shaped(logsumexp, rows), index, grad, temperature, *noise, allowed)
+                out = _kernels.relaxed_grad(x, logsumexp, index, grad, temperature, *noise, allowed)
             if torch.is_grad_enabled():
                 out = _NoSecondDerivative.apply(out, x, grad)
         else:
@@ -431,7 +432,7 @@ class _LogProb(Function):
         draws = math.prod(lead)
         # What was given is not returned: an argument returned as it is could not be saved for the backward.
         new_index = new_logsumexp = None
-        known = None if logsumexp is None else _shaped(logsumexp, rows)
+        known = logsumexp
         if index is None and kernels:
             out, new_index, new = _kernels.log_prob(x, known, _shaped(value, draws, rows, columns), allowed)
             new_logsumexp = new if known is None else None
@@ -467,7 +468,7 @@ class _LogProb(Function):
         draws = index.numel() // max(rows, 1)
         index, grad = _shaped(index, draws, rows), _shaped(grad, draws, rows)
         if ctx.kernels and not torch.is_grad_enabled():
-            out = _kernels.log_prob_grad(x, _shaped(logsumexp, rows), index, grad, allowed)
+            out = _kernels.log_prob_grad(x, logsumexp, index, grad, allowed)
         else:
             out = reference.log_prob_grad(masked(x, allowed), index, grad)
             out = out if allowed is None else torch.where(allowed, out, 0.0)
@@ -487,18 +488,18 @@ def log_prob(
     Args:
         logits: [*batch, columns].
         allowed: the kernels' category mask.
-        logsumexp: [*batch], where the caller has it.
+        logsumexp: [rows], where the caller has it.
         value: [*draws, *batch, columns] of any float, integer or bool dtype; its first maximum counts.
         index: int64 [*draws, *batch], in place of `value`. Outside 0 .. columns - 1 the result is NaN.
         survey: `reference.survey(logits)`, where the caller has it.
 
     Returns:
         log_prob: [*draws, *batch] in the compute dtype.
-        logsumexp: [*batch] in the compute dtype, without gradient.
+        logsumexp: [rows] in the compute dtype, without gradient.
     """
-    value = None if value is None else value.detach()
+    value = value.detach() if value is not None and value.requires_grad else value
     out, _, new = _apply(_LogProb, logits, allowed, logsumexp, value, index, survey, uses_kernels(logits.device))
-    return out, _shaped(new, *logits.shape[:-1]) if logsumexp is None else logsumexp
+    return out, new if logsumexp is None else logsumexp
 
 
 class _Entropy(Function):
@@ -511,7 +512,7 @@ class _Entropy(Function):
             out, logsumexp = _kernels.entropy(x, _rows_of(allowed))
         else:
             out, logsumexp = reference.entropy(x, _survey(x, survey).row_maximum)
-        return _shaped(out, *logits.shape[:-1]), _shaped(logsumexp, *logits.shape[:-1])
+        return _shaped(out, *logits.shape[:-1]), logsumexp
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -530,13 +531,13 @@ class _Entropy(Function):
         rows = x.shape[0]
         grad = _shaped(grad, rows)
         if ctx.kernels and not torch.is_grad_enabled():
-            out = _kernels.entropy_grad(x, _shaped(logsumexp, rows), _shaped(entropy, rows), grad, allowed)
+            out = _kernels.entropy_grad(x, logsumexp, _shaped(entropy, rows), grad, allowed)
         else:
             out = reference.entropy_grad(masked(x, allowed), grad)
         return _shaped(out, *logits.shape), *(None,) * 3
 
 
 def entropy(logits: Tensor, allowed: Tensor | None, survey: reference.Survey | None = None) -> tuple[Tensor, Tensor]:
-    """The entropy of softmax(logits), differentiable in the logits, and its logsumexp, without gradient: both [*batch]
-    in the compute dtype."""
+    """The entropy of softmax(logits), differentiable in the logits, and its logsumexp [rows], without
+    gradient: both in the compute dtype."""
     return _apply(_Entropy, logits, allowed, survey, uses_kernels(logits.device))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -59,18 +59,21 @@ def blocks(rows: int, elements_per_row: int) -> list[slice]:
     # Compiled, no branch and no range on `rows`, either of which would fix it as a constant of the graph.
     if torch.compiler.is_compiling():
         return [slice(0, rows)]
+    if rows * elements_per_row <= _BLOCK:
+        return [slice(0, rows)]
     step = max(1, _BLOCK // max(1, elements_per_row))
-    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)] if rows else [slice(0, 0)]
+    return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
 def _by_rows(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
     """function(*tensors), a block of rows at a time; the tensors share their first dimension, the rows."""
     parts = blocks(tensors[0].shape[0], tensors[0][0].numel() if tensors[0].shape[0] else 1)
-    return _joined([function(*(tensor[part] for tensor in tensors)) for part in parts])
+    return _joined([function(*(_at(tensor, part) for tensor in tensors)) for part in parts])
 
 
-def _at(row_maximum: Tensor | None, part: slice) -> Tensor | None:
-    return None if row_maximum is None else row_maximum[part]
+def _at(tensor: Any, part: slice) -> Any:
+    """The rows `part` of a tensor: itself where that is all of it, since a slice costs as much as a small operation."""
+    return tensor if tensor is None or part.stop - part.start == tensor.shape[0] else tensor[part]
 
 
 def _joined(parts: list[Tensor], dim: int = 0) -> Tensor:
@@ -231,8 +234,7 @@ def sample_index(
     per_draw = groups + group if groups > 1 else columns
     indices, logsumexps = [], []
     for part in blocks(rows, columns):
-        x = logits[part]
-        m = _at(row_maximum, part)
+        x, m = _at(logits, part), _at(row_maximum, part)
         weight = _weights(x, m)
         group_weight = _group_sums(weight, group, groups) if groups > 1 else weight
         if groups > 1 or want_logsumexp:
@@ -319,7 +321,7 @@ def logsumexp(logits: Tensor, row_maximum: Tensor | None) -> Tensor:
 
     `row_maximum` is `survey(logits).row_maximum`. Where it is NaN or infinite, x - max x and the sum hold a NaN.
     """
-    totals = _joined([_weights(logits[part], _at(row_maximum, part)).sum(-1) for part in blocks(*logits.shape)])
+    totals = _joined([_weights(_at(logits, part), _at(row_maximum, part)).sum(-1) for part in blocks(*logits.shape)])
     return totals.log_() if row_maximum is None else totals.log_().add_(row_maximum)
 
 
@@ -353,8 +355,8 @@ def entropy(logits: Tensor, row_maximum: Tensor | None) -> tuple[Tensor, Tensor]
     dtype = compute_dtype(logits.dtype)
     entropies, logsumexps = [], []
     for part in blocks(*logits.shape):
-        x = logits[part]
-        m = (x.amax(-1) if row_maximum is None else row_maximum[part]).to(dtype)
+        x = _at(logits, part)
+        m = (x.amax(-1) if row_maximum is None else _at(row_maximum, part)).to(dtype)
         d = torch.sub(x.to(dtype), m.unsqueeze(-1))
         weight = d.exp()
         total = weight.sum(-1)

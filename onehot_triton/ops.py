@@ -84,6 +84,24 @@ def _apply(function: type[Function], *args: Any) -> Any:
     return function.apply(*args) if needs_grad or reference.in_transform() else function.forward(*args)  # pyright: ignore
 
 
+# Up to so many elements, the Python of an autograd Function and of its backward costs more than the memory that torch's
+# own operations keep for theirs.
+_SMALL = 2**16
+
+
+def _records_torch(logits: Tensor, survey: reference.Survey | None) -> bool:
+    """Whether autograd is to record torch's own operations in place of a Function: for small batches in eager torch
+    all of whose logits the survey found harmless, so that plain formulas are right."""
+    return (
+        logits.requires_grad
+        and survey is not None
+        and survey.row_maximum is None
+        and logits.numel() <= _SMALL
+        and torch.is_grad_enabled()
+        and not uses_kernels(logits.device)
+    )
+
+
 # Parameters -----------------------------------------------------------------------------------------------------------
 
 
@@ -333,9 +351,15 @@ def rsample(
         temperature: of RelaxedOneHot; a tensor broadcasts to the batch. No gradient flows to it.
         survey: `reference.survey(logits)`, where the caller has it.
     """
+    relaxed = method is ReparamGradientStrategy.RelaxedOneHot
+    if not relaxed and _records_torch(logits, survey):
+        one_hot, index, logsumexp = sample(logits, None, draw, survey)
+        assert one_hot is not None
+        probs = torch.softmax(logits, -1, dtype=reference.compute_dtype(logits.dtype)).to(logits.dtype)
+        # p - p is 0 exactly.
+        return one_hot + (probs - probs.detach()), index, logsumexp
     kernels = uses_kernels(logits.device)
     seed = rng.next_seed(logits, draw.generator) if kernels else rng.Seed(None, 0, 0)
-    relaxed = method is ReparamGradientStrategy.RelaxedOneHot
     at = _row_temperature(temperature, logits).detach() if relaxed else None
     one_hot, index, logsumexp, _ = _apply(_StraightThrough, logits, allowed, at, survey, *seed, kernels, draw)
     return one_hot, index, logsumexp
@@ -482,7 +506,7 @@ def log_prob(
     value: Tensor | None = None,
     index: Tensor | None = None,
     survey: reference.Survey | None = None,
-) -> tuple[Tensor, Tensor]:
+) -> tuple[Tensor, Tensor | None]:
     """log softmax(logits) at the one-hot `value` or at `index`, differentiable in the logits.
 
     Args:
@@ -495,9 +519,17 @@ def log_prob(
 
     Returns:
         log_prob: [*draws, *batch] in the compute dtype.
-        logsumexp: [rows] in the compute dtype, without gradient.
+        logsumexp: [rows] in the compute dtype, without gradient; None where it was neither given nor computed.
     """
     value = value.detach() if value is not None and value.requires_grad else value
+    if _records_torch(logits, survey):
+        if index is None:
+            assert value is not None
+            index = reference.one_hot_index(value)
+        log_probs = torch.log_softmax(logits, -1, dtype=reference.compute_dtype(logits.dtype))
+        inside = index.clamp(0, logits.shape[-1] - 1)
+        out = log_probs.expand(*index.shape, -1).gather(-1, inside.unsqueeze(-1)).squeeze(-1)
+        return torch.where(index == inside, out, torch.nan), logsumexp
     out, _, new = _apply(_LogProb, logits, allowed, logsumexp, value, index, survey, uses_kernels(logits.device))
     return out, new if logsumexp is None else logsumexp
 
@@ -537,7 +569,12 @@ class _Entropy(Function):
         return _shaped(out, *logits.shape), *(None,) * 3
 
 
-def entropy(logits: Tensor, allowed: Tensor | None, survey: reference.Survey | None = None) -> tuple[Tensor, Tensor]:
-    """The entropy of softmax(logits), differentiable in the logits, and its logsumexp [rows], without
-    gradient: both in the compute dtype."""
+def entropy(
+    logits: Tensor, allowed: Tensor | None, survey: reference.Survey | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """The entropy of softmax(logits), differentiable in the logits, and its logsumexp [rows], without gradient, or None
+    where it was not computed: both in the compute dtype."""
+    if _records_torch(logits, survey):
+        log_probs = torch.log_softmax(logits, -1, dtype=reference.compute_dtype(logits.dtype))
+        return -(log_probs.exp() * log_probs).sum(-1), None
     return _apply(_Entropy, logits, allowed, survey, uses_kernels(logits.device))

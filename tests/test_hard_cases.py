@@ -17,7 +17,7 @@ from scipy import stats
 from torch import Tensor
 from torch import distributions as D
 
-from onehot_triton import OneHotCategorical, ReparamGradientStrategy, reference
+from onehot_triton import OneHotCategorical, ReparamGradientStrategy, ops, reference
 
 INF, NAN = math.inf, math.nan
 PASS, RELAXED = ReparamGradientStrategy.PassThrough, ReparamGradientStrategy.RelaxedOneHot
@@ -493,11 +493,22 @@ def test_change_in_place_after_construction(read, kind, unimix, validate, infere
             assert any(found.shape == e.shape and torch.allclose(found, e) for e in expected)
 
 
-def test_change_in_place_between_forward_and_backward_is_an_error():
+def test_change_in_place_between_forward_and_backward_changes_no_gradient():
+    """A small batch keeps what its gradient needs; a large one keeps the logits themselves, and then it is an error."""
     x = torch.randn(4, requires_grad=True)
     logits = x * 1
     log_prob = OneHotCategorical(logits).log_prob_index(torch.tensor(0))
-    logits.add_(1)
+    logits.mul_(2)
+    log_prob.backward()
+    torch.testing.assert_close(x.grad, torch.eye(4)[0] - torch.softmax(x.detach(), -1))
+
+
+def test_change_in_place_between_forward_and_backward_is_an_error(monkeypatch):
+    monkeypatch.setattr(ops, "_SMALL", 0)
+    x = torch.randn(4, requires_grad=True)
+    logits = x * 1
+    log_prob = OneHotCategorical(logits).log_prob_index(torch.tensor(0))
+    logits.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         log_prob.backward()
 

@@ -21,8 +21,9 @@ lint: $(VENV)/.test ## ruff and pyright
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-bench: $(VENV)/.bench ## times the library against its peers on this CPU
-	$(BIN)/python benchmarks/cpu.py
+bench: $(VENV)/.bench ## times the library against its peers on this CPU, then makes the report
+	$(BIN)/python -m pytest -s -q -rs -W ignore --benchmark-quiet --save benchmarks/bench_*.py
+	$(BIN)/python benchmarks/report.py
 
 bench-gpu: ## checks the compiled kernels, then times them, with the python3 that is there
 	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py

@@ -1,4 +1,4 @@
-"""What the benchmarks share: the environment they record, the file they write, and a check of what they time."""
+"""What every run records: its environment, the bandwidth of its memory, and the file that holds the raw times."""
 
 from __future__ import annotations
 
@@ -8,17 +8,16 @@ import json
 import os
 import platform
 import statistics
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 RESULTS = Path(__file__).parent / "results"
-PACKAGES = ("torch", "triton", "torchrl", "tensordict", "numpy")
-# A right provider fails its check once in a million runs.
-SIGNIFICANCE = 1e-6
+PACKAGES = ("torch", "triton", "torchrl", "tensordict", "numpy", "flashinfer-python")
+COPY_BYTES = {"cpu": 2**28, "cuda": 2**32}
 
 
 def versions() -> dict[str, str]:
@@ -52,12 +51,46 @@ def environment() -> dict[str, Any]:
     }
 
 
-def save(device: str, result: dict[str, Any]) -> Path:
-    """Writes results/<device>/<date>.json and gives its path."""
-    path = RESULTS / device / f"{datetime.date.today().isoformat()}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(result, indent=1) + "\n")
-    return path
+def wall_clock(call: Callable[[], Any], times: int) -> list[float]:
+    """Seconds of each of `times` calls."""
+    found = []
+    for _ in range(times):
+        start = time.perf_counter()
+        call()
+        found.append(time.perf_counter() - start)
+    return found
+
+
+def cuda_events(call: Callable[[], Any], times: int) -> list[float]:
+    """Seconds of the GPU for each of `times` calls."""
+    starts = [torch.cuda.Event(enable_timing=True) for _ in range(times)]
+    ends = [torch.cuda.Event(enable_timing=True) for _ in range(times)]
+    torch.cuda.synchronize()
+    for start, end in zip(starts, ends, strict=True):
+        start.record()
+        call()
+        end.record()
+    torch.cuda.synchronize()
+    return [start.elapsed_time(end) / 1e3 for start, end in zip(starts, ends, strict=True)]
+
+
+def copy_bandwidth(device: torch.device) -> float:
+    """Bytes a second that a copy on the device reads and writes."""
+    source = torch.ones(COPY_BYTES[device.type], dtype=torch.uint8, device=device)
+    target = torch.ones_like(source)
+    clock = cuda_events if device.type == "cuda" else wall_clock
+    return 2 * source.numel() / statistics.median(clock(lambda: target.copy_(source), 20))
+
+
+def parallel_speedup(threads: int) -> float:
+    """How many times as fast `threads` threads are as one, on work that splits: near `threads` where the cores are
+    free. On cores that others use, each parallel region waits for a thread that is not running."""
+    x = torch.randn(2**20)
+    times = []
+    for count in (1, threads):
+        torch.set_num_threads(count)
+        times.append(statistics.median(wall_clock(lambda: torch.exp(x), 100)))
+    return times[0] / times[1]
 
 
 def quartiles(times: Sequence[float]) -> tuple[float, float, float]:
@@ -66,37 +99,33 @@ def quartiles(times: Sequence[float]) -> tuple[float, float, float]:
     return low, median, high
 
 
-def frequency_fault(sample: Callable[[Tensor], Tensor], logits: Tensor) -> str | None:
-    """Why `sample(logits)` is no draw of one-hot rows from the softmax of equal rows; None where it is.
-
-    Pearson's chi-square over cells of neighbouring columns that expect ten draws at least.
-    """
-    hot = sample(logits)
-    if hot.shape != logits.shape:
-        return f"expected the shape {tuple(logits.shape)}, found {tuple(hot.shape)}"
-    # F.gumbel_softmax gives h + p - p, which is one-hot but for rounding.
-    hot = hot.double()
-    if not torch.allclose(hot.sum(-1), torch.ones_like(hot[:, 0])) or not torch.allclose(hot, hot.round(), atol=1e-5):
-        return "a row is not one-hot"
-    expected = len(logits) * torch.softmax(logits[0].double(), -1)
-    cell = (expected.cumsum(0) / 20).long()
-    cells = int(cell[-1]) + 1
-    counts = torch.zeros(2, cells, dtype=torch.float64, device=logits.device)
-    counts[0].index_add_(0, cell, hot.round().sum(0))
-    counts[1].index_add_(0, cell, expected)
-    counts = counts[:, counts[1] > 0]
-    chi_square = ((counts[0] - counts[1]) ** 2 / counts[1]).sum().cpu()
-    freedom = torch.tensor(max(1, counts.shape[1] - 1), dtype=torch.float64)
-    p = torch.special.gammaincc(freedom / 2, chi_square / 2).item()
-    return None if p > SIGNIFICANCE else f"chi-square of the frequencies: p = {p:.1e}"
+def dumps(value: Any, indent: str = "") -> str:
+    """JSON with a line for each record: an object of the innermost level, or a list of numbers."""
+    deep = isinstance(value, dict) and any(isinstance(v, dict | list) for v in value.values())
+    deep = deep or (isinstance(value, list) and any(isinstance(v, dict | list) for v in value))
+    if not deep:
+        return json.dumps(value)
+    inner = indent + " "
+    if isinstance(value, dict):
+        lines = [f"{inner}{json.dumps(key)}: {dumps(v, inner)}" for key, v in value.items()]
+        return "{\n" + ",\n".join(lines) + f"\n{indent}}}"
+    return "[\n" + ",\n".join(inner + dumps(v, inner) for v in value) + f"\n{indent}]"
 
 
-def density_fault(log_prob: Tensor, entropy: Tensor, draw: Tensor, logits: Tensor) -> str | None:
-    """Why these are not the log-probability of `draw` and the entropy; None where they are, to float32 rounding."""
-    exact = torch.log_softmax(logits.double(), -1)
-    expected = {"log_prob": (exact * draw.double()).sum(-1), "entropy": -(exact.exp() * exact).sum(-1)}
-    for name, found in {"log_prob": log_prob, "entropy": entropy}.items():
-        error = (found.double() - expected[name]).abs().max().item()
-        if not error < 1e-3:
-            return f"{name} is off by {error:.1e}"
-    return None
+def rounded(seconds: Sequence[float]) -> list[float]:
+    """To a tenth of a nanosecond, or as many digits as say anything."""
+    return [float(f"{one:.5g}") for one in seconds]
+
+
+def case_record(question: str, case: Any, providers: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """A case of `operations.py` in a result file. A provider's record holds its times in seconds and what is known of
+    it, or, under "wrong" or "cannot", why there are none."""
+    return {"question": question, **case._asdict(), "floor_bytes": case.floor_bytes, "providers": providers}
+
+
+def save(device: str, result: dict[str, Any]) -> Path:
+    """Writes results/<device>/<date>.json and gives its path."""
+    path = RESULTS / device / f"{datetime.date.today().isoformat()}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(dumps(result) + "\n")
+    return path

@@ -2,51 +2,67 @@
 
 from __future__ import annotations
 
+import importlib
+import os
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch import distributions as D
 
-from onehot_triton import OneHotCategorical
+from onehot_triton import OneHotCategorical, ReparamGradientStrategy
 
-Step = tuple[Tensor, Tensor, Tensor]
-"""rsample, log_prob and entropy."""
+Forward = Callable[[Tensor, Tensor], Any]
+"""(logits, value) -> what an operation gives before any backward. `value` is a one-hot, for `log_prob`."""
 
 
 class Provider(NamedTuple):
-    """One library. Every call constructs its distribution from unnormalised logits.
+    """One library.
 
     Attributes:
-        step: construction, rsample, log_prob of the draw, entropy; None where the library has no such thing.
+        forwards: by name, as `operations.py` asks for them; what is not there the library does not have.
         validate_args: whether its class checks its arguments by default, as it is timed.
     """
 
     name: str
-    sample: Callable[[Tensor], Tensor]
-    step: Callable[[Tensor], Step] | None
-    validate_args: bool | None
+    forwards: dict[str, Forward]
+    validate_args: bool | None = None
 
 
-def _step(make: Callable[[Tensor], D.Distribution]) -> Callable[[Tensor], Step]:
-    def step(x: Tensor) -> Step:
-        dist = make(x)
-        draw = dist.rsample()
-        return draw, dist.log_prob(draw), dist.entropy()
+def _step(dist: Any) -> tuple[Tensor, Tensor, Tensor]:
+    draw = dist.rsample()
+    return draw, dist.log_prob(draw.detach()), dist.entropy()
 
-    return step
+
+def _draw_and_log_prob(dist: Any) -> tuple[Tensor, Tensor]:
+    draw = dist.sample()
+    return draw, dist.log_prob(draw)
+
+
+def _class_forwards(make: Callable[[Tensor], Any]) -> dict[str, Forward]:
+    """Of a class whose draws are one-hot and whose `rsample` is PassThrough's."""
+    return {
+        "sample": lambda x, _: make(x).sample(),
+        "rsample": lambda x, _: make(x).rsample(),
+        "log_prob": lambda x, value: make(x).log_prob(value),
+        "entropy": lambda x, _: make(x).entropy(),
+        "step": lambda x, _: _step(make(x)),
+        "decode": lambda x, _: _draw_and_log_prob(make(x)),
+    }
 
 
 def _ours() -> Provider:
-    return Provider(
-        "onehot_triton",
-        lambda x: OneHotCategorical(logits=x).sample(),
-        _step(lambda x: OneHotCategorical(logits=x)),
-        OneHotCategorical(torch.zeros(2))._validate_args,
-    )
+    relaxed = ReparamGradientStrategy.RelaxedOneHot
+    forwards = {
+        **_class_forwards(OneHotCategorical),
+        "sample_index": lambda x, _: OneHotCategorical(x).sample_index(),
+        "rsample_relaxed": lambda x, _: OneHotCategorical(x, grad_method=relaxed).rsample(),
+        "decode": lambda x, _: OneHotCategorical(x).sample_and_log_prob(),
+    }
+    return Provider("onehot_triton", forwards, OneHotCategorical(torch.zeros(2))._validate_args)
 
 
 def _torchrl() -> Provider:
@@ -54,38 +70,116 @@ def _torchrl() -> Provider:
         # Its import warns of optional packages and of what it will rename.
         warnings.simplefilter("ignore")
         from torchrl.modules import OneHotCategorical as TorchRL
-    return Provider(
-        "torchrl",
-        lambda x: TorchRL(logits=x).sample(),  # pyright: ignore[reportCallIssue]
-        _step(lambda x: TorchRL(logits=x)),
-        TorchRL(logits=torch.zeros(2))._validate_args,
-    )
+        from torchrl.modules import ReparamGradientStrategy as Strategy
+
+    def make(x: Tensor) -> Any:
+        return TorchRL(logits=x, grad_method=Strategy.PassThrough)  # pyright: ignore[reportCallIssue]
+
+    forwards = {
+        **_class_forwards(make),
+        "sample_index": lambda x, _: make(x).sample().argmax(-1),
+        "rsample_relaxed": lambda x, _: TorchRL(logits=x, grad_method=Strategy.RelaxedOneHot).rsample(),  # pyright: ignore[reportCallIssue]
+    }
+    return Provider("torchrl", forwards, TorchRL(logits=torch.zeros(2))._validate_args)
 
 
 def _torch() -> Provider:
-    return Provider(
-        "torch.distributions",
-        lambda x: D.OneHotCategorical(logits=x).sample(),
-        _step(lambda x: D.OneHotCategoricalStraightThrough(logits=x)),
-        D.OneHotCategorical(torch.ones(2))._validate_args,
-    )
+    forwards = {
+        **_class_forwards(lambda x: D.OneHotCategoricalStraightThrough(logits=x)),
+        "sample_index": lambda x, _: D.Categorical(logits=x).sample(),
+    }
+    return Provider("torch.distributions", forwards, D.OneHotCategorical(torch.ones(2))._validate_args)
 
 
 def _gumbel_softmax() -> Provider:
-    return Provider("F.gumbel_softmax", lambda x: F.gumbel_softmax(x, hard=True), None, None)
+    def draw(x: Tensor, _: Tensor) -> Tensor:
+        return F.gumbel_softmax(x, hard=True)
+
+    forwards = {"sample": draw, "sample_index": lambda x, _: draw(x, _).argmax(-1), "rsample_relaxed": draw}
+    return Provider("F.gumbel_softmax", forwards)
+
+
+def _race_index(x: Tensor) -> Tensor:
+    p = torch.softmax(x, -1, dtype=torch.float32)
+    return (p / torch.empty_like(p).exponential_()).argmax(-1)
+
+
+def _one_hot(index: Tensor, like: Tensor) -> Tensor:
+    return torch.zeros_like(like, dtype=torch.int64).scatter_(-1, index.unsqueeze(-1), 1)
+
+
+def _race() -> Provider:
+    """What many a model's generation loop does by hand."""
+
+    def decode(x: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
+        index = _race_index(x)
+        return _one_hot(index, x), torch.log_softmax(x, -1).gather(-1, index.unsqueeze(-1)).squeeze(-1)
+
+    forwards = {
+        "sample": lambda x, _: _one_hot(_race_index(x), x),
+        "sample_index": lambda x, _: _race_index(x),
+        "decode": decode,
+    }
+    return Provider("exponential race", forwards)
+
+
+def _naive() -> Provider:
+    """The Triton kernel that others ship, with a Gumbel an element."""
+    if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+        raise ImportError("its Triton kernel needs a GPU")
+    naive = importlib.import_module("naive")
+    forwards = {"sample": lambda x, _: naive.sample(x), "sample_index": lambda x, _: naive.sample_index(x)}
+    return Provider("naive Triton", forwards)
+
+
+def _flashinfer() -> Provider:
+    """Not in this project's environment: a GPU's own may have it. It takes float32 alone."""
+    if not torch.cuda.is_available():
+        raise ImportError("its kernels need a GPU")
+    flashinfer = importlib.import_module("flashinfer.sampling")
+    return Provider("flashinfer", {"sample_index": lambda x, _: flashinfer.sampling_from_logits(x.float())})
+
+
+OURS = "onehot_triton"
+MAKERS = {
+    OURS: _ours,
+    "torchrl": _torchrl,
+    "torch.distributions": _torch,
+    "F.gumbel_softmax": _gumbel_softmax,
+    "exponential race": _race,
+    "naive Triton": _naive,
+    "flashinfer": _flashinfer,
+}
+# Libraries with kernels of their own gain nothing from it.
+EAGER = ("onehot_triton", "torchrl", "torch.distributions", "F.gumbel_softmax", "exponential race")
+COMPILED = " compiled"
+
+
+def compiled(provider: Provider) -> Provider:
+    """The same under torch.compile, once for every shape. A backward is compiled with its forward."""
+    forwards = {name: torch.compile(forward, dynamic=True) for name, forward in provider.forwards.items()}
+    return Provider(provider.name + COMPILED, forwards, provider.validate_args)
+
+
+def why_nothing_compiles(device: torch.device) -> str | None:
+    """torch.compile wants a C++ compiler on a CPU, and Triton on a GPU."""
+    try:
+        torch.compile(torch.sin)(torch.zeros(2, device=device))
+    except Exception as error:
+        return f"torch.compile fails: {str(error).strip().splitlines()[0]}"
+    return None
 
 
 def providers() -> tuple[list[Provider], dict[str, str]]:
-    """Ours first, then the others that are installed; and, by name, why one is missing.
+    """Those that are there, ours first; and, by name, why one is not.
 
     TorchRL is imported before anything is timed: its import turns torch.distributions' default validation off for the
     whole process, for all of them.
     """
     found, missing = [], {}
-    makers = {"torchrl": _torchrl, "torch.distributions": _torch, "F.gumbel_softmax": _gumbel_softmax}
-    for name, make in makers.items():
+    for name in sorted(MAKERS, key=lambda name: name != "torchrl"):
         try:
-            found.append(make())
+            found.append(MAKERS[name]())
         except ImportError as error:
-            missing[name] = f"cannot be imported: {error}"
-    return [_ours(), *found], missing
+            missing[name] = str(error)
+    return sorted(found, key=lambda provider: list(MAKERS).index(provider.name)), missing

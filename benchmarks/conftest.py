@@ -1,0 +1,138 @@
+"""`make bench`: the bench_*.py files on this CPU, on pytest-benchmark.
+
+A test is one turn of one provider at one case. The providers take turns, so that whatever else the machine does falls
+on all of them alike, and each call gets another input. With `--save` the times go to results/cpu/<date>.json.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from common import case_record, copy_bandwidth, environment, parallel_speedup, rounded, save, wall_clock
+from measure import WARM_UP, Contest, rotating
+from operations import Case, Inputs
+from torch import distributions as D
+from tqdm import tqdm
+
+CPU, THREADS = torch.device("cpu"), 2
+# A provider has so many turns at a case, each of about so long, but of one call at least and so many at the most.
+TURNS, TURN_SECONDS, MOST_CALLS = 5, 0.015, 20
+
+
+class Run:
+    """What this run knows so far."""
+
+    def __init__(self) -> None:
+        torch.set_num_threads(THREADS)
+        torch.manual_seed(1)
+        self.result = {
+            "environment": environment(),
+            "threads": THREADS,
+            "parallel_speedup": parallel_speedup(THREADS),
+            "copy_bytes_per_second": copy_bandwidth(CPU),
+            # Importing TorchRL, as the contest does, turns torch's default off.
+            "torch_validates_without_torchrl": D.Distribution._validate_args,
+        }
+        self.contest = Contest(CPU)
+        self.records: dict[tuple[str, Case], dict[str, dict[str, Any]]] = {}
+        self._calls: dict[tuple[Case, str], int] = {}
+        self._case: Case | None = None
+        self._given: Callable[[], Inputs] = lambda: ()  # pyright: ignore
+
+    def given(self, case: Case) -> Callable[[], Inputs]:
+        """Inputs of the case; those of the case before are forgotten."""
+        if case != self._case:
+            self._given = lambda: ()  # pyright: ignore
+            self._case, self._given = case, rotating(case, CPU)
+        return self._given
+
+    def turn(self, benchmark: Any, question: str, case: Case, name: str) -> None:
+        given, call = self.given(case), self.contest.call(case, name)
+        records = self.records.setdefault((question, case), {})
+        if name not in records:
+            records[name] = self.contest.begin(case, name, given)
+        record = records[name]
+        if "seconds" not in record:
+            pytest.skip(f"{name}: {record}")
+        if (case, name) not in self._calls:
+            (once,) = wall_clock(partial(call, given()), 1)
+            self._calls[case, name] = max(1, min(MOST_CALLS, int(TURN_SECONDS / once)))
+        calls = self._calls[case, name]
+        benchmark.group = str(case)
+        benchmark.pedantic(call, setup=lambda: ((given(),), {}), rounds=calls, warmup_rounds=min(WARM_UP, calls - 1))
+        record["seconds"] += rounded(benchmark.stats.stats.data)
+
+    def save(self) -> str:
+        self.result |= {
+            "missing": self.contest.missing,
+            "validate_args": {p.name: p.validate_args for p in self.contest if p.validate_args is not None},
+            "cases": [case_record(question, case, records) for (question, case), records in self.records.items()],
+        }
+        return os.path.relpath(save("cpu", self.result))
+
+
+RUN, BAR = pytest.StashKey[Run](), pytest.StashKey[tqdm]()
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--save", action="store_true", help="write every time to results/cpu/<date>.json")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[RUN] = Run()
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    contest = metafunc.config.stash[RUN].contest
+    turns = [
+        pytest.param((case, name), id=f"{case} turn {i} {name}")
+        for case in metafunc.module.CPU  # pyright: ignore[reportOptionalMemberAccess]
+        for i in range(TURNS)
+        for name in contest.entrants(case)
+    ]
+    metafunc.parametrize("turn", turns, indirect=True)
+
+
+@pytest.fixture
+def turn(request: pytest.FixtureRequest, benchmark: Any) -> Callable[[], None]:
+    question = request.path.stem.removeprefix("bench_")
+    return partial(request.config.stash[RUN].turn, benchmark, question, *request.param)
+
+
+# What the terminal shows ----------------------------------------------------------------------------------------------
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    session.config.stash[BAR] = tqdm(total=len(session.items), unit="turn", smoothing=0)
+
+
+def pytest_runtest_teardown(item: pytest.Item) -> None:
+    bar = item.config.stash[BAR]
+    bar.set_description(item.name.partition("[")[2].partition(" turn")[0], refresh=False)
+    bar.update()
+
+
+def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:
+    """A bar in place of thousands of dots; a failure is told as always."""
+    if report.failed:
+        return None
+    return (report.outcome if report.when == "call" or report.skipped else "", "", "")
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    session.config.stash[BAR].close()
+
+
+def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> None:
+    run = config.stash[RUN]
+    for name, why in run.contest.missing.items():
+        terminalreporter.write_line(f"{name}: not timed, {why}")
+    for (name, operation, dtype), why in run.contest.wrong.items():
+        terminalreporter.write_line(f"{name}: {operation} in {dtype} is WRONG, and not timed: {why}")
+    if config.getoption("--save"):
+        terminalreporter.write_line(f"every time is in {run.save()}")

@@ -1,0 +1,161 @@
+"""Is what a provider computes right? Asked before it is timed: a wrong one is reported, and not timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from operations import OPERATIONS, Inputs, call_of, inputs_from
+from torch import Tensor
+
+# A right provider fails a statistical check once in a million runs.
+SIGNIFICANCE = 1e-6
+# Shapes of equal rows that are drawn from, few columns and many.
+Drawn = tuple[tuple[int, int], ...]
+DRAWN: Drawn = ((20000, 6), (64, 4096))
+
+
+def frequency_fault(draw: Tensor, logits: Tensor) -> str | None:
+    """Why `draw` is no one-hot rows from the softmax of `logits`, equal rows; None where it is.
+
+    Pearson's chi-square over cells of neighbouring columns that expect ten draws at least.
+    """
+    if draw.shape != logits.shape:
+        return f"expected the shape {tuple(logits.shape)}, found {tuple(draw.shape)}"
+    # h + p - p is one-hot but for rounding.
+    near = max(1e-5, 4 * torch.finfo(draw.dtype).eps) if draw.dtype.is_floating_point else 0.0
+    hot = draw.double()
+    one = torch.ones_like(hot[:, 0])
+    if not torch.allclose(hot.round().sum(-1), one) or not torch.allclose(hot, hot.round(), atol=near):
+        return "a row is not one-hot"
+    expected = len(logits) * torch.softmax(logits[0].double(), -1)
+    cell = (expected.cumsum(0) / 20).long()
+    cells = int(cell[-1]) + 1
+    counts = torch.zeros(2, cells, dtype=torch.float64, device=logits.device)
+    counts[0].index_add_(0, cell, hot.round().sum(0))
+    counts[1].index_add_(0, cell, expected)
+    counts = counts[:, counts[1] > 0]
+    chi_square = ((counts[0] - counts[1]) ** 2 / counts[1]).sum().cpu()
+    freedom = torch.tensor(max(1, counts.shape[1] - 1), dtype=torch.float64)
+    p = torch.special.gammaincc(freedom / 2, chi_square / 2).item()
+    return None if p > SIGNIFICANCE else f"chi-square of the frequencies: p = {p:.1e}"
+
+
+def density_fault(name: str, found: Tensor, expected: Tensor, dtype: torch.dtype) -> str | None:
+    """Against float64, within what eager torch loses in that dtype."""
+    error = (found.double() - expected).abs().max().item()
+    bound = max(1e-3, 4 * torch.finfo(dtype).eps * expected.abs().max().item())
+    return None if error < bound else f"{name} is off by {error:.1e}"
+
+
+def _equal_rows(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Inputs:
+    return inputs_from(torch.randn(columns, device=device).to(dtype).expand(rows, columns).contiguous())
+
+
+def _log_probs(logits: Tensor) -> Tensor:
+    return torch.log_softmax(logits.double(), -1)
+
+
+def _draw_fault(draw: Tensor, given: Inputs) -> str | None:
+    return frequency_fault(draw, given.logits)
+
+
+def _index_fault(index: Tensor, given: Inputs) -> str | None:
+    return frequency_fault(torch.nn.functional.one_hot(index.long(), given.logits.shape[-1]), given.logits)
+
+
+def _log_prob_fault(log_prob: Tensor, given: Inputs, draw: Tensor | None = None) -> str | None:
+    value = given.value if draw is None else draw
+    expected = (_log_probs(given.logits) * value.double().round()).sum(-1)
+    return density_fault("log_prob", log_prob, expected, given.logits.dtype)
+
+
+def _entropy_fault(entropy: Tensor, given: Inputs) -> str | None:
+    exact = _log_probs(given.logits)
+    return density_fault("entropy", entropy, -(exact.exp() * exact).sum(-1), given.logits.dtype)
+
+
+def _scored_fault(out: tuple[Tensor, Tensor], given: Inputs) -> str | None:
+    draw, log_prob = out
+    return _draw_fault(draw, given) or _log_prob_fault(log_prob, given, draw)
+
+
+def _step_fault(out: tuple[Tensor, Tensor, Tensor], given: Inputs) -> str | None:
+    draw, log_prob, entropy = out
+    return _scored_fault((draw, log_prob), given) or _entropy_fault(entropy, given)
+
+
+def _pass_through_fault(out: tuple[Tensor, Tensor], given: Inputs) -> str | None:
+    """The gradient is p (g - <p, g>), whatever was drawn."""
+    draw, gradient = out
+    p, g = _log_probs(given.logits).exp(), given.grad.double()
+    return _draw_fault(draw, given) or density_fault(
+        "the gradient", gradient, p * (g - (p * g).sum(-1, keepdim=True)), given.logits.dtype
+    )
+
+
+def _train_step_fault(out: tuple[tuple[Tensor, Tensor, Tensor], Tensor], given: Inputs) -> str | None:
+    results, gradient = out
+    logits = given.logits.double().requires_grad_()
+    exact = torch.log_softmax(logits, -1)
+    scored = (exact * results[0].detach().double().round()).sum(-1)
+    pass_through = (exact.exp() * given.grad.double()).sum(-1)
+    entropy = -(exact.exp() * exact).sum(-1)
+    total = (pass_through + given.row_grad.double() * (scored + entropy)).sum()
+    expected = torch.autograd.grad(total, logits)[0]
+    return _step_fault(results, given) or density_fault("the gradient", gradient, expected, given.logits.dtype)
+
+
+def _relaxed_fault(out: tuple[Tensor, Tensor], given: Inputs) -> str | None:
+    """The mean gradient of equal rows with one incoming gradient is the mean of y (g - <y, g>), y = softmax(x + G)."""
+    draw, gradient = out
+    rows = len(gradient)
+    gumbel = -torch.empty_like(given.logits, dtype=torch.float64).exponential_().log()
+    y, g = torch.softmax(given.logits.double() + gumbel, -1), given.grad.double()
+    expected = y * (g - (y * g).sum(-1, keepdim=True))
+    difference = gradient.double().mean(0) - expected.mean(0)
+    error = ((gradient.double().var(0) + expected.var(0)) / rows).sqrt()
+    # Half-precision rounding of a gradient is no fault.
+    error += 0.1 * torch.finfo(given.logits.dtype).eps * expected.abs().mean(0)
+    z = (difference.abs() / error).max().item()
+    bad = f"the mean gradient is {z:.0f} standard errors from that of y (g - <y, g>)"
+    return _draw_fault(draw, given) or (bad if z > 6.5 else None)
+
+
+CHECKS: dict[str, Callable[[Any, Inputs], str | None]] = {
+    "sample": _draw_fault,
+    "sample_index": _index_fault,
+    "rsample": _draw_fault,
+    "pass_through": _pass_through_fault,
+    "relaxed": _relaxed_fault,
+    "log_prob": _log_prob_fault,
+    "entropy": _entropy_fault,
+    "step": _step_fault,
+    "train_step": _train_step_fault,
+    "decode": _scored_fault,
+}
+
+
+def fault(
+    forwards: dict[str, Callable[[Tensor, Tensor], Any]],
+    operation: str,
+    dtype: str,
+    device: torch.device,
+    drawn: Drawn = DRAWN,
+) -> str | None:
+    """Why this operation of a provider is wrong; None where it is right."""
+    call = call_of(forwards[OPERATIONS[operation].forward], operation)
+    for rows, columns in drawn:
+        given = _equal_rows(rows, columns, getattr(torch, dtype), device)
+        if operation == "relaxed":
+            if columns > 100:
+                continue
+            given = given._replace(grad=given.grad[:1].expand_as(given.grad).contiguous())
+        try:
+            why = CHECKS[operation](call(given), given)
+        except Exception as error:
+            why = f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"
+        if why is not None:
+            return f"{rows} x {columns}: {why}"
+    return None

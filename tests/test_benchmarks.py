@@ -1,0 +1,126 @@
+"""benchmarks/: the baseline kernel is right, a wrong provider is seen, and what is timed is what its table says."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+pytest.importorskip("triton")
+
+import naive
+from faults import CHECKS, fault, frequency_fault
+from measure import QUESTIONS, peak_bytes, questions
+from operations import OPERATIONS, Case, call_of, inputs_from, make_inputs
+from providers import OURS, providers
+
+CPU = torch.device("cpu")
+DRAWN = ((2000, 6),)
+
+
+@pytest.fixture(scope="module")
+def entrants():
+    """By name. Without torch.compile, whose time is no test's."""
+    return {provider.name: provider.forwards for provider in providers()[0]}
+
+
+def test_every_question_is_a_file() -> None:
+    files = (Path(__file__).parents[1] / "benchmarks").glob("bench_*.py")
+    assert sorted(QUESTIONS) == sorted(path.stem.removeprefix("bench_") for path in files)
+    for name, module in questions().items():
+        assert module.__doc__, name
+        assert {case.operation for case in [*module.CPU, *module.GPU]} <= set(OPERATIONS), name
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_what_is_timed_of_ours_is_right(entrants, operation: str, dtype: str) -> None:
+    assert fault(entrants[OURS], operation, dtype, CPU, DRAWN) is None
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_what_is_timed_of_the_others_is_right(entrants, operation: str) -> None:
+    for name, forwards in entrants.items():
+        if OPERATIONS[operation].forward in forwards:
+            why = fault(forwards, operation, "float32", CPU, DRAWN)
+            if (name, operation) == ("torchrl", "relaxed"):
+                assert "the mean gradient" in str(why)
+            else:
+                assert why is None, name
+
+
+def hot(x: Tensor, index: Tensor) -> Tensor:
+    return F.one_hot(index, x.shape[-1])
+
+
+def draw(x: Tensor) -> Tensor:
+    return torch.multinomial(torch.softmax(x, -1), 1)[..., 0]
+
+
+def straight(soft: Tensor, drawn: Tensor) -> Tensor:
+    return drawn + soft - soft.detach()
+
+
+WRONG = {
+    "sample": lambda x, _: hot(x, draw(0.8 * x)),
+    "sample_index": lambda x, _: draw(x + torch.tensor([0.3, 0, 0, 0, 0, 0])),
+    "rsample": lambda x, _: 0.5 * (hot(x, draw(x)) + hot(x, draw(x))),
+    "pass_through": lambda x, _: straight(torch.softmax(x / 2, -1), hot(x, draw(x))),
+    "relaxed": lambda x, _: straight(torch.softmax(x, -1), hot(x, draw(x))),
+    "log_prob": lambda x, value: (value * x).sum(-1),
+    "entropy": lambda x, _: torch.softmax(x, -1).square().sum(-1),
+    "step": lambda x, _: (hot(x, draw(x)), x.logsumexp(-1), x.logsumexp(-1)),
+    "train_step": lambda x, _: 3 * (x.sum(-1),),
+    "decode": lambda x, _: (hot(x, draw(x)), x.logsumexp(-1)),
+}
+
+
+@pytest.mark.parametrize("operation", OPERATIONS)
+def test_a_wrong_provider_is_seen(operation: str) -> None:
+    assert set(WRONG) == set(CHECKS) == set(OPERATIONS)
+    assert fault({OPERATIONS[operation].forward: WRONG[operation]}, operation, "float32", CPU, ((20000, 6),))
+
+
+def test_an_error_is_a_fault() -> None:
+    def broken(x: Tensor, _: Tensor) -> Tensor:
+        raise RuntimeError("out of luck")
+
+    assert "out of luck" in str(fault({"entropy": broken}, "entropy", "float32", CPU))
+
+
+@pytest.mark.parametrize("columns", [6, 3000])
+def test_naive_kernel(columns: int) -> None:
+    """Interpreted where there is no GPU."""
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    logits = torch.randn(columns, device=device).expand(300, columns).contiguous()
+    assert frequency_fault(naive.sample(logits), logits) is None
+    assert frequency_fault(hot(logits, naive.sample_index(logits.bfloat16())), logits) is None
+
+
+def test_inputs_exceed_the_cache() -> None:
+    many = make_inputs(Case("sample", 64, 4096, "float32"), CPU)
+    assert sum(given.logits.nbytes for given in many) >= 2**26
+    assert len({given.logits.data_ptr() for given in many}) == len(many)
+
+
+def test_floor_of_a_case() -> None:
+    """Logits read, an int64 one-hot written; and for two reads of a bfloat16."""
+    assert Case("sample", 10, 100, "float32").floor_bytes == 1000 * (4 + 8)
+    assert Case("log_prob", 10, 100, "bfloat16").floor_bytes == 1000 * (2 + 2)
+
+
+def test_peak_memory_is_what_a_call_needs_beside_its_results() -> None:
+    x = torch.randn(2**16)
+    assert peak_bytes(lambda: x.exp(), CPU) == 0
+    assert peak_bytes(lambda: x.exp().log(), CPU) == x.nbytes
+    assert peak_bytes(lambda: (x.exp() + x.exp(), x.sin()), CPU) == x.nbytes
+
+
+def test_a_backward_gives_the_gradient() -> None:
+    given = inputs_from(torch.randn(3, 5))
+    out, gradient = call_of(lambda x, _: 2 * x, "pass_through")(given)
+    torch.testing.assert_close(out, 2 * given.logits)
+    torch.testing.assert_close(gradient, 2 * given.grad)

@@ -49,10 +49,6 @@ def density_fault(name: str, found: Tensor, expected: Tensor, dtype: torch.dtype
     return None if error < bound else f"{name} is off by {error:.1e}"
 
 
-def _equal_rows(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> Inputs:
-    return inputs_from(torch.randn(columns, device=device).to(dtype).expand(rows, columns).contiguous())
-
-
 def _log_probs(logits: Tensor) -> Tensor:
     return torch.log_softmax(logits.double(), -1)
 
@@ -147,7 +143,8 @@ def fault(
     """Why this operation of a provider is wrong; None where it is right."""
     call = call_of(forwards[OPERATIONS[operation].forward], operation)
     for rows, columns in drawn:
-        given = _equal_rows(rows, columns, getattr(torch, dtype), device)
+        row = torch.randn(columns, device=device).to(getattr(torch, dtype))
+        given = inputs_from(row.expand(rows, columns).contiguous(), operation)
         if operation == "relaxed":
             if columns > 100:
                 continue

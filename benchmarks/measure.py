@@ -23,7 +23,7 @@ WARM_UP = 2
 
 
 # The bench_*.py files, in the order of a report; what takes longest comes last.
-QUESTIONS = ("operations", "rl", "world_model", "language_model", "decode", "columns", "rows", "compile")
+QUESTIONS = ("operations", "rl", "world_model", "language_model", "decode", "columns", "rows", "compile", "limits")
 
 
 def questions() -> dict[str, ModuleType]:
@@ -62,13 +62,13 @@ class Contest:
 
     def entrants(self, case: Case) -> list[str]:
         """Names of those that have the operation."""
-        if case.compiled:
+        if case.field == "compiled":
             self.compile()
         forward = OPERATIONS[case.operation].forward
-        return [
-            provider.name for provider in self
-            if forward in provider.forwards and (case.compiled or not provider.name.endswith(COMPILED))
-        ]  # fmt: skip
+        names = [provider.name for provider in self if forward in provider.forwards]
+        if case.field == "ours":
+            return names[:1]
+        return [name for name in names if case.field == "compiled" or not name.endswith(COMPILED)]
 
     def call(self, case: Case, name: str) -> Callable[[Any], Any]:
         return call_of(self._providers[name].forwards[OPERATIONS[case.operation].forward], case.operation)

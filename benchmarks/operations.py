@@ -47,14 +47,15 @@ class Case(NamedTuple):
     """One row of a table.
 
     Attributes:
-        compiled: whether each provider is also timed under torch.compile.
+        field: who takes part: "eager" is everybody as they are, "compiled" is everybody under torch.compile too, "ours"
+            is us alone, where the others have not the memory.
     """
 
     operation: str
     rows: int
     columns: int
     dtype: str
-    compiled: bool = False
+    field: str = "eager"
 
     def __str__(self) -> str:
         return f"{self.operation} {self.rows} x {self.columns} {self.dtype}"
@@ -66,10 +67,10 @@ class Case(NamedTuple):
         return OPERATIONS[self.operation].floor(size) * self.rows * self.columns
 
 
-def grid(operations: str, shapes: list[tuple[int, int]], dtypes: str = "float32", compiled: bool = False) -> list[Case]:
+def grid(operations: str, shapes: list[tuple[int, int]], dtypes: str = "float32", field: str = "eager") -> list[Case]:
     """Every combination; operations and dtypes are separated by blanks."""
     return [
-        Case(operation, *shape, dtype, compiled)
+        Case(operation, *shape, dtype, field)
         for operation in operations.split()
         for shape in shapes
         for dtype in dtypes.split()
@@ -81,8 +82,8 @@ class Inputs(NamedTuple):
 
     Attributes:
         logits: [rows, columns], which require a gradient where one is taken.
-        value: a one-hot, [rows, columns].
-        grad: incoming gradient of a draw, [rows, columns].
+        value: a one-hot, [rows, columns]; empty where no operation asks for it.
+        grad: incoming gradient of a draw, [rows, columns]; empty where there is no backward.
         row_grad: incoming gradient of one number a row, [rows].
     """
 
@@ -92,12 +93,14 @@ class Inputs(NamedTuple):
     row_grad: Tensor
 
 
-def inputs_from(logits: Tensor) -> Inputs:
-    columns = logits.shape[-1]
-    index = torch.randint(columns, (*logits.shape[:-1], 1), device=logits.device)
-    value = torch.zeros_like(logits).scatter_(-1, index, 1)
-    grad = torch.randn_like(logits)
-    return Inputs(logits, value, grad, grad[..., 0].contiguous())
+def inputs_from(logits: Tensor, operation: str) -> Inputs:
+    value = grad = logits.new_empty(0)
+    if operation == "log_prob":
+        index = torch.randint(logits.shape[-1], (*logits.shape[:-1], 1), device=logits.device)
+        value = torch.zeros_like(logits).scatter_(-1, index, 1)
+    if OPERATIONS[operation].backward:
+        grad = torch.randn_like(logits)
+    return Inputs(logits, value, grad, torch.randn(logits.shape[:-1], dtype=logits.dtype, device=logits.device))
 
 
 def make_inputs(case: Case, device: torch.device) -> list[Inputs]:
@@ -106,8 +109,11 @@ def make_inputs(case: Case, device: torch.device) -> list[Inputs]:
     cache = CPU_CACHE_BYTES
     if device.type == "cuda":
         cache = 2 * torch.cuda.get_device_properties(device).L2_cache_size
-    count = max(2, min(MOST_INPUTS, -(-cache // (case.rows * case.columns * dtype.itemsize))))
-    return [inputs_from(torch.randn(case.rows, case.columns, device=device).to(dtype)) for _ in range(count)]
+    size = case.rows * case.columns * dtype.itemsize
+    # Of one that is many times the cache, only the end is still there when it is read again.
+    count = 1 if size > 16 * cache else max(2, min(MOST_INPUTS, -(-cache // size)))
+    logits = (torch.randn(case.rows, case.columns, dtype=dtype, device=device) for _ in range(count))
+    return [inputs_from(one, case.operation) for one in logits]
 
 
 def call_of(forward: Callable[[Tensor, Tensor], Any], operation: str) -> Callable[[Inputs], Any]:

@@ -44,7 +44,8 @@ def test_what_is_timed_of_ours_is_right(entrants, operation: str, dtype: str) ->
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_what_is_timed_of_the_others_is_right(entrants, operation: str) -> None:
     for name, forwards in entrants.items():
-        if OPERATIONS[operation].forward in forwards:
+        # The naive kernel, interpreted, has a test of its own.
+        if OPERATIONS[operation].forward in forwards and name != "naive Triton":
             why = fault(forwards, operation, "float32", CPU, DRAWN)
             if (name, operation) == ("torchrl", "relaxed"):
                 assert "the mean gradient" in str(why)
@@ -95,7 +96,7 @@ def test_an_error_is_a_fault() -> None:
 def test_naive_kernel(columns: int) -> None:
     """Interpreted where there is no GPU."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    logits = torch.randn(columns, device=device).expand(300, columns).contiguous()
+    logits = torch.randn(columns, device=device).expand(100, columns).contiguous()
     assert frequency_fault(naive.sample(logits), logits) is None
     assert frequency_fault(hot(logits, naive.sample_index(logits.bfloat16())), logits) is None
 
@@ -120,7 +121,7 @@ def test_peak_memory_is_what_a_call_needs_beside_its_results() -> None:
 
 
 def test_a_backward_gives_the_gradient() -> None:
-    given = inputs_from(torch.randn(3, 5))
+    given = inputs_from(torch.randn(3, 5), "pass_through")
     out, gradient = call_of(lambda x, _: 2 * x, "pass_through")(given)
     torch.testing.assert_close(out, 2 * given.logits)
     torch.testing.assert_close(gradient, 2 * given.grad)

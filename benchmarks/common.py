@@ -99,17 +99,20 @@ def quartiles(times: Sequence[float]) -> tuple[float, float, float]:
     return low, median, high
 
 
+def _holds_an_object(value: Any) -> bool:
+    parts = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+    return any(isinstance(part, dict) or _holds_an_object(part) for part in parts)
+
+
 def dumps(value: Any, indent: str = "") -> str:
-    """JSON with a line for each record: an object of the innermost level, or a list of numbers."""
-    deep = isinstance(value, dict) and any(isinstance(v, dict | list) for v in value.values())
-    deep = deep or (isinstance(value, list) and any(isinstance(v, dict | list) for v in value))
-    if not deep:
+    """JSON with a line for each record, which is what holds no other object."""
+    if not _holds_an_object(value):
         return json.dumps(value)
     inner = indent + " "
     if isinstance(value, dict):
-        lines = [f"{inner}{json.dumps(key)}: {dumps(v, inner)}" for key, v in value.items()]
+        lines = [f"{inner}{json.dumps(key)}: {dumps(part, inner)}" for key, part in value.items()]
         return "{\n" + ",\n".join(lines) + f"\n{indent}}}"
-    return "[\n" + ",\n".join(inner + dumps(v, inner) for v in value) + f"\n{indent}]"
+    return "[\n" + ",\n".join(inner + dumps(part, inner) for part in value) + f"\n{indent}]"
 
 
 def rounded(seconds: Sequence[float]) -> list[float]:

@@ -1,0 +1,482 @@
+"""Tables and pictures from the committed raw results, the same every time.
+
+    python benchmarks/report.py            # writes them
+    python benchmarks/report.py --check    # exit status 1 where a committed page is not what the results make
+
+From results/<device>/<date>.json, the newest of each device, come results/<device>/README.md with every figure, the
+pictures in docs/pictures/, and what README.md and docs/scaling.md hold between markers: `<!-- report: NAME -->` and
+`<!-- end -->`. The predictions come from results/static_cost.json, which `make static-cost` writes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import re
+import sys
+import textwrap
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from common import RESULTS, quartiles
+from measure import questions
+from operations import OPERATIONS
+from providers import OURS
+
+ROOT = RESULTS.parents[1]
+PICTURES = ROOT / "docs" / "pictures"
+THEIRS = "torchrl"
+# README's speed table: rows of question, operation, rows x columns, dtype.
+SPEED = {
+    "cpu": [
+        ("operations", "sample", 64, 6, "float32"),
+        ("operations", "sample", 1024, 32, "float32"),
+        ("operations", "sample", 64, 4096, "float32"),
+        ("operations", "sample", 16, 131072, "float32"),
+        ("operations", "step", 64, 6, "float32"),
+        ("operations", "step", 16, 131072, "float32"),
+        ("operations", "train_step", 64, 6, "float32"),
+        ("operations", "train_step", 16, 131072, "float32"),
+        ("world_model", "relaxed", 32768, 32, "float32"),
+        ("decode", "decode", 1, 151936, "bfloat16"),
+    ],
+    "gpu": [
+        ("rl", "sample", 64, 6, "float32"),
+        ("rl", "train_step", 65536, 18, "float32"),
+        ("world_model", "relaxed", 32768, 32, "bfloat16"),
+        ("language_model", "sample_index", 8, 151936, "bfloat16"),
+        ("language_model", "sample_index", 1024, 128256, "bfloat16"),
+        ("language_model", "sample", 1024, 128256, "bfloat16"),
+        ("operations", "train_step", 1024, 128256, "bfloat16"),
+        ("decode", "decode", 1, 151936, "bfloat16"),
+    ],
+}
+# For predictions: what a GPU moves, bytes a second, and issues, instructions of a thread a second. See docs/scaling.md.
+MARKED = re.compile(r"(<!-- report: ([\w ]+) -->)\n.*?(<!-- end -->)", re.DOTALL)
+PREDICTED = ("65536 x 18", "32768 x 32", "1024 x 128256", "8 x 151936", "1 x 262144")
+GPUS = {"H200": (4.3e12, 33.5e12), "H100": (3.0e12, 33.5e12)}
+
+
+class Result:
+    """One raw file."""
+
+    def __init__(self, path: Path) -> None:
+        self.name, self.date = path.parent.name, path.stem
+        self.raw = json.loads(path.read_text())
+        self.kind = "cpu" if self.name == "cpu" else "gpu"
+        self.cases: list[dict[str, Any]] = self.raw["cases"]
+        self.copy: float = self.raw["copy_bytes_per_second"]
+
+    def of(self, **wanted: Any) -> list[dict[str, Any]]:
+        """The cases that have these values."""
+        return [case for case in self.cases if all(case[key] == value for key, value in wanted.items())]
+
+
+def newest() -> list[Result]:
+    """The last result of each device, GPUs first."""
+    folders = [path for path in RESULTS.glob("*/") if list(path.glob("*.json"))]
+    folders.sort(key=lambda path: (path.name == "cpu", path.name))
+    return [Result(max(path.glob("*.json"))) for path in folders]
+
+
+# Numbers --------------------------------------------------------------------------------------------------------------
+
+
+def median(case: dict[str, Any], provider: str) -> float | None:
+    seconds = case["providers"].get(provider, {}).get("seconds")
+    return quartiles(seconds)[1] if seconds else None
+
+
+def digits(value: float) -> str:
+    """Three significant digits, without an exponent."""
+    return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
+
+
+def duration(seconds: float) -> str:
+    for unit, size in (("s", 1.0), ("ms", 1e-3), ("us", 1e-6)):
+        if seconds >= size:
+            return f"{digits(seconds / size)} {unit}"
+    return f"{digits(seconds / 1e-9)} ns"
+
+
+def mebibytes(size: int) -> str:
+    return "0" if size < 1024 else digits(size / 2**20)
+
+
+def ratio(case: dict[str, Any], provider: str) -> str:
+    """How many times as long as ours, or why there is no time."""
+    record = case["providers"].get(provider)
+    if record is None:
+        return ""
+    if "seconds" not in record:
+        return "wrong" if "wrong" in record else "cannot"
+    ours, theirs = median(case, OURS), median(case, provider)
+    return "" if ours is None or theirs is None else f"{theirs / ours:.2g}" if theirs < 99.5 * ours else "99+"
+
+
+def shape(case: dict[str, Any]) -> str:
+    return f"{case['rows']} x {case['columns']}"
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+# The page of a device -------------------------------------------------------------------------------------------------
+
+
+def about(result: Result) -> str:
+    info = result.raw["environment"]
+    name = info.get("gpu") or f"{info['cpu']}, {result.raw['threads']} threads"
+    packages = ", ".join(f"{k} {v}" for k, v in info["packages"].items() if v != "not installed")
+    text = f"{name}, {info['date'][:10]}; Python {info['python']}, {packages}."
+    speedup = min(result.raw.get("parallel_speedup", [math.inf]))
+    if result.kind == "cpu" and speedup < 0.75 * result.raw["threads"]:
+        text += f" **Busy**: two threads were {speedup:.2f} times as fast as one, so these times say little."
+    return text
+
+
+def names_of(cases: list[dict[str, Any]]) -> list[str]:
+    """The providers of some cases, ours first."""
+    found = dict.fromkeys(name for case in cases for name in case["providers"])
+    return sorted(found, key=lambda name: name != OURS)
+
+
+def time_table(result: Result, cases: list[dict[str, Any]]) -> str:
+    others = names_of(cases)[1:]
+    rows = []
+    for case in cases:
+        low, middle, high = quartiles(case["providers"][OURS]["seconds"])
+        rows.append([
+            OPERATIONS[case["operation"]].says, shape(case), case["dtype"], duration(middle),
+            f"{duration(low)} .. {duration(high)}", digits(case["floor_bytes"] / middle / 1e9),
+            f"{case['floor_bytes'] / middle / result.copy:.1%}", *(ratio(case, name) for name in others),
+        ])  # fmt: skip
+    head = ["operation", "rows x columns", "dtype", "ours", "quartiles", "GB/s", "of copy"]
+    return table([*head, *(f"{name}, times ours" for name in others)], rows)
+
+
+def memory_table(cases: list[dict[str, Any]]) -> str:
+    names = names_of(cases)
+    rows = []
+    for case in cases:
+        peaks = [case["providers"].get(name, {}).get("peak_bytes") for name in names]
+        if max(peak or 0 for peak in peaks) >= 2**20:
+            cells = ["" if peak is None else mebibytes(peak) for peak in peaks]
+            rows.append([OPERATIONS[case["operation"]].says, shape(case), case["dtype"], *cells])
+    return table(["operation", "rows x columns", "dtype", *names], rows) if rows else ""
+
+
+def launch_table(cases: list[dict[str, Any]]) -> str:
+    """Of the first shape of each operation, which stands for all that are not split."""
+    names = names_of(cases)
+    rows = [
+        [OPERATIONS[case["operation"]].says, shape(case), case["dtype"]]
+        + [str(case["providers"].get(name, {}).get("launches") or "") for name in names]
+        for case in cases
+        if any(record.get("launches") for record in case["providers"].values())
+    ]
+    return table(["operation", "rows x columns", "dtype", *names], rows) if rows else ""
+
+
+def operator_table(result: Result) -> str:
+    rows = []
+    for one in result.raw["operators"]:
+        low, middle, high = quartiles(one["seconds"])
+        rows.append([
+            one["operation"], shape(one), one["dtype"], duration(middle), f"{duration(low)} .. {duration(high)}",
+            digits(one["floor_bytes"] / middle / 1e9), f"{one['floor_bytes'] / middle / result.copy:.1%}",
+        ])  # fmt: skip
+    return table(["operator", "rows x columns", "dtype", "time", "quartiles", "GB/s", "of copy"], rows)
+
+
+def page(result: Result) -> str:
+    """results/<device>/README.md."""
+    parts = [
+        f"# Results: {result.raw['environment'].get('gpu', 'CPU')}",
+        "Made by `benchmarks/report.py` from the raw times beside this page; [how to read it](../../README.md).",
+        about(result),
+        f"A copy moves {result.copy / 1e9:,.1f} GB/s (read and written), measured in the same run.",
+    ]
+    for name, why in result.raw["missing"].items():
+        parts.append(f"Not timed: {name}, {why}.")
+    refused = {
+        f"{name}: {OPERATIONS[case['operation']].says}, {case['dtype']}": record[key]
+        for case in result.cases
+        for name, record in case["providers"].items()
+        for key in ("wrong", "cannot")
+        if key in record
+    }
+    if refused:
+        parts.append("Wrong, or unable, and so without a time:")
+        parts.append("\n".join(f"- {name}: {why}" for name, why in refused.items()))
+    parts += [f"![{name}](../../../docs/pictures/{name}.png)" for name in pictures([result])]
+    if "operators" in result.raw:
+        parts += ["## The operators, without Python", operator_table(result)]
+    for name, module in questions().items():
+        cases = result.of(question=name)
+        if cases:
+            parts += [f"## {module.__doc__}".strip(), time_table(result, cases)]
+            memory, launched = memory_table(cases), launch_table(cases)
+            parts += ["Peak memory beside inputs and results, MiB:", memory] if memory else []
+            parts += ["Kernels, copies and fills of a call:", launched] if launched else []
+    return "\n\n".join(parts) + "\n"
+
+
+# What the documents hold ----------------------------------------------------------------------------------------------
+
+
+def speed(results: list[Result]) -> str:
+    """README's table: how many times as long as ours the others take."""
+    result = results[0]
+    rows = []
+    cases = [
+        case
+        for question, operation, n, columns, dtype in SPEED[result.kind]
+        for case in result.of(question=question, operation=operation, rows=n, columns=columns, dtype=dtype)
+    ]
+    others = names_of(cases)[1:]
+    for case in cases:
+        what = f"{OPERATIONS[case['operation']].says}, {shape(case)}, {case['dtype']}"
+        ours = median(case, OURS)
+        rows.append([what, "" if ours is None else duration(ours), *(ratio(case, name) for name in others)])
+    head = ["", "onehot_triton", *(f"{name}" for name in others)]
+    return f"{about(result)}\n\n{table(head, rows)}"
+
+
+def picture(results: list[Result]) -> str:
+    return f"![Speed against TorchRL over the number of categories](docs/pictures/{results[0].name}-speed.png)"
+
+
+def growth(result: Result, question: str, operation: str, by: str) -> str:
+    """Time against `by`, columns or rows, ours and TorchRL's; per element it shows where the cost turns linear."""
+    rows = []
+    for case in result.of(question=question, operation=operation):
+        ours, theirs = median(case, OURS), median(case, THEIRS)
+        elements = case["rows"] * case["columns"]
+        peaks = [case["providers"].get(name, {}).get("peak_bytes", 0) for name in (OURS, THEIRS)]
+        if ours is not None and theirs is not None:
+            rows.append([
+                f"{case[by]:,}", duration(ours), f"{digits(1e9 * ours / elements)} ns", duration(theirs),
+                f"{digits(1e9 * theirs / elements)} ns", *map(mebibytes, peaks),
+            ])  # fmt: skip
+    head = [by, "ours", "an element", "TorchRL", "an element", "memory, MiB: ours", "TorchRL"]
+    return table(head, rows)
+
+
+def limits(results: list[Result]) -> str:
+    rows = []
+    for result in results:
+        for case in result.of(question="limits"):
+            seconds = median(case, OURS)
+            if seconds is not None:
+                rows.append([
+                    result.raw["environment"].get("gpu", "CPU"), OPERATIONS[case["operation"]].says, shape(case),
+                    case["dtype"], duration(seconds), mebibytes(case["providers"][OURS]["peak_bytes"]),
+                ])  # fmt: skip
+    return table(
+        ["device", "operation", "rows x columns", "dtype", "ours", "memory beside inputs and results, MiB"], rows
+    )
+
+
+def predicted(kernels: list[dict[str, Any]]) -> str:
+    """An operation's time on each GPU by docs/scaling.md's formula, the sum over its kernels; * where a kernel is
+    limited by instructions."""
+    cells = []
+    for bandwidth, issue in GPUS.values():
+        seconds, limited = 0.0, ""
+        for one in kernels:
+            size = one["rows"] * one["columns"] * one["bytes_per_element"]
+            # The instructions of all walks over the row, of which there may be 7.8 a byte.
+            instructions = one["issue_over_memory"] * 7.8 * size
+            seconds += max(size / bandwidth, instructions / issue)
+            limited = "*" if instructions / issue > size / bandwidth else limited
+        cells.append(duration(seconds) + limited)
+    return " / ".join(cells)
+
+
+def predictions() -> str:
+    """From the static cost report: a line for each operation, a column for each shape."""
+    path = RESULTS / "static_cost.json"
+    entries = json.loads(path.read_text()) if path.exists() else []
+    kernels: dict[tuple[str, ...], dict[str, list[dict[str, Any]]]] = {}
+    for entry in entries:
+        if entry["arch"] == "sm_90":
+            line = kernels.setdefault(tuple(entry[key] for key in ("operation", "dtype", "out_dtype")), {})
+            line.setdefault(shape(entry), []).append(entry)
+    rows = [[*line, *(predicted(many[s]) if s in many else "" for s in PREDICTED)] for line, many in kernels.items()]
+    return table(["operation", "logits", "written, or value read", *PREDICTED], rows)
+
+
+def blocks(results: list[Result]) -> dict[Path, dict[str, str]]:
+    """What each document holds between its markers."""
+    cpu = [result for result in results if result.kind == "cpu"]
+    found: dict[Path, dict[str, str]] = {ROOT / "README.md": {"picture": picture(results), "speed": speed(results)}}
+    scaling = {"limits": limits(results), "predictions": predictions()}
+    for result in cpu:
+        for operation in ("sample", "train_step"):
+            scaling[f"columns {operation}"] = growth(result, "columns", operation, "columns")
+            scaling[f"rows {operation}"] = growth(result, "rows", operation, "rows")
+        scaling["device"] = about(result)
+    return found | {ROOT / "docs" / "scaling.md": scaling}
+
+
+def filled(text: str, made: dict[str, str]) -> str:
+    """`text` with its marked parts made anew."""
+
+    def fill(match: re.Match[str]) -> str:
+        return f"{match[1]}\n{made[match[2]]}\n{match[3]}"
+
+    return MARKED.sub(fill, text)
+
+
+def pages(results: list[Result]) -> dict[Path, str]:
+    """Every page with a figure in it, as the results make it."""
+    made = {RESULTS / result.name / "README.md": page(result) for result in results}
+    return made | {path: filled(path.read_text(), parts) for path, parts in blocks(results).items()}
+
+
+# Pictures -------------------------------------------------------------------------------------------------------------
+
+Draw = Callable[[Any], None]
+"""Draws on a matplotlib figure."""
+COLOURS = {
+    OURS: "#d62728", THEIRS: "#1f77b4", "torch.distributions": "#2ca02c", "F.gumbel_softmax": "#9467bd",
+    "exponential race": "#8c564b", "naive Triton": "#7f7f7f", "flashinfer": "#e377c2",
+}  # fmt: skip
+
+
+def lines(
+    result: Result, question: str, operation: str, by: str, value: Callable[[dict[str, Any], str], float | None]
+) -> Iterator[tuple[str, list[float], list[float]]]:
+    cases = result.of(question=question, operation=operation)
+    for name in names_of(cases):
+        points = [(case[by], y) for case in cases if (y := value(case, name)) is not None]
+        yield name, [x for x, _ in points], [y for _, y in points]
+
+
+def panels(figure: Any, result: Result, question: str, by: str, operations: list[str], value: Any, label: str) -> list:
+    """A panel for each operation, a line for each provider."""
+    axes = figure.subplots(1, len(operations), squeeze=False)[0]
+    for at, operation in zip(axes, operations, strict=True):
+        for name, x, y in lines(result, question, operation, by, value):
+            ours = name == OURS
+            at.plot(
+                x, y, label=name, color=COLOURS.get(name), linewidth=2.5 if ours else 1.5, marker="o", markersize=3.5,
+                zorder=3 if ours else 2,
+            )  # fmt: skip
+        at.set(title=textwrap.fill(OPERATIONS[operation].says, 24), xlabel=by, xscale="log")
+        at.grid(alpha=0.3)
+    axes[0].set_ylabel(label)
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside right upper", fontsize="small", frameon=False)
+    return list(axes)
+
+
+def against_torchrl(case: dict[str, Any], name: str) -> float | None:
+    mine, theirs = median(case, name), median(case, THEIRS)
+    return theirs / mine if mine and theirs else None
+
+
+def draw_speed(result: Result) -> Draw:
+    def draw(figure: Any) -> None:
+        from matplotlib.ticker import LogLocator, NullFormatter
+
+        label = "times TorchRL's speed"
+        for at in panels(figure, result, "columns", "columns", ["sample", "train_step"], against_torchrl, label):
+            at.set(yscale="log")
+            at.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            at.yaxis.set_major_formatter("{x:g}")
+            at.yaxis.set_minor_formatter(NullFormatter())
+        rows = result.of(question="columns")[0]["rows"]
+        where = result.raw["environment"].get("gpu", "CPU, 2 threads")
+        figure.suptitle(f"Speed over the number of categories, {rows} rows, {where}")
+
+    return draw
+
+
+def draw_growth(result: Result, question: str, operations: list[str]) -> Draw:
+    def draw(figure: Any) -> None:
+        for at in panels(figure, result, question, question, operations, median, "seconds"):
+            at.set(yscale="log")
+
+    return draw
+
+
+def draw_memory(result: Result) -> Draw:
+    def times_logits(case: dict[str, Any], name: str) -> float | None:
+        peak = case["providers"].get(name, {}).get("peak_bytes")
+        size = case["rows"] * case["columns"] * (2 if "16" in case["dtype"] else 4)
+        # Of a smaller batch the few bytes that every call needs are a multiple.
+        return None if peak is None or case["columns"] < 1024 else peak / size
+
+    def draw(figure: Any) -> None:
+        label = "peak memory beside inputs and results,\nin sizes of the logits"
+        operations = ["sample", "sample_index", "train_step"]
+        for at in panels(figure, result, "columns", "columns", operations, times_logits, label):
+            at.set_ylim(bottom=0)
+
+    return draw
+
+
+def draw_roof(result: Result) -> Draw:
+    def draw(figure: Any) -> None:
+        at = figure.subplots()
+        for operation in dict.fromkeys(one["operation"] for one in result.raw["operators"]):
+            many = [one for one in result.raw["operators"] if one["operation"] == operation]
+            speeds = [one["floor_bytes"] / quartiles(one["seconds"])[1] / 1e9 for one in many]
+            at.scatter([one["floor_bytes"] for one in many], speeds, label=operation)
+        at.axhline(result.copy / 1e9, color="black", linewidth=1, label="a copy")
+        at.set(xlabel="least bytes that can be moved", ylabel="GB/s", xscale="log", yscale="log")
+        at.legend(fontsize="small", frameon=False)
+        at.grid(alpha=0.3)
+
+    return draw
+
+
+def pictures(results: list[Result]) -> dict[str, Draw]:
+    """By name, of each device."""
+    found: dict[str, Draw] = {}
+    for result in results:
+        found[f"{result.name}-speed"] = draw_speed(result)
+        found[f"{result.name}-columns"] = draw_growth(result, "columns", ["sample", "sample_index", "train_step"])
+        found[f"{result.name}-rows"] = draw_growth(result, "rows", ["sample", "train_step"])
+        found[f"{result.name}-memory"] = draw_memory(result)
+        if "operators" in result.raw:
+            found[f"{result.name}-roof"] = draw_roof(result)
+    return found
+
+
+def save_pictures(results: list[Result]) -> None:
+    from matplotlib.figure import Figure
+
+    PICTURES.mkdir(parents=True, exist_ok=True)
+    for name, draw in pictures(results).items():
+        figure = Figure(figsize=(9, 3.6), layout="constrained")
+        draw(figure)
+        figure.savefig(PICTURES / f"{name}.png", dpi=140, metadata={"Software": None})
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description="tables and pictures from the committed raw results")
+    parser.add_argument("--check", action="store_true", help="write nothing; status 1 where a page is out of date")
+    check = parser.parse_args().check
+    results = newest()
+    made = pages(results)
+    if check:
+        stale = [path for path, text in made.items() if not path.exists() or path.read_text() != text]
+        for path in stale:
+            print(f"{path.relative_to(ROOT)}: not what the results make; run python benchmarks/report.py")
+        return 1 if stale else 0
+    for path, text in made.items():
+        path.write_text(text)
+    save_pictures(results)
+    print(speed(results))
+    print(f"\nall of it: {', '.join(str(path.relative_to(ROOT)) for path in made)}, {PICTURES.relative_to(ROOT)}/")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -35,8 +35,6 @@ SPEED = {
         ("operations", "sample", 1024, 32, "float32"),
         ("operations", "sample", 64, 4096, "float32"),
         ("operations", "sample", 16, 131072, "float32"),
-        ("operations", "step", 64, 6, "float32"),
-        ("operations", "step", 16, 131072, "float32"),
         ("operations", "train_step", 64, 6, "float32"),
         ("operations", "train_step", 16, 131072, "float32"),
         ("world_model", "relaxed", 32768, 32, "float32"),

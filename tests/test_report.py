@@ -131,4 +131,4 @@ def test_duration(seconds: float, text: str) -> None:
 def test_raw_results_are_json_of_a_line_a_record() -> None:
     text = dumps(raw())
     assert json.loads(text) == raw()
-    assert text.count("\n") < 120
+    assert '"onehot_triton": {"seconds": [0.001, 0.002, 0.003], "peak_bytes": 3145728, "launches": 2}' in text

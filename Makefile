@@ -5,10 +5,10 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-gpu clean
+.PHONY: help demo test lint bench bench-gpu static-cost docs build clean
 
 help: ## says what each target does
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/.demo ## the library at work on this machine: example, self-check, a small table
 	@$(BIN)/python -m onehot_triton
@@ -21,12 +21,23 @@ lint: $(VENV)/.test ## ruff and pyright
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-bench: $(VENV)/.bench ## times the library against its peers on this CPU, then makes the report
+bench: $(VENV)/.test ## times the library against its peers on this CPU, then makes the report
 	$(BIN)/python -m pytest -s -q -rs -W ignore --benchmark-quiet --save benchmarks/bench_*.py
 	$(BIN)/python benchmarks/report.py
 
 bench-gpu: ## checks the compiled kernels, then times them, with the python3 that is there
 	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py
+
+static-cost: $(VENV)/.test ## compiles the kernels and counts their instructions, for the predictions of docs/scaling.md
+	$(BIN)/python benchmarks/static_cost.py --arch sm_90 --json > static_cost.json
+	mv static_cost.json benchmarks/results/static_cost.json
+	$(BIN)/python benchmarks/report.py
+
+docs: $(VENV)/.test ## the API reference, from the docstrings, in build/docs
+	$(BIN)/python -W error -m pdoc -d google -o build/docs onehot_triton onehot_triton.integrations.torchrl
+
+build: $(VENV)/.test ## a wheel and an sdist, in dist
+	$(BIN)/python -m build --no-isolation
 
 clean: ## removes the environment and every cache
 	rm -rf $(VENV) build dist *.egg-info .benchmarks .hypothesis .pytest_cache .ruff_cache
@@ -42,8 +53,5 @@ $(VENV)/.demo: constraints.txt pyproject.toml
 
 $(VENV)/.test: $(VENV)/.demo
 	@echo "installing what the tests need"
-	@$(PIP) --no-build-isolation -e ".[test,bench,torchrl,examples]"
-	@touch $@
-
-$(VENV)/.bench: $(VENV)/.test
+	@$(PIP) --no-build-isolation -e ".[test,bench,torchrl,examples,docs]"
 	@touch $@

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import common
 import gpu_checks
 import torch
-from faults import DRAWN
+from correctness import DRAWN
 from measure import Contest, questions, rotating
 from operations import Case
 from providers import OURS

@@ -12,7 +12,7 @@ from typing import Any
 
 import providers
 import torch
-from faults import DRAWN, Drawn, fault
+from correctness import DRAWN, Drawn, fault
 from operations import OPERATIONS, Case, Inputs, call_of, make_inputs
 from providers import COMPILED, Provider
 from torch.profiler import ProfilerActivity, profile

@@ -12,7 +12,7 @@ from torch import Tensor
 pytest.importorskip("triton")
 
 import naive
-from faults import CHECKS, fault, frequency_fault
+from correctness import CHECKS, fault, frequency_fault
 from measure import QUESTIONS, peak_bytes, questions
 from operations import OPERATIONS, Case, call_of, inputs_from, make_inputs
 from providers import OURS, providers

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -17,6 +19,7 @@ from measure import QUESTIONS, peak_bytes, questions
 from operations import OPERATIONS, Case, call_of, inputs_from, make_inputs
 from providers import OURS, providers
 
+BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 CPU = torch.device("cpu")
 DRAWN = ((2000, 6),)
 
@@ -27,8 +30,18 @@ def entrants():
     return {provider.name: provider.forwards for provider in providers()[0]}
 
 
+def test_the_suite_runs() -> None:
+    """One case, in a process of its own: as `make bench`, but for the file it writes."""
+    pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed")
+    options = ["-s", "-q", "-W", "ignore", "--benchmark-quiet", "-p", "no:cacheprovider"]
+    few = [str(BENCHMARKS / "bench_decode.py"), "-k", "32000 and float32 and onehot_triton"]
+    done = subprocess.run([sys.executable, "-m", "pytest", *options, *few], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "5 passed" in done.stdout
+
+
 def test_every_question_is_a_file() -> None:
-    files = (Path(__file__).parents[1] / "benchmarks").glob("bench_*.py")
+    files = BENCHMARKS.glob("bench_*.py")
     assert sorted(QUESTIONS) == sorted(path.stem.removeprefix("bench_") for path in files)
     for name, module in questions().items():
         assert module.__doc__, name

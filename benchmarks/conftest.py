@@ -43,12 +43,12 @@ class Run:
         self.records: dict[tuple[str, Case], dict[str, dict[str, Any]]] = {}
         self._calls: dict[tuple[Case, str], int] = {}
         self._case: Case | None = None
-        self._given: Callable[[], Inputs] = lambda: ()  # pyright: ignore
+        self._given: Callable[[], Inputs] | None = None
 
     def given(self, case: Case) -> Callable[[], Inputs]:
         """Inputs of the case; those of the case before are forgotten."""
-        if case != self._case:
-            self._given = lambda: ()  # pyright: ignore
+        if self._given is None or case != self._case:
+            self._given = None
             self._case, self._given = case, rotating(case, CPU)
         return self._given
 

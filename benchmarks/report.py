@@ -131,9 +131,14 @@ def about(result: Result) -> str:
     name = info.get("gpu") or f"{info['cpu']}, {result.raw['threads']} threads"
     packages = ", ".join(f"{k} {v}" for k, v in info["packages"].items() if v != "not installed")
     text = f"{name}, {info['date'][:10]}; Python {info['python']}, {packages}."
-    speedup = min(result.raw.get("parallel_speedup", [math.inf]))
-    if result.kind == "cpu" and speedup < 0.75 * result.raw["threads"]:
-        text += f" **Busy**: two threads were {speedup:.2f} times as fast as one, so these times say little."
+    if result.kind == "cpu":
+        # The load is that of others: it was looked at before anything was timed.
+        speedup, load = quartiles(result.raw["parallel_speedup"])[0], info["load"]
+        if speedup < 0.75 * result.raw["threads"] or load > 1:
+            text += (
+                f" **Busy**: load {load:.1f} before the start, two threads {speedup:.1f} times as fast as one: these "
+            )
+            text += "times say little."
     return text
 
 

@@ -13,7 +13,13 @@ import report
 from common import case_record, dumps
 from operations import Case
 
-ENVIRONMENT = {"date": "2026-01-02T03:04:05", "cpu": "a CPU", "python": "3.12", "packages": {"torch": "2.13"}}
+ENVIRONMENT = {
+    "date": "2026-01-02T03:04:05",
+    "cpu": "a CPU",
+    "python": "3.12",
+    "load": 0.2,
+    "packages": {"torch": "2.13"},
+}
 COLUMNS = (4, 4096, 2**20)
 
 
@@ -108,8 +114,10 @@ def test_a_gpu_comes_first_and_has_a_roof(folder: Path) -> None:
 def test_a_busy_machine_is_told(folder: Path) -> None:
     path = report.RESULTS / "cpu" / "2026-01-02.json"
     assert "Busy" not in report.about(report.Result(path))
-    path.write_text(dumps(raw(parallel_speedup=[1.9, 1.1])))
-    assert "1.10 times as fast" in report.about(report.Result(path))
+    path.write_text(dumps(raw(parallel_speedup=[1.1, 1.1, 1.9])))
+    assert "1.1 times as fast" in report.about(report.Result(path))
+    path.write_text(dumps(raw(environment=ENVIRONMENT | {"load": 3.0})))
+    assert "load 3.0" in report.about(report.Result(path))
 
 
 def test_prediction() -> None:

@@ -119,11 +119,8 @@ def make_inputs(case: Case, device: torch.device) -> list[Inputs]:
 def call_of(forward: Callable[[Tensor, Tensor], Any], operation: str) -> Callable[[Inputs], Any]:
     """The operation as one call, by a provider's forward. Everything computed is given back, so that no compiler may
     leave it out."""
-    if operation in ("sample", "sample_index", "log_prob", "entropy", "decode"):
-        return lambda given: forward(given.logits, given.value)
     if not OPERATIONS[operation].backward:
-        # As in training: what the backward needs is kept, though none follows.
-        return lambda given: forward(given.logits.detach().requires_grad_(), given.value)
+        return lambda given: forward(given.logits, given.value)
 
     def with_backward(given: Inputs) -> Any:
         logits = given.logits.detach().requires_grad_()

@@ -43,8 +43,10 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_sdist_holds_what_tests_and_benchmarks_need(sdist: Path) -> None:
     for folder in ("benchmarks", "docs", "examples", "kernels", "onehot_triton", "tests"):
         for path in (ROOT / folder).rglob("*"):
-            if path.is_file() and "__pycache__" not in path.parts:
-                assert (sdist / path.relative_to(ROOT)).is_file(), path
+            inside = path.relative_to(ROOT)
+            # Caches of tools are no part of it.
+            if path.is_file() and not any(part.startswith(".") or part == "__pycache__" for part in inside.parts):
+                assert (sdist / inside).is_file(), inside
     for name in ("CHANGELOG.md", "CONTRIBUTING.md", "LICENSE", "Makefile", "constraints.txt", "pyproject.toml"):
         assert (sdist / name).is_file(), name
 

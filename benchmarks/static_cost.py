@@ -124,28 +124,27 @@ class Cost(NamedTuple):
     store_bits: int
 
 
-def cost(listing: str, tile: float, elements: float, loaded_bits: float, over_draws: bool = False) -> Cost:
+def cost(listing: str, tile: float, elements: float, loaded_bits: float) -> Cost:
     """The cost of the kernel in `listing`.
 
     Args:
         tile: elements of a thread in one turn of a loop over the row.
         elements: real elements of a thread in a kernel that holds its rows in registers.
         loaded_bits: of an element, by one turn of a loop: tells by how much the assembler unrolled it.
-        over_draws: the main loop is one over draws, for the same elements; of one draw, the whole kernel is the total.
     """
     instructions = parse(listing)
     counts: list[tuple[float, Loop]] = []
     for loop in innermost_loops(instructions):
         # What loads less than a tile walks over something else, and a loop over the row guards no load by a mask.
         turns = round(sum(map(bits, loop.loads)) / (tile * loaded_bits) - SCALARS)
-        if turns and (over_draws or not is_masked(loop)):
-            counts.append((len(loop.instructions) / ((elements if over_draws else tile) * turns), loop))
+        if turns and not is_masked(loop):
+            counts.append((len(loop.instructions) / (tile * turns), loop))
     whole = len(instructions) / elements
     main, loop = max(counts, key=lambda count: count[0], default=(whole, Loop(instructions)))
-    stored = [i for _, one in counts for i in one.instructions] if counts and not over_draws else instructions
+    stored = [i for _, one in counts for i in one.instructions] if counts else instructions
     return Cost(
         main,
-        sum(count for count, _ in counts) if counts and not over_draws else whole,
+        sum(count for count, _ in counts) if counts else whole,
         main_width(loop.loads),
         main_width(i for i in stored if i.opcode.startswith("STG")),
     )
@@ -174,14 +173,13 @@ class Traffic(NamedTuple):
 
     least: int
     loop: int
-    over_draws: bool = False
 
 
 def traffic(launch: Launch, kernel: str) -> Traffic:
     x = launch.dtype.itemsize
     hot = 0 if launch.out_dtype is None else launch.out_dtype.itemsize
-    if launch.operation == "relaxed_grad" and "sums" in kernel:
-        return Traffic(2 * x, 2 * x)
+    if launch.operation.startswith("relaxed") and "sums" in kernel:
+        return Traffic(2 * x, 2 * x) if launch.operation == "relaxed_grad" else Traffic(x, x)
     return {
         "sample": Traffic(x + hot, x),
         "sample_index": Traffic(x, x),
@@ -189,8 +187,7 @@ def traffic(launch: Launch, kernel: str) -> Traffic:
         "entropy": Traffic(x, x),
         "softmax_grad": Traffic(3 * x, 2 * x),
         "relaxed": Traffic(2 * x, x),
-        # The logits stay in registers, and the gradient of each draw is loaded.
-        "relaxed_grad": Traffic(3 * x, x, True),
+        "relaxed_grad": Traffic(3 * x, 2 * x),
     }[launch.operation]
 
 
@@ -199,9 +196,9 @@ def tile_of(kernel: Any, columns: int) -> tuple[int, float]:
     names = kernel.src.fn.arg_names
     constants = {names[path[0]]: value for path, value in kernel.src.constants.items()}
     width = math.prod(constants.get(name, 1) for name in ("DEPTH", "LANES", "VECTOR"))
-    # A tile of the sampling loop is some groups; the kernels with noise hold a half or four quarters of a tile at once.
-    width *= GROUP * constants.get("TILE", 0) or 2 * constants.get("HALF", 0) or 1
-    width *= 4 if kernel.src.fn.__module__.endswith(".relaxed") else 1
+    # TILE groups, two halves of a group for each call, or four quarters.
+    width *= GROUP * constants.get("TILE", 0) or 1
+    width *= 2 if kernel.name == "_short_kernel" else 4 if kernel.src.fn.__module__.endswith(".relaxed") else 1
     rows = constants.get("ROWS", 1)
     return rows * width, rows * min(width, columns)
 
@@ -217,8 +214,8 @@ def entry(launch: Launch, kernel: Any, arch: str) -> dict[str, Any]:
     listing, registers, spilled = disassemble(kernel.asm["cubin"])
     threads = 32 * kernel.metadata.num_warps
     tile, elements = tile_of(kernel, launch.columns)
-    least, loop, over_draws = traffic(launch, kernel.name)
-    found = cost(listing, tile / threads, elements / threads, 8 * loop, over_draws)
+    least, loop = traffic(launch, kernel.name)
+    found = cost(listing, tile / threads, elements / threads, 8 * loop)
     ratio = found.total / (least * INSTRUCTIONS_PER_BYTE)
     return {
         "operation": launch.operation,

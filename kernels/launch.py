@@ -1,5 +1,5 @@
-"""(rows, columns, dtype) -> tile, warps, splits. One table: a launch is a function of its shapes alone, so that a
-sample never depends on what was timed before it, and ahead-of-time compilation knows every configuration."""
+"""(rows, columns, dtype) -> tile, warps, programs a row. One table: a launch is a function of its shapes alone, so that
+a sample never depends on what was timed before it, and ahead-of-time compilation knows every configuration."""
 
 from typing import NamedTuple
 
@@ -17,22 +17,32 @@ ONE_TILE = 16384
 
 
 class Tile(NamedTuple):
-    """A tile [rows, depth, lanes, vector] for one program of `warps` warps; `one` where a whole row is in it."""
+    """A tile [depth, rows, lanes, vector] for one program of `warps` warps.
 
-    rows: int
+    Attributes:
+        one: a whole row is in it.
+        parts: how many programs share a row that is not.
+    """
+
     depth: int
+    rows: int
     lanes: int
     vector: int
     warps: int
     one: bool
+    parts: int = 1
 
     @property
     def columns(self) -> int:
         return self.depth * self.lanes * self.vector
 
     @property
+    def row_shape(self) -> dict[str, int]:
+        return {"DEPTH": self.depth, "LANES": self.lanes, "VECTOR": self.vector}
+
+    @property
     def shape(self) -> dict[str, int]:
-        return {"ROWS": self.rows, "DEPTH": self.depth, "LANES": self.lanes, "VECTOR": self.vector}
+        return {"ROWS": self.rows, **self.row_shape}
 
 
 def vector(tensor: Tensor) -> int:
@@ -42,6 +52,30 @@ def vector(tensor: Tensor) -> int:
     return 16 // tensor.element_size() if aligned and tensor.data_ptr() % 16 == 0 else 1
 
 
+def splits(rows: int, tiles: int) -> int:
+    """How many programs share the tiles of a row: one for each, or as few as fill the GPU; each with as many tiles."""
+    return cdiv(tiles, max(1, rows * tiles // FILL))
+
+
+def few_rows(rows: int, columns: int, block: int) -> int:
+    """`block` columns of a tile, or less where rows are so few that multiprocessors would have none; but a group at
+    least, so that the partial results are of no more than columns / 1024 programs a row."""
+    while block > GROUP and rows * cdiv(columns, block) < FILL // 2:
+        block //= 2
+    return block
+
+
+def short_tile(rows: int, columns: int, width: int, elements: int, parts: int) -> Tile:
+    """Rows that share a program of 4 warps, as many as fill `elements`, but not so many that multiprocessors stay
+    empty. The fewer lanes a row has, the fewer shuffles join them: eight elements each, or all the threads there are.
+    For noise, a tile is one of `parts` of a row."""
+    part = max(1, next_power_of_2(columns) // parts)
+    width = min(width, part)
+    many = max(1, min(elements // (parts * part), next_power_of_2(cdiv(rows, FILL))))
+    lanes = min(part // width, max(1, min(32, parts * part // 8), 128 // many))
+    return Tile(part // (lanes * width), many, lanes, width, max(1, min(4, many * lanes // 32)), True)
+
+
 def tile(logits: Tensor, *others: Tensor) -> Tile:
     """For kernels without noise, that read `logits` and as many elements of each of `others`."""
     rows, columns = logits.shape
@@ -49,44 +83,44 @@ def tile(logits: Tensor, *others: Tensor) -> Tile:
     # Half a tile where an element takes more than one register until it is added up: no more than 64 a thread.
     elements = TILE if sum(tensor.element_size() for tensor in (logits, *others)) <= 4 else TILE // 2
     if block <= elements:
-        # Short rows share a program, as many as fill a tile; but not so many that multiprocessors stay empty.
-        many = min(elements // block, next_power_of_2(cdiv(rows, FILL)))
-        width = min(width, block)
-        lanes = min(block // width, 128)
-        return Tile(many, block // (lanes * width), lanes, width, 4, True)
+        return short_tile(rows, columns, width, elements, 1)
     # A row in registers is read once. Longer ones are walked in tiles, twice where a reduction comes before the write:
-    # the second read is from the L2. Few rows get more warps each.
-    one = block <= ONE_TILE * elements // TILE
-    warps = 4 * block // elements if one else (16 if rows < FILL else 4)
-    return Tile(1, elements // (128 * width), 32 * warps, width, warps, one)
+    # the second read is from the L2.
+    if block <= ONE_TILE * elements // TILE:
+        warps = 4 * block // elements
+        return Tile(block // (32 * warps * width), 1, 32 * warps, width, warps, True)
+    block = few_rows(rows, columns, elements)
+    return Tile(block // (128 * width), 1, 128, width, 4, False, splits(rows, cdiv(columns, block)))
 
 
-def noise_tile(logits: Tensor, parts: int) -> Tile:
-    """For kernels whose Philox call serves `parts` elements of a group: the tile of one part, its depth in groups."""
-    rows, columns = logits.shape
-    part = max(1, min(GROUP, next_power_of_2(columns)) // parts)
-    # Four words an element: eight adjacent columns of each part would not fit the registers.
-    width = min(vector(logits), part, 4)
+def noise_tile(logits: Tensor, parts: int, rows: int) -> Tile:
+    """For kernels whose Philox call serves `parts` elements of a group, and `rows` rows of noise: the tile of one part
+    of each group."""
+    columns, width = logits.shape[1], vector(logits)
     if columns <= GROUP:
-        many = min(TILE // (parts * part), next_power_of_2(cdiv(rows, FILL)))
-        return Tile(many, 1, part // width, width, 4, True)
-    # As `tile`, with a thread for each lane.
-    groups = next_power_of_2(cdiv(columns, GROUP))
-    one = groups <= ONE_TILE // GROUP
-    warps = max(4, min(32, groups * part // (32 * width))) if one else (16 if rows < FILL else 4)
-    return Tile(1, groups if one else max(1, 32 * warps * width // part), part // width, width, warps, one)
+        return short_tile(rows, columns, width, TILE, parts)
+    block = next_power_of_2(columns)
+    if block <= ONE_TILE:
+        # 32 elements a thread: the key schedule, the addresses and the joining of lanes are 10 instructions an element
+        # for 16, 5 for 32. It takes 80 to 96 registers.
+        warps = block // 1024
+        return Tile(block // (parts * 32 * warps * width), 1, 32 * warps, width, warps, True)
+    # bf16 has 32 elements, in one 128-bit load of each part,
+    block = few_rows(rows, columns, max(TILE // 2, parts * 128 * width))
+    warps = max(1, min(4, block // (parts * 32 * width)))
+    return Tile(
+        block // (parts * 32 * warps * width), 1, 32 * warps, width, warps, False, splits(rows, cdiv(columns, block))
+    )
 
 
 # Sampling a long row: four groups a turn, a warp for each, so that a group's sum needs no barrier.
 SAMPLE_GROUPS = 4
-SAMPLE_WARPS = 4
 # Groups that the race of the groups reads at once: one tile up to a million columns.
 RACE = 1024
 
 
-def splits(rows: int, columns: int) -> int:
-    """How many programs share the columns of a long row: as many as fill the GPU, or one for each tile."""
-    return max(1, min(cdiv(columns, SAMPLE_GROUPS * GROUP), cdiv(FILL, rows)))
+def sample_groups(rows: int, columns: int) -> int:
+    return few_rows(rows, columns, SAMPLE_GROUPS * GROUP) // GROUP
 
 
 def draw_programs(row_programs: int, draws: int) -> int:

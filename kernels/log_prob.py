@@ -21,6 +21,7 @@ from .rows import (
     exp2_of,
     join_lanes,
     lane_max,
+    lane_min,
     load_chosen,
     load_logits,
     logsumexp_of,
@@ -89,7 +90,7 @@ def _log_prob_kernel(
     found = over_tile(inside) & (start + value_column < columns)
     value = _load_value(value_ptrs + start, found, VALUE_TYPE, LEAST)
     found &= value == over_tile(top)
-    index = tl.min(tl.min(tl.min(tl.where(found, start + value_column, columns), 3), 2), 1)
+    index = tl.min(lane_min(tl.where(found, start + value_column, columns)), 1)
     # A row of NaN alone has no maximum.
     index = tl.where(index < columns, index, -1)
 

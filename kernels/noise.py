@@ -43,7 +43,7 @@ _ONES = tl.constexpr(0xFFFFFFFF)
 
 
 @constexpr_function
-def _has_lg2_approx():
+def _is_ptx():
     return not knobs.runtime.interpret and is_cuda()
 
 
@@ -51,7 +51,7 @@ def _has_lg2_approx():
 def fast_log2(x):
     """log2 of positive normal float32, within 2^-22 absolutely between 1/2 and 2, and relatively elsewhere. `tl.log2`
     is a library call of 25 instructions on NVIDIA, and one instruction on AMD."""
-    if _has_lg2_approx():
+    if _is_ptx():
         return tl.inline_asm_elementwise("lg2.approx.ftz.f32 $0, $1;", "=f,f", [x], tl.float32, is_pure=True, pack=1)
     else:
         return tl.log2(x)
@@ -59,9 +59,14 @@ def fast_log2(x):
 
 @triton.jit
 def _product(a, M: tl.constexpr):
-    # High and low word of a 32 x 32 bit product: one instruction, where tl.philox takes two, umulhi and mul.
-    product = a.to(tl.uint64) * M
-    return (product >> 32).to(tl.uint32), product.to(tl.uint32)
+    """High and low word of a 32 x 32 bit product. As an instruction of its own, because the compiler takes two for a
+    half of the products that it is given as 64-bit ones, and tl.philox for all of them."""
+    if _is_ptx():
+        wide: tl.constexpr = "{ .reg .b64 p; mul.wide.u32 p, $2, $3; mov.b64 {$1, $0}, p; }"
+        return tl.inline_asm_elementwise(wide, "=r,=r,r,r", [a, M], (tl.uint32, tl.uint32), is_pure=True, pack=1)
+    else:
+        product = a.to(tl.uint64) * M
+        return (product >> 32).to(tl.uint32), product.to(tl.uint32)
 
 
 @triton.jit
@@ -90,20 +95,27 @@ def words(STAGE: tl.constexpr, call, row, draw, key, counter3):
 
 
 @triton.jit
-def _minus_log1p(v, complement):
-    # -log(1 - v) in float32, complement = 1 - v. Below 1/4 by the polynomial of least relative error, 4e-8 (from the
-    # tests' Remez fit, c_1 .. c_5 of -log(1 - v) / v = 1 + sum c_i v^i). Above, log2(complement) < -0.41 keeps
-    # lg2.approx's absolute error of 2^-22 below 6e-7 of it.
-    near = 0.1467033326625824 + v * 0.3357096314430237
-    near = 0.3329307138919830 + v * (0.2571102082729340 + v * near)
-    near = v * (1.0 + v * (0.5000072717666626 + v * near))
-    return tl.where(v < 0.25, near, -LN2 * fast_log2(complement))
+def _minus_log1p(v4, complement43):
+    """-log(1 - v) in float32, from 4 v and 4/3 (1 - v), as
+
+        -log(1 - min(v, 1/4)) - log min(4/3 (1 - v), 1)
+
+    where one of the two terms is constant. The first is the polynomial of least relative error, 4e-8 (from the tests'
+    Remez fit, c_1 .. c_5 of -log(1 - v) / v = 1 + sum c_i v^i, here over 4^(i+1)). Where the second is not exactly 0,
+    the result is above 0.28, which keeps lg2.approx's absolute error of 2^-22 below 6e-7 of it. Without a comparison:
+    between 0 and 1 a multiply-add saturates for nothing.
+    """
+    v4 = tl.minimum(tl.maximum(v4, 0.0), 1.0)
+    near = 0.1467033326625824 / 4**5 + v4 * (0.3357096314430237 / 4**6)
+    near = 0.3329307138919830 / 4**3 + v4 * (0.2571102082729340 / 4**4 + v4 * near)
+    near = v4 * (1.0 / 4 + v4 * (0.5000072717666626 / 4**2 + v4 * near))
+    return near - LN2 * fast_log2(tl.minimum(tl.maximum(complement43, 0.0), 1.0))
 
 
 @triton.jit
-def _fraction64(hi, lo):
+def _fraction64(hi, lo, SCALE: tl.constexpr):
     # Rounding hi to 24 bits is a relative error: a small hi keeps all of its bits, and then lo counts.
-    return (hi.to(tl.float32) + (lo.to(tl.float32) + 0.5) * _TWO_TO_MINUS_32) * _TWO_TO_MINUS_32
+    return (hi.to(tl.float32) + (lo.to(tl.float32) + 0.5) * _TWO_TO_MINUS_32) * (SCALE * _TWO_TO_MINUS_32)
 
 
 @triton.jit
@@ -113,15 +125,19 @@ def exponential64(hi, lo):
     1 - v is the same fraction of the complemented words, exactly: neither end is the difference of rounded numbers.
     Float32 is enough, for float64 logits too: what matters is the relative precision.
     """
-    return _minus_log1p(_fraction64(hi, lo), _fraction64(hi ^ 0xFFFFFFFF, lo ^ 0xFFFFFFFF))
+    return _minus_log1p(_fraction64(hi, lo, 4), _fraction64(hi ^ 0xFFFFFFFF, lo ^ 0xFFFFFFFF, 4 / 3))
+
+
+@triton.jit
+def _fraction32(word, SCALE: tl.constexpr):
+    # SCALE (word + 1/2) 2^-32 as one FMA.
+    return word.to(tl.float32) * (SCALE * _TWO_TO_MINUS_32) + 0.5 * (SCALE * _TWO_TO_MINUS_32)
 
 
 @triton.jit
 def exponential32(word):
     """Exp(1) in float32 from v = (word + 1/2) 2^-32: 1.2e-10 .. 22.9."""
-    # word 2^-32 + 2^-33 as one FMA.
-    v = word.to(tl.float32) * _TWO_TO_MINUS_32 + 0.5 * _TWO_TO_MINUS_32
-    return _minus_log1p(v, (word ^ 0xFFFFFFFF).to(tl.float32) * _TWO_TO_MINUS_32 + 0.5 * _TWO_TO_MINUS_32)
+    return _minus_log1p(_fraction32(word, 4), _fraction32(word ^ 0xFFFFFFFF, 4 / 3))
 
 
 @triton.jit

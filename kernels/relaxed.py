@@ -9,8 +9,9 @@
 
                    w_k = 1,  w_j = (1 + E_j / (p_j E_k))^(-1 / t),  y = w / sum w,  <y, g> = sum w g / sum w
 
-One Philox call serves four elements, a quarter of a group apart, see `noise.py`: a tile is one quarter of some groups,
-and there are four of each. A row that no tile holds is walked twice with the same noise, for the sums and the write.
+One Philox call serves four elements, a quarter of a group apart, see `noise.py`: a tile is [2, 2, DEPTH, ROWS, LANES,
+VECTOR], with quarter 2 a + b of some groups at [a, b]. A row that no tile holds is walked twice with the same noise: by
+one kernel for the sums and by another for the write, both with several programs a row where rows are few.
 """
 
 import torch
@@ -36,10 +37,17 @@ from .rows import (
     allowed_arguments,
     compute_type,
     exp2_of,
+    has_tail,
     load_grad,
     load_logits,
+    load_parts,
+    lane_max,
+    lane_min,
+    lane_sum,
     or_zero,
+    over_lanes,
     over_tile,
+    tile_columns,
     with_unit_stride,
 )
 
@@ -48,176 +56,177 @@ _CALLS = tl.constexpr(GROUP // 4)
 
 
 @triton.jit
-def _quarter(DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr):
-    """Columns of the first quarter of DEPTH groups, and their Philox calls, [1, DEPTH, LANES, VECTOR]."""
-    depth = tl.arange(0, DEPTH)[None, :, None, None]
-    i = tl.arange(0, LANES)[None, None, :, None] * VECTOR + tl.arange(0, VECTOR)[None, None, None, :]
-    return depth * _GROUP + i, depth * _CALLS + i
+def _quarters():
+    """The number of the quarter, [2, 2, 1, 1, 1, 1]."""
+    return (2 * tl.arange(0, 2)[:, None] + tl.arange(0, 2)[None, :])[:, :, None, None, None, None]
 
 
 @triton.jit
-def _over_row(per_lane):
-    """The sum over a row, [ROWS], of [ROWS, DEPTH, LANES]."""
-    return tl.sum(tl.sum(per_lane, 2), 1)
+def _columns(DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr):
+    """The columns of a tile from its start, and their Philox calls, [DEPTH, 1, LANES, VECTOR]."""
+    call = tile_columns(DEPTH, LANES, VECTOR)
+    Q: tl.constexpr = min(_CALLS, DEPTH * LANES * VECTOR)
+    return _quarters() * Q + call // Q * _GROUP + call % Q, call
 
 
 @triton.jit
-def _add4(q):
-    """The sum over the four quarters and their vectors, [ROWS, DEPTH, LANES]."""
-    return tl.sum((q[0] + q[1]) + (q[2] + q[3]), 3)
-
-
-@triton.jit
-def _exp2(q, base):
-    return (tl.exp2(q[0] - base), tl.exp2(q[1] - base), tl.exp2(q[2] - base), tl.exp2(q[3] - base))
-
-
-@triton.jit
-def _masks(column, columns, inside, MASK: tl.constexpr, Q: tl.constexpr):
-    """Where the four quarters are inside of the row; not looked at without MASK."""
-    if MASK:
-        return (
-            inside & (column < columns),
-            inside & (column + Q < columns),
-            inside & (column + 2 * Q < columns),
-            inside & (column + 3 * Q < columns),
-        )
-    else:
-        return (inside, inside, inside, inside)
-
-
-@triton.jit
-def _load_logits4(
-    ptrs, m, MASK: tl.constexpr, TYPE: tl.constexpr, Q: tl.constexpr, allowed_ptr=None, allowed_at=0
-):  # fmt: skip
-    return (
-        load_logits(ptrs, m[0] if MASK else None, TYPE, allowed_ptr, allowed_at),
-        load_logits(ptrs + Q, m[1] if MASK else None, TYPE, allowed_ptr, allowed_at + Q),
-        load_logits(ptrs + 2 * Q, m[2] if MASK else None, TYPE, allowed_ptr, allowed_at + 2 * Q),
-        load_logits(ptrs + 3 * Q, m[3] if MASK else None, TYPE, allowed_ptr, allowed_at + 3 * Q),
-    )
-
-
-@triton.jit
-def _load_grad4(ptrs, m, MASK: tl.constexpr, TYPE: tl.constexpr, Q: tl.constexpr):
-    return (
-        load_grad(ptrs, m[0] if MASK else None, TYPE),
-        load_grad(ptrs + Q, m[1] if MASK else None, TYPE),
-        load_grad(ptrs + 2 * Q, m[2] if MASK else None, TYPE),
-        load_grad(ptrs + 3 * Q, m[3] if MASK else None, TYPE),
-    )
-
-
-@triton.jit
-def _store4(ptrs, q, m, MASK: tl.constexpr, Q: tl.constexpr):
-    tl.store(ptrs, q[0].to(ptrs.dtype.element_ty), mask=m[0] if MASK else None)
-    tl.store(ptrs + Q, q[1].to(ptrs.dtype.element_ty), mask=m[1] if MASK else None)
-    tl.store(ptrs + 2 * Q, q[2].to(ptrs.dtype.element_ty), mask=m[2] if MASK else None)
-    tl.store(ptrs + 3 * Q, q[3].to(ptrs.dtype.element_ty), mask=m[3] if MASK else None)
+def _words(STAGE: tl.constexpr, call, row, draw, key, counter3):
+    """The word of each element of a tile. Packed and joined in this way the four words have one user, and the compiler
+    computes them in the layout of the logits; else it would move each through shared memory."""
+    w0, w1, w2, w3 = words(STAGE, call, over_tile(row), draw, key, counter3)
+    pairs = tl.join(w0.to(tl.uint64) | w1.to(tl.uint64) << 32, w2.to(tl.uint64) | w3.to(tl.uint64) << 32)
+    return tl.permute(tl.join(pairs.to(tl.uint32), (pairs >> 32).to(tl.uint32)), (4, 5, 0, 1, 2, 3))
 
 
 # The sample -----------------------------------------------------------------------------------------------------------
 
 
 @triton.jit
-def _score(x, top, word, inverse):
-    # (x - top + G) / t in log2 units, G = -log E. The top first: beside a large |x| the noise would be rounded away.
-    return exp2_of(x - top, fast_log2(exponential32(word))) * inverse
+def _races(x, top, call, row, draw, key, counter3):
+    """-(x - top + G) in log2 units, G = -log E. The top first: beside a large |x| the noise would be rounded away."""
+    return (top - x) * LOG2E + fast_log2(exponential32(_words(RELAXED, call, row, draw, key, counter3)))
 
 
 @triton.jit
-def _scores(x, top, call, row, draw, key, counter3, inverse):
-    w = words(RELAXED, call, row, draw, key, counter3)
-    return (
-        _score(x[0], top, w[0], inverse),
-        _score(x[1], top, w[1], inverse),
-        _score(x[2], top, w[2], inverse),
-        _score(x[3], top, w[3], inverse),
-    )
+def _rebase(top, maximum, new_top, inverse):
+    """The maximum of the scores relative to `top`, relative to `new_top`."""
+    return maximum + (or_zero(top) - or_zero(new_top)) * (inverse * LOG2E)
 
 
 @triton.jit
-def _max4(q):
-    """The maximum of the four quarters and their vectors, [ROWS, DEPTH, LANES]."""
-    return tl.max(tl.maximum(tl.maximum(q[0], q[1]), tl.maximum(q[2], q[3])), 3)
-
-
-@triton.jit
-def _add_scores(x, call, row, draw, key, counter3, inverse, top, maximum, total):
-    """The online log2 sum 2^s of each lane, [ROWS, DEPTH, LANES], with four more quarters of logits: (maximum, total),
-    of scores relative to `top`, the lane's largest logit yet."""
-    new_top = tl.maximum(top, _max4(x))
-    s = _scores(x, or_zero(new_top)[:, :, :, None], call, row, draw, key, counter3, inverse)
-    maximum += (or_zero(top) - or_zero(new_top)) * LOG2E * tl.sum(inverse, 3)
-    new = tl.maximum(maximum, _max4(s))
+def _add_scores(x, top, maximum, total, call, row, draw, key, counter3, inverse):
+    """Adds a tile to the (top, maximum, total) of each lane, [ROWS, LANES]: with s = (x - top + G) / t in log2 units
+    and top the lane's largest logit yet, sum 2^s = total 2^maximum. And the tile's 2^(s - maximum)."""
+    new_top = tl.maximum(top, lane_max(x))
+    race = _races(x, over_lanes(or_zero(new_top)), call, row, draw, key, counter3)
+    maximum = _rebase(top, maximum, new_top, inverse[:, None])
+    new = tl.maximum(maximum, -inverse[:, None] * lane_min(race))
     base = or_zero(new)
-    return new_top, new, total * tl.exp2(maximum - base) + _add4(_exp2(s, base[:, :, :, None]))
+    weight = tl.exp2(race * over_tile(-inverse) - over_lanes(base))
+    return new_top, new, total * tl.exp2(maximum - base) + lane_sum(weight), weight
 
 
 @triton.jit
-def _join(inverse, top, maximum, total):
-    """The largest logit of each row, and its log2 sum 2^s relative to that, [ROWS, 1, 1, 1], from its lanes; NaN for a
-    row that is no distribution."""
-    row_top = or_zero(tl.max(tl.max(top, 2), 1))
-    maximum += (or_zero(top) - row_top[:, None, None]) * LOG2E * tl.sum(inverse, 3)
-    highest = tl.max(tl.max(maximum, 2), 1)
-    total = _over_row(total * tl.exp2(maximum - or_zero(highest)[:, None, None]))
-    return over_tile(row_top), over_tile(tl.where(total > 0, highest + tl.log2(total), float("nan")))
+def _join(top, maximum, total, inverse):
+    """The (top, maximum, total) of the rows, [ROWS], from those of their lanes, [ROWS, lanes]."""
+    row_top = tl.max(top, 1)
+    maximum = _rebase(top, maximum, row_top[:, None], inverse[:, None])
+    row_maximum = tl.max(maximum, 1)
+    return row_top, row_maximum, tl.sum(total * tl.exp2(maximum - or_zero(row_maximum)[:, None]), 1)
+
+
+@triton.jit
+def _log2_sum(maximum, total):
+    """log2 sum 2^s; NaN for a row that is no distribution."""
+    return tl.where(total > 0, maximum + tl.log2(total), float("nan"))
 
 
 @triton.jit(do_not_specialize=["key", "counter3", "row_offset", "rows", "programs_per_draw"])
 def _relaxed_kernel(
     logits_ptr, temperature_ptr, out_ptr, seed_ptr, key: tl.int64, counter3: tl.int64, row_offset: tl.int64,
-    row_stride: tl.int64, temperature_stride: tl.int64, rows: tl.int64, programs_per_draw: tl.int64, columns,
-    SEED_TENSOR: tl.constexpr, TYPE: tl.constexpr, ONE: tl.constexpr,
+    row_stride: tl.int64, temperature_stride: tl.int64, rows: tl.int64, programs_per_draw, columns,
+    SEED_TENSOR: tl.constexpr, TYPE: tl.constexpr, MASK: tl.constexpr,
     ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
+    # Rows that are in a tile whole: one exp2 an element, relative to its lane, and then one factor a lane.
     key = load_key(seed_ptr, key, SEED_TENSOR)
-    Q: tl.constexpr = LANES * VECTOR
-    draw = tl.program_id(0) // programs_per_draw
-    row = tl.program_id(0) % programs_per_draw * ROWS + tl.arange(0, ROWS)
-    inside = over_tile(row < rows)
-    column, call = _quarter(DEPTH, LANES, VECTOR)
-    x_ptrs = logits_ptr + over_tile(row * row_stride) + column
+    draw = (tl.program_id(0) // programs_per_draw).to(tl.int64)
+    row = (tl.program_id(0) % programs_per_draw).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    inside = row < rows
+    column, call = _columns(DEPTH, LANES, VECTOR)
+    mask = (over_tile(inside) & (column < columns)) if MASK else None
+    x = load_logits(logits_ptr + over_tile(row * row_stride) + column, mask, TYPE)
+    inverse = 1.0 / tl.load(temperature_ptr + row * temperature_stride, mask=inside, other=1.0)
+    nothing = tl.full([ROWS, LANES], float("-inf"), TYPE)
+    zero = tl.zeros([ROWS, LANES], TYPE)
+    top, maximum, total, weight = _add_scores(
+        x, nothing, nothing, zero, call, row + row_offset, draw, key, counter3, inverse
+    )
+    row_top, row_maximum, row_total = _join(top, maximum, total, inverse)
+    base = _log2_sum(row_maximum, row_total)
+    maximum = _rebase(top, maximum, row_top[:, None], inverse[:, None])
+    y = weight * over_lanes(tl.exp2(maximum - base[:, None]))
     out_ptrs = out_ptr + over_tile((draw * rows + row) * columns) + column
-    inverse = over_tile(1.0 / tl.load(temperature_ptr + row * temperature_stride, mask=row < rows, other=1.0))
-    row = over_tile(row + row_offset)
-    top = tl.full([ROWS, DEPTH, LANES], float("-inf"), TYPE)
-    maximum = tl.full([ROWS, DEPTH, LANES], float("-inf"), TYPE)
-    total = tl.zeros([ROWS, DEPTH, LANES], TYPE)
-    if ONE:
-        m = _masks(column, columns, inside, True, Q)
-        x = _load_logits4(x_ptrs, m, True, TYPE, Q)
-        top = over_tile(or_zero(tl.max(tl.max(_max4(x), 2), 1)))
-        s = _scores(x, top, call, row, draw, key, counter3, inverse)
-        maximum = _max4(s)
-        total = _add4(_exp2(s, or_zero(maximum)[:, :, :, None]))
-        _, base = _join(inverse, tl.sum(top, 3), maximum, total)
-        _store4(out_ptrs, _exp2(s, base), m, True, Q)
-    else:
-        BLOCK: tl.constexpr = DEPTH * _GROUP
-        whole = columns // BLOCK * BLOCK
-        every = _masks(column, columns, inside, False, Q)
-        tail = _masks(column + whole, columns, inside, True, Q)
-        for start in range(0, whole, BLOCK):
-            x = _load_logits4(x_ptrs + start, every, False, TYPE, Q)
-            top, maximum, total = _add_scores(
-                x, call + start // 4, row, draw, key, counter3, inverse, top, maximum, total
-            )
-        if whole < columns:
-            x = _load_logits4(x_ptrs + whole, tail, True, TYPE, Q)
-            top, maximum, total = _add_scores(
-                x, call + whole // 4, row, draw, key, counter3, inverse, top, maximum, total
-            )
-        row_top, base = _join(inverse, top, maximum, total)
-        for start in range(0, whole, BLOCK):
-            x = _load_logits4(x_ptrs + start, every, False, TYPE, Q)
-            s = _scores(x, row_top, call + start // 4, row, draw, key, counter3, inverse)
-            _store4(out_ptrs + start, _exp2(s, base), every, False, Q)
-        if whole < columns:
-            x = _load_logits4(x_ptrs + whole, tail, True, TYPE, Q)
-            s = _scores(x, row_top, call + whole // 4, row, draw, key, counter3, inverse)
-            _store4(out_ptrs + whole, _exp2(s, base), tail, True, Q)
+    tl.store(out_ptrs, y.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["key", "counter3", "row_offset", "rows"])
+def _relaxed_sums_kernel(
+    logits_ptr, temperature_ptr, top_ptr, maximum_ptr, total_ptr, seed_ptr, key: tl.int64, counter3: tl.int64,
+    row_offset: tl.int64, row_stride: tl.int64, temperature_stride: tl.int64, rows: tl.int64, columns,
+    SEED_TENSOR: tl.constexpr, TYPE: tl.constexpr,
+    DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    # The (top, maximum, total) of a part of one draw of one long row a program.
+    key = load_key(seed_ptr, key, SEED_TENSOR)
+    at = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
+    draw = at // rows
+    row = at % rows
+    column, call = _columns(DEPTH, LANES, VECTOR)
+    x_ptrs = logits_ptr + over_tile(row * row_stride) + column
+    inverse = 1.0 / tl.load(temperature_ptr + row * temperature_stride)
+    row += row_offset
+    top = tl.full([1, LANES], float("-inf"), TYPE)
+    maximum = tl.full([1, LANES], float("-inf"), TYPE)
+    total = tl.zeros([1, LANES], TYPE)
+    BLOCK: tl.constexpr = 4 * DEPTH * LANES * VECTOR
+    whole = columns // BLOCK * BLOCK
+    for start in range(tl.program_id(1) * BLOCK, whole, tl.num_programs(1) * BLOCK):
+        x = load_logits(x_ptrs + start, None, TYPE)
+        top, maximum, total, _ = _add_scores(
+            x, top, maximum, total, call + start // 4, row, draw, key, counter3, inverse
+        )
+    if has_tail(whole, columns, BLOCK):
+        x = load_logits(x_ptrs + whole, whole + column < columns, TYPE)
+        top, maximum, total, _ = _add_scores(
+            x, top, maximum, total, call + whole // 4, row, draw, key, counter3, inverse
+        )
+    top, maximum, total = _join(top, maximum, total, inverse)
+    part = at * tl.num_programs(1) + tl.program_id(1)
+    tl.store(top_ptr + part, top)
+    tl.store(maximum_ptr + part, maximum)
+    tl.store(total_ptr + part, total)
+
+
+@triton.jit(do_not_specialize=["key", "counter3", "row_offset", "rows"])
+def _relaxed_write_kernel(
+    logits_ptr, temperature_ptr, top_ptr, maximum_ptr, total_ptr, out_ptr, seed_ptr, key: tl.int64,
+    counter3: tl.int64, row_offset: tl.int64, row_stride: tl.int64, temperature_stride: tl.int64, rows: tl.int64,
+    columns,
+    SEED_TENSOR: tl.constexpr, TYPE: tl.constexpr, PARTS: tl.constexpr,
+    DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    # The same part of the row a program: y = 2^(s - log2 sum 2^s).
+    key = load_key(seed_ptr, key, SEED_TENSOR)
+    at = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
+    draw = at // rows
+    row = at % rows
+    column, call = _columns(DEPTH, LANES, VECTOR)
+    x_ptrs = logits_ptr + over_tile(row * row_stride) + column
+    out_ptrs = out_ptr + over_tile(at * columns) + column
+    inverse = 1.0 / tl.load(temperature_ptr + row * temperature_stride)
+    row += row_offset
+    parts = tl.num_programs(1)
+    top, maximum, total = _join(
+        load_parts(top_ptr, at, parts, float("-inf"), PARTS),
+        load_parts(maximum_ptr, at, parts, float("-inf"), PARTS),
+        load_parts(total_ptr, at, parts, 0.0, PARTS),
+        inverse,
+    )
+    base = over_tile(_log2_sum(maximum, total))
+    top = over_tile(or_zero(top))
+    cold = over_tile(-inverse)
+    BLOCK: tl.constexpr = 4 * DEPTH * LANES * VECTOR
+    whole = columns // BLOCK * BLOCK
+    for start in range(tl.program_id(1) * BLOCK, whole, tl.num_programs(1) * BLOCK):
+        x = load_logits(x_ptrs + start, None, TYPE)
+        y = tl.exp2(_races(x, top, call + start // 4, row, draw, key, counter3) * cold - base)
+        tl.store(out_ptrs + start, y.to(out_ptr.dtype.element_ty))
+    if has_tail(whole, columns, BLOCK):
+        mask = whole + column < columns
+        x = load_logits(x_ptrs + whole, mask, TYPE)
+        y = tl.exp2(_races(x, top, call + whole // 4, row, draw, key, counter3) * cold - base)
+        tl.store(out_ptrs + whole, y.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 def relaxed(
@@ -235,14 +244,25 @@ def relaxed(
     rows, columns = logits.shape
     noise = seed_arguments(seed, offset, row_offset, rows, columns, draws, logits)
     out = torch.empty((draws, rows, columns), dtype=logits.dtype, device=logits.device)
-    if rows and draws:
-        tile = launch.noise_tile(logits, parts=4)
+    if not (rows and draws):
+        return out
+    tile = launch.noise_tile(logits, 4, draws * rows)
+    common = {
+        "row_stride": logits.stride(0), "temperature_stride": temperature.stride(0), "rows": rows, "columns": columns,
+        "TYPE": compute_type(logits.dtype), "num_warps": tile.warps, **noise,
+    }  # fmt: skip
+    if tile.one:
         programs = triton.cdiv(rows, tile.rows)
         _relaxed_kernel[(programs * draws,)](
-            logits, temperature, out, row_stride=logits.stride(0), temperature_stride=temperature.stride(0),
-            rows=rows, programs_per_draw=programs, columns=columns, TYPE=compute_type(logits.dtype), ONE=tile.one,
-            num_warps=tile.warps, **tile.shape, **noise,
-        )  # fmt: skip
+            logits, temperature, out, programs_per_draw=programs, MASK=tile.rows > 1 or columns % (4 * tile.columns) != 0, **tile.shape, **common
+        )
+    else:
+        sums = torch.empty((3, draws * rows, tile.parts), dtype=temperature.dtype, device=logits.device).unbind()
+        grid = (draws * rows, tile.parts)
+        _relaxed_sums_kernel[grid](logits, temperature, *sums, **tile.row_shape, **common)
+        _relaxed_write_kernel[grid](
+            logits, temperature, *sums, out, PARTS=triton.next_power_of_2(tile.parts), **tile.row_shape, **common
+        )
     return out
 
 
@@ -258,123 +278,128 @@ def _log2(x):
 
 
 @triton.jit
-def _weight(x, word, column, winner, base, inverse):
-    # w_j = (1 + E_j / (p_j E_k))^(-1/t), 1 for the winner. p_j = 0 makes the quotient inf and the weight 0.
-    one_plus = 1.0 + exponential32(word) * tl.exp2(-exp2_of(x, base))
-    return tl.where(column == winner, 1.0, tl.exp2(-inverse * _log2(one_plus)))
-
-
-@triton.jit
-def _weights(x, column, call, winner, row, draw, key, counter3, base, inverse, Q: tl.constexpr):
-    """The weights w of the four quarters. `base` is the row's logsumexp, in log2 units; E_k joins it."""
+def _weights(x, call, winner, row, draw, key, counter3, base, inverse):
+    """w_j = (1 + E_j / (p_j E_k))^(-1/t), 1 for the winner; `base` is the row's logsumexp in log2 units. p_j = 0 makes
+    the quotient inf and the weight 0."""
     hi, lo, _, _ = words(POSTERIOR, WINNER_CALL, row, draw, key, counter3)
     base -= fast_log2(exponential64(hi, lo))
-    w = words(POSTERIOR, call, row, draw, key, counter3)
-    return (
-        _weight(x[0], w[0], column, winner, base, inverse),
-        _weight(x[1], w[1], column + Q, winner, base, inverse),
-        _weight(x[2], w[2], column + 2 * Q, winner, base, inverse),
-        _weight(x[3], w[3], column + 3 * Q, winner, base, inverse),
-    )
-
-
-@triton.jit
-def _mul4(a, b):
-    return (a[0] * b[0], a[1] * b[1], a[2] * b[2], a[3] * b[3])
+    # -1.0 *: a sign, where 0 - is an instruction.
+    one_over_p = tl.exp2(-1.0 * exp2_of(x, over_tile(base)))
+    one_plus = 1.0 + exponential32(_words(POSTERIOR, call, row, draw, key, counter3)) * one_over_p
+    weight = tl.exp2(_log2(one_plus) * over_tile(-inverse))
+    # The winner by its Philox call and quarter, which take fewer registers than the columns.
+    Q: tl.constexpr = min(_CALLS, x.shape[2] * x.shape[4] * x.shape[5])
+    its_call = winner // _GROUP * _CALLS + winner % Q
+    its_quarter = winner % _GROUP // Q
+    hot = (call == over_tile(its_call)) & (_quarters() == over_tile(its_quarter))
+    return tl.where(hot, 1.0, weight)
 
 
 @triton.jit(do_not_specialize=["key", "counter3", "row_offset", "rows"])
-def _sums_kernel(
-    logits_ptr, logsumexp_ptr, index_ptr, grad_ptr, temperature_ptr, total_ptr, dot_ptr, allowed_ptr, seed_ptr,
+def _grad_sums_kernel(
+    logits_ptr, allowed_ptr, logsumexp_ptr, index_ptr, grad_ptr, temperature_ptr, total_ptr, dot_ptr, seed_ptr,
     key: tl.int64, counter3: tl.int64, row_offset: tl.int64, row_stride: tl.int64, allowed_stride: tl.int64,
-    temperature_stride: tl.int64, rows: tl.int64, columns, SEED_TENSOR: tl.constexpr, TYPE: tl.constexpr,
+    temperature_stride: tl.int64, rows: tl.int64, columns,
+    SEED_TENSOR: tl.constexpr, TYPE: tl.constexpr,
     DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
-    # (sum w, sum w g) of one draw of one long row a program.
+    # (sum w, sum w g) of a part of one draw of one long row a program.
     key = load_key(seed_ptr, key, SEED_TENSOR)
-    Q: tl.constexpr = LANES * VECTOR
-    at = tl.program_id(0).to(tl.int64)
+    at = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
     draw = at // rows
     row = at % rows
-    column, call = _quarter(DEPTH, LANES, VECTOR)
-    x_ptrs = logits_ptr + row * row_stride + column
-    allowed_at = row * allowed_stride + column
-    grad_ptrs = grad_ptr + at * columns + column
+    column, call = _columns(DEPTH, LANES, VECTOR)
+    x_ptrs = logits_ptr + over_tile(row * row_stride) + column
+    allowed_at = over_tile(row * allowed_stride) + column
+    grad_ptrs = grad_ptr + over_tile(at * columns) + column
     base = tl.load(logsumexp_ptr + row) * LOG2E
     inverse = 1.0 / tl.load(temperature_ptr + row * temperature_stride)
     winner = tl.load(index_ptr + at)
     row += row_offset
-    total = tl.zeros([1, DEPTH, LANES], TYPE)
-    dot = tl.zeros([1, DEPTH, LANES], TYPE)
-    BLOCK: tl.constexpr = DEPTH * _GROUP
+    total = tl.zeros([1, LANES], TYPE)
+    dot = tl.zeros([1, LANES], TYPE)
+    BLOCK: tl.constexpr = 4 * DEPTH * LANES * VECTOR
     whole = columns // BLOCK * BLOCK
-    for start in range(0, whole, BLOCK):
-        m = _masks(column, columns, column >= 0, False, Q)
-        x = _load_logits4(x_ptrs + start, m, False, TYPE, Q, allowed_ptr, allowed_at + start)
-        w = _weights(x, column + start, call + start // 4, winner, row, draw, key, counter3, base, inverse, Q)
-        total += _add4(w)
-        dot += _add4(_mul4(w, _load_grad4(grad_ptrs + start, m, False, TYPE, Q)))
-    if whole < columns:
-        m = _masks(column + whole, columns, column >= 0, True, Q)
-        x = _load_logits4(x_ptrs + whole, m, True, TYPE, Q, allowed_ptr, allowed_at + whole)
-        w = _weights(x, column + whole, call + whole // 4, winner, row, draw, key, counter3, base, inverse, Q)
-        total += _add4(w)
-        dot += _add4(_mul4(w, _load_grad4(grad_ptrs + whole, m, True, TYPE, Q)))
-    one = tl.arange(0, 1)
-    tl.store(total_ptr + at + one, _over_row(total))
-    tl.store(dot_ptr + at + one, _over_row(dot))
+    for start in range(tl.program_id(1) * BLOCK, whole, tl.num_programs(1) * BLOCK):
+        x = load_logits(x_ptrs + start, None, TYPE, allowed_ptr, allowed_at + start)
+        w = _weights(x, call + start // 4, winner, row, draw, key, counter3, base, inverse)
+        total += lane_sum(w)
+        dot += lane_sum(w * load_grad(grad_ptrs + start, None, TYPE))
+    if has_tail(whole, columns, BLOCK):
+        mask = whole + column < columns
+        x = load_logits(x_ptrs + whole, mask, TYPE, allowed_ptr, allowed_at + whole)
+        w = _weights(x, call + whole // 4, winner, row, draw, key, counter3, base, inverse)
+        total += lane_sum(w)
+        dot += lane_sum(w * load_grad(grad_ptrs + whole, mask, TYPE))
+    part = at * tl.num_programs(1) + tl.program_id(1)
+    tl.store(total_ptr + part, tl.sum(total, 1))
+    tl.store(dot_ptr + part, tl.sum(dot, 1))
 
 
-@triton.jit(do_not_specialize=["key", "counter3", "row_offset", "rows", "draws"])
-def _relaxed_grad_kernel(
-    logits_ptr, logsumexp_ptr, index_ptr, grad_ptr, temperature_ptr, total_ptr, dot_ptr, out_ptr, allowed_ptr, seed_ptr,
-    key: tl.int64, counter3: tl.int64, row_offset: tl.int64, row_stride: tl.int64, allowed_stride: tl.int64,
-    temperature_stride: tl.int64, rows: tl.int64, draws: tl.int64, columns,
-    SEED_TENSOR: tl.constexpr, TYPE: tl.constexpr, ONE: tl.constexpr, MASK: tl.constexpr,
-    ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
+@triton.jit
+def _write_tile(
+    start, mask, x_ptrs, allowed_ptr, allowed_at, index_ptr, grad_ptrs, total_ptr, dot_ptr, out_ptrs, call, row, inside,
+    row_offset, rows, draws, columns, key, counter3, base, inverse, TYPE: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    # One tile a program: its gradient stays in registers over all draws. ONE: rows that are in it whole, summed here.
-    key = load_key(seed_ptr, key, SEED_TENSOR)
-    Q: tl.constexpr = LANES * VECTOR
-    BLOCK: tl.constexpr = DEPTH * 4 * Q
-    tiles = tl.cdiv(columns, BLOCK)
-    row = (tl.program_id(0) // tiles).to(tl.int64) * ROWS + tl.arange(0, ROWS)
-    start = tl.program_id(0) % tiles * BLOCK
-    in_rows = row < rows
-    column, call = _quarter(DEPTH, LANES, VECTOR)
-    column += start
-    call += start // 4
-    m = _masks(column, columns, over_tile(in_rows), MASK, Q)
-    allowed_at = over_tile(row * allowed_stride) + column
-    x = _load_logits4(
-        logits_ptr + over_tile(row * row_stride) + column, m, MASK, TYPE, Q, allowed_ptr, allowed_at
-    )  # fmt: skip
-    base = over_tile(tl.load(logsumexp_ptr + row, mask=in_rows, other=0.0) * LOG2E)
-    inverse = over_tile(1.0 / tl.load(temperature_ptr + row * temperature_stride, mask=in_rows, other=1.0))
-    noise_row = over_tile(row + row_offset)
-    zero = tl.zeros([ROWS, DEPTH, LANES, VECTOR], TYPE)
-    out = (zero, zero, zero, zero)
+    """Writes a tile of the gradient, which stays in registers over all draws. Their sums come from the tile itself
+    where the rows are in it whole, else from the PARTS of them."""
+    x = load_logits(x_ptrs + start, mask, TYPE, allowed_ptr, allowed_at + start)
+    out = tl.zeros(x.shape, TYPE)
     for draw in range(draws):
         at = draw * rows + row
-        winner = over_tile(tl.load(index_ptr + at, mask=in_rows, other=-1))
-        w = _weights(x, column, call, winner, noise_row, draw, key, counter3, base, inverse, Q)
-        g = _load_grad4(grad_ptr + over_tile(at * columns) + column, m, MASK, TYPE, Q)
-        if ONE:
-            total = _over_row(_add4(w))
-            dot = _over_row(_add4(_mul4(w, g)))
+        winner = tl.load(index_ptr + at, mask=inside, other=-1)
+        g = load_grad(grad_ptrs + over_tile(at * columns) + start, mask, TYPE)
+        w = _weights(x, call + start // 4, winner, row + row_offset, draw, key, counter3, base, inverse)
+        if PARTS == 0:
+            total = tl.sum(lane_sum(w), 1)
+            dot = tl.sum(lane_sum(w * g), 1)
         else:
-            total = tl.load(total_ptr + at)
-            dot = tl.load(dot_ptr + at)
-        # y (g - <y, g>) / t with y = w / total.
-        dot = over_tile(dot / total)
-        scale = inverse / over_tile(total)
-        out = (
-            out[0] + w[0] * scale * (g[0] - dot),
-            out[1] + w[1] * scale * (g[1] - dot),
-            out[2] + w[2] * scale * (g[2] - dot),
-            out[3] + w[3] * scale * (g[3] - dot),
-        )
-    _store4(out_ptr + over_tile(row * columns) + column, out, m, MASK, Q)
+            total = tl.sum(load_parts(total_ptr, at, tl.num_programs(1), 0.0, PARTS), 1)
+            dot = tl.sum(load_parts(dot_ptr, at, tl.num_programs(1), 0.0, PARTS), 1)
+        # y (g - <y, g>) / t with y = w / total, <y, g> = dot / total.
+        out += w * over_tile(inverse / total) * (g - over_tile(dot / total))
+    tl.store(out_ptrs + start, out.to(out_ptrs.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["key", "counter3", "row_offset", "rows"], do_not_specialize_on_alignment=["draws"])
+def _relaxed_grad_kernel(
+    logits_ptr, allowed_ptr, logsumexp_ptr, index_ptr, grad_ptr, temperature_ptr, total_ptr, dot_ptr, out_ptr, seed_ptr,
+    key: tl.int64, counter3: tl.int64, row_offset: tl.int64, row_stride: tl.int64, allowed_stride: tl.int64,
+    temperature_stride: tl.int64, rows: tl.int64, draws, columns,
+    SEED_TENSOR: tl.constexpr, TYPE: tl.constexpr, MASK: tl.constexpr, PARTS: tl.constexpr,
+    ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    # Rows that are in a tile whole, PARTS = 0, or a part of a long row. One draw has no loop: `draws` is specialised.
+    key = load_key(seed_ptr, key, SEED_TENSOR)
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    inside = row < rows
+    column, call = _columns(DEPTH, LANES, VECTOR)
+    x_ptrs = logits_ptr + over_tile(row * row_stride) + column
+    allowed_at = over_tile(row * allowed_stride) + column
+    grad_ptrs = grad_ptr + column
+    out_ptrs = out_ptr + over_tile(row * columns) + column
+    base = tl.load(logsumexp_ptr + row, mask=inside, other=0.0) * LOG2E
+    inverse = 1.0 / tl.load(temperature_ptr + row * temperature_stride, mask=inside, other=1.0)
+    if PARTS == 0:
+        mask = (over_tile(inside) & (column < columns)) if MASK else None
+        _write_tile(
+            0, mask, x_ptrs, allowed_ptr, allowed_at, index_ptr, grad_ptrs, total_ptr, dot_ptr, out_ptrs, call, row,
+            inside, row_offset, rows, draws, columns, key, counter3, base, inverse, TYPE, PARTS,
+        )  # fmt: skip
+    else:
+        BLOCK: tl.constexpr = 4 * DEPTH * LANES * VECTOR
+        whole = columns // BLOCK * BLOCK
+        for start in range(tl.program_id(1) * BLOCK, whole, tl.num_programs(1) * BLOCK):
+            _write_tile(
+                start, None, x_ptrs, allowed_ptr, allowed_at, index_ptr, grad_ptrs, total_ptr, dot_ptr, out_ptrs, call,
+                row, inside, row_offset, rows, draws, columns, key, counter3, base, inverse, TYPE, PARTS,
+            )  # fmt: skip
+        if has_tail(whole, columns, BLOCK):
+            _write_tile(
+                whole, whole + column < columns, x_ptrs, allowed_ptr, allowed_at, index_ptr, grad_ptrs, total_ptr,
+                dot_ptr, out_ptrs, call, row, inside, row_offset, rows, draws, columns, key, counter3, base, inverse,
+                TYPE, PARTS,
+            )  # fmt: skip
 
 
 def relaxed_grad(
@@ -403,19 +428,19 @@ def relaxed_grad(
     noise = seed_arguments(seed, offset, row_offset, rows, columns, draws, logits)
     out = torch.empty((rows, columns), dtype=logits.dtype, device=logits.device)
     if rows:
-        tile = launch.noise_tile(logits, parts=4)
-        sums = torch.empty((2, 0 if tile.one else draws, rows), dtype=logsumexp.dtype, device=logits.device).unbind()
-        given = (logits, logsumexp, index, grad, temperature, *sums)
+        tile = launch.noise_tile(logits, 4, rows)
+        parts = 0 if tile.one else tile.parts
+        total, dot = torch.empty((2, draws * rows, parts), dtype=logsumexp.dtype, device=logits.device).unbind()
         common = {
-            "row_stride": logits.stride(0), "temperature_stride": temperature.stride(0), "rows": rows,
-            "columns": columns, "TYPE": compute_type(logits.dtype), "num_warps": tile.warps, **noise,
-            **allowed_arguments(allowed),
+            "logits_ptr": logits, "logsumexp_ptr": logsumexp, "index_ptr": index, "grad_ptr": grad,
+            "temperature_ptr": temperature, "total_ptr": total, "dot_ptr": dot, "row_stride": logits.stride(0),
+            "temperature_stride": temperature.stride(0), "rows": rows, "columns": columns,
+            "TYPE": compute_type(logits.dtype), "num_warps": tile.warps, **noise, **allowed_arguments(allowed),
         }  # fmt: skip
-        shape = tile.shape
-        if draws and not tile.one:
-            _sums_kernel[(draws * rows,)](*given, **{k: v for k, v in shape.items() if k != "ROWS"}, **common)
-        block = 4 * tile.columns
-        _relaxed_grad_kernel[(triton.cdiv(rows, tile.rows) * triton.cdiv(columns, block),)](
-            *given, out, draws=draws, ONE=tile.one, MASK=tile.rows > 1 or columns % block != 0, **shape, **common,
+        if parts and draws:
+            _grad_sums_kernel[(draws * rows, parts)](**tile.row_shape, **common)
+        _relaxed_grad_kernel[(triton.cdiv(rows, tile.rows), max(1, parts))](
+            out_ptr=out, draws=draws, MASK=tile.rows > 1 or columns % (4 * tile.columns) != 0, PARTS=triton.next_power_of_2(parts) if parts else 0,
+            **tile.shape, **common,
         )  # fmt: skip
     return out

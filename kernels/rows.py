@@ -1,8 +1,10 @@
 """What the kernels share about rows: how a tile lies over the threads, loads, the online logsumexp. Device functions.
 
-A tile is [ROWS, DEPTH, LANES, VECTOR]: a lane has VECTOR adjacent columns, one 128-bit load of logits, the lanes lie
-side by side, and DEPTH repeats them further along the row. In a long row a lane is a thread, so that a reduction over
-(VECTOR, DEPTH) costs one instruction an element: no shuffle and no barrier until the lanes are joined, once a row.
+A tile is [DEPTH, ROWS, LANES, VECTOR]: a lane has VECTOR adjacent columns, one 128-bit load of logits, the lanes lie
+side by side, and DEPTH repeats them further along the row. A lane is a thread, also where several rows share a program
+(DEPTH is in front of ROWS because the last dimensions are those that threads are dealt out to), so that a reduction
+over (VECTOR, DEPTH) costs one instruction an element: no shuffle and no barrier until the lanes are joined, once a row.
+The kernels with noise have more dimensions in front; a function of a tile takes either.
 """
 
 import torch
@@ -32,34 +34,49 @@ def with_unit_stride(tensor: Tensor) -> Tensor:
 
 @triton.jit
 def tile_columns(DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr):
-    """The columns of a tile from its start, [1, DEPTH, LANES, VECTOR]."""
-    depth = tl.arange(0, DEPTH)[None, :, None, None]
+    """The columns of a tile from its start, [DEPTH, 1, LANES, VECTOR]."""
+    depth = tl.arange(0, DEPTH)[:, None, None, None]
     lane = tl.arange(0, LANES)[None, None, :, None]
     return (depth * LANES + lane) * VECTOR + tl.arange(0, VECTOR)[None, None, None, :]
 
 
 @triton.jit
 def over_tile(per_row):
-    """[ROWS] -> [ROWS, 1, 1, 1], to meet a tile."""
-    return per_row[:, None, None, None]
+    """[ROWS] -> [ROWS, 1, 1], to meet a tile."""
+    return per_row[:, None, None]
 
 
 @triton.jit
 def over_lanes(per_lane):
-    """[ROWS, LANES] -> [ROWS, 1, LANES, 1], to meet a tile."""
-    return per_lane[:, None, :, None]
+    """[ROWS, LANES] -> [ROWS, LANES, 1], to meet a tile."""
+    return per_lane[:, :, None]
 
 
 @triton.jit
 def lane_sum(x):
-    """[ROWS, DEPTH, LANES, VECTOR] -> [ROWS, LANES]."""
-    return tl.sum(tl.sum(x, 3), 1)
+    """[..., ROWS, LANES, VECTOR] -> [ROWS, LANES]."""
+    x = tl.sum(x, len(x.shape) - 1)
+    for _ in tl.static_range(len(x.shape) - 2):
+        x = tl.sum(x, 0)
+    return x
 
 
 @triton.jit
 def lane_max(x):
-    """[ROWS, DEPTH, LANES, VECTOR] -> [ROWS, LANES]."""
-    return tl.max(tl.max(x, 3), 1)
+    """[..., ROWS, LANES, VECTOR] -> [ROWS, LANES]."""
+    x = tl.max(x, len(x.shape) - 1)
+    for _ in tl.static_range(len(x.shape) - 2):
+        x = tl.max(x, 0)
+    return x
+
+
+@triton.jit
+def lane_min(x):
+    """[..., ROWS, LANES, VECTOR] -> [ROWS, LANES]."""
+    x = tl.min(x, len(x.shape) - 1)
+    for _ in tl.static_range(len(x.shape) - 2):
+        x = tl.min(x, 0)
+    return x
 
 
 def allowed_arguments(allowed: Tensor | None) -> dict:
@@ -105,6 +122,20 @@ def load_grad(ptrs, mask, TYPE: tl.constexpr):
     else:
         grad = tl.load(ptrs, mask=mask, other=0.0)
     return grad.to(TYPE)
+
+
+@triton.jit
+def has_tail(whole, columns, BLOCK: tl.constexpr):
+    """Whether the masked last tile of a row, after `whole` columns in whole ones, is this program's. The programs of a
+    row, number (row, part) of a grid, take its tiles in turn."""
+    return (whole < columns) & (whole // BLOCK % tl.num_programs(1) == tl.program_id(1))
+
+
+@triton.jit
+def load_parts(ptr, row, parts, other, PARTS: tl.constexpr):
+    """What the `parts` programs of each row left, [ROWS, PARTS], to be joined as the lanes of a row are."""
+    part = tl.arange(0, PARTS)[None, :]
+    return tl.load(ptr + row[:, None] * parts + part, mask=part < parts, other=other)
 
 
 @triton.jit

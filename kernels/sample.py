@@ -24,9 +24,14 @@ from .rows import (
     compute_dtype,
     compute_type,
     exp2_of,
+    lane_max,
+    lane_min,
+    lane_sum,
     load_logits,
     logsumexp_of,
     or_zero,
+    over_tile,
+    tile_columns,
     with_unit_stride,
 )
 
@@ -35,18 +40,26 @@ _HALF = tl.constexpr(GROUP // 2)
 
 
 @triton.jit
-def _race(x, maximum, hi, lo):
-    """E / w of each element, E from the words (hi, lo) and w = exp(x - maximum): the least of a row wins. inf for a
-    logit of -inf, which is never drawn."""
-    return exponential64(hi, lo) * tl.exp2(((maximum[:, None] - x) * LOG2E).to(tl.float32))
+def _winner(x, maximum, column, call, row, draw, key, counter3):
+    """The column of the least E / w of each row, [ROWS], w = exp(x - maximum); the lowest of them where some are equal.
+    A logit of -inf ends at inf, and is never drawn. The tile is two halves of a group, [2, DEPTH, ROWS, LANES, VECTOR],
+    and `call` is for one."""
+    w0, w1, w2, w3 = words(ELEMENT, call, over_tile(row), draw, key, counter3)
+    # Packed and joined in this way the four words have one user, and the compiler computes them in the layout of the
+    # logits; else it would move each through shared memory.
+    pair = tl.join(w0.to(tl.uint64) | w1.to(tl.uint64) << 32, w2.to(tl.uint64) | w3.to(tl.uint64) << 32)
+    pair = tl.permute(pair, (4, 0, 1, 2, 3))
+    weight_inverse = tl.exp2(((over_tile(maximum) - x) * LOG2E).to(tl.float32))
+    race = exponential64(pair.to(tl.uint32), (pair >> 32).to(tl.uint32)) * weight_inverse
+    least = tl.min(lane_min(race), 1)
+    return tl.min(lane_min(tl.where(race == over_tile(least), column, 2**30)), 1)
 
 
 @triton.jit
-def _first_least(low, high, HALF: tl.constexpr):
-    """The column of the least of the two halves of a tile, [rows]; the lower column where two are equal."""
-    low_value, low_index = tl.min(low, 1, return_indices=True)
-    high_value, high_index = tl.min(high, 1, return_indices=True)
-    return tl.where(high_value < low_value, high_index + HALF, low_index)
+def _halves(DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr):
+    """The columns of a group, [2, DEPTH, 1, LANES, VECTOR], and the Philox calls, of which each serves both halves."""
+    call = tile_columns(DEPTH, LANES, VECTOR)
+    return tl.arange(0, 2)[:, None, None, None, None] * (DEPTH * LANES * VECTOR) + call, call
 
 
 @triton.jit
@@ -63,38 +76,31 @@ def _zero_or_one(condition, ptr):
 def _short_kernel(
     logits_ptr, one_hot_ptr, index_ptr, logsumexp_ptr, allowed_ptr, seed_ptr, key: tl.int64, counter3: tl.int64,
     row_offset: tl.int64, row_stride: tl.int64, allowed_stride: tl.int64, rows: tl.int64, draws: tl.int64, columns,
-    ONE_HOT: tl.constexpr, SEED_TENSOR: tl.constexpr, TYPE: tl.constexpr, ROWS: tl.constexpr, HALF: tl.constexpr,
+    ONE_HOT: tl.constexpr, SEED_TENSOR: tl.constexpr, TYPE: tl.constexpr,
+    ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     # Rows of one group: no race of groups, and the whole row stays in registers over all draws.
     key = load_key(seed_ptr, key, SEED_TENSOR)
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
-    low_column = tl.arange(0, HALF)[None, :]
-    high_column = low_column + HALF
-    low_mask = inside[:, None] & (low_column < columns)
-    high_mask = inside[:, None] & (high_column < columns)
-    start = logits_ptr + (row * row_stride)[:, None]
-    allowed_at = (row * allowed_stride)[:, None]
-    low = load_logits(start + low_column, low_mask, TYPE, allowed_ptr, allowed_at + low_column)
-    high = load_logits(start + high_column, high_mask, TYPE, allowed_ptr, allowed_at + high_column)
+    column, call = _halves(DEPTH, LANES, VECTOR)
+    mask = over_tile(inside) & (column < columns)
+    allowed_at = over_tile(row * allowed_stride) + column
+    x = load_logits(logits_ptr + over_tile(row * row_stride) + column, mask, TYPE, allowed_ptr, allowed_at)
 
-    maximum = tl.maximum(tl.max(low, 1), tl.max(high, 1))
-    base = or_zero(maximum * LOG2E)[:, None]
-    total = tl.sum(tl.exp2(exp2_of(low, base)), 1) + tl.sum(tl.exp2(exp2_of(high, base)), 1)
-    valid = total > 0
+    maximum = tl.max(lane_max(x), 1)
+    total = tl.sum(lane_sum(tl.exp2(exp2_of(x, over_tile(or_zero(maximum * LOG2E))))), 1)
     if tl.program_id(1) == 0:
         tl.store(logsumexp_ptr + row, logsumexp_of(maximum * LOG2E, total), mask=inside)
 
     for draw in range(tl.program_id(1).to(tl.int64), draws, tl.num_programs(1)):
-        w0, w1, w2, w3 = words(ELEMENT, low_column, (row + row_offset)[:, None], draw, key, counter3)
-        winner = _first_least(_race(low, maximum, w0, w1), _race(high, maximum, w2, w3), HALF)
-        winner = tl.where(valid, winner, -1)
+        winner = _winner(x, maximum, column, call, row + row_offset, draw, key, counter3)
+        winner = tl.where(total > 0, winner, -1)
         at = draw * rows + row
         tl.store(index_ptr + at, winner.to(tl.int64), mask=inside)
         if ONE_HOT:
-            out = one_hot_ptr + (at * columns)[:, None]
-            tl.store(out + low_column, _zero_or_one(low_column == winner[:, None], one_hot_ptr), mask=low_mask)
-            tl.store(out + high_column, _zero_or_one(high_column == winner[:, None], one_hot_ptr), mask=high_mask)
+            out = one_hot_ptr + over_tile(at * columns) + column
+            tl.store(out, _zero_or_one(column == over_tile(winner), one_hot_ptr), mask=mask)
 
 
 @triton.jit
@@ -177,15 +183,13 @@ def _race_groups(exponent_ptr, total_ptr, row, draw, key, counter3, columns, TYP
 @triton.jit
 def _race_elements(logits_ptr, allowed_ptr, allowed_at, group, row, draw, key, counter3, columns, TYPE: tl.constexpr):
     """The winning column of the winning group."""
-    i = tl.arange(0, _HALF)[None, :]
-    low_column = group * _GROUP + i
-    high_column = low_column + _HALF
-    low = load_logits(logits_ptr + low_column, low_column < columns, TYPE, allowed_ptr, allowed_at + low_column)
-    high = load_logits(logits_ptr + high_column, high_column < columns, TYPE, allowed_ptr, allowed_at + high_column)
-    maximum = tl.maximum(tl.max(low, 1), tl.max(high, 1))
-    w0, w1, w2, w3 = words(ELEMENT, group * _HALF + i, row, draw, key, counter3)
-    winner = _first_least(_race(low, maximum, w0, w1), _race(high, maximum, w2, w3), _HALF)
-    return group * _GROUP + tl.min(winner, 0)
+    i, call = _halves(1, 128, _HALF // 128)
+    column = group * _GROUP + i
+    x = load_logits(logits_ptr + column, column < columns, TYPE, allowed_ptr, allowed_at + column)
+    row += tl.arange(0, 1)
+    return tl.min(
+        _winner(x, tl.max(lane_max(x), 1), column, group * _HALF + call, row, draw, key, counter3), 0
+    )
 
 
 @triton.jit
@@ -308,24 +312,24 @@ def sample(
     choice = allowed_arguments(allowed)
     race |= choice
     if short:
-        tile = launch.noise_tile(logits, parts=2)
+        tile = launch.noise_tile(logits, 2, rows)
         programs = triton.cdiv(rows, tile.rows)
         _short_kernel[(programs, launch.draw_programs(programs, draws))](
-            *out, rows=rows, draws=draws, columns=columns, ROWS=tile.rows, HALF=tile.columns, num_warps=tile.warps,
-            **race,
-        )  # fmt: skip
+            *out, rows=rows, draws=draws, columns=columns, num_warps=tile.warps, **tile.shape, **race
+        )
         return one_hot, index, logsumexp
     groups = triton.cdiv(columns, GROUP)
     sums = torch.empty((2, rows, groups), dtype=logsumexp.dtype, device=logits.device).unbind()
     race["RACE"] = min(launch.RACE, triton.next_power_of_2(groups))
-    tile = {"TILE": launch.SAMPLE_GROUPS, "WIDTH": 32 * launch.vector(logits)}
-    splits = launch.splits(rows, columns)
-    if one_draw and splits == 1:
-        _row_kernel[(rows,)](*out, *sums, columns=columns, num_warps=launch.SAMPLE_WARPS, **tile, **race)
+    groups = launch.sample_groups(rows, columns)
+    tile = {"TILE": groups, "WIDTH": 32 * launch.vector(logits), "num_warps": groups}
+    parts = launch.splits(rows, triton.cdiv(columns, groups * GROUP))
+    if one_draw and parts == 1:
+        _row_kernel[(rows,)](*out, *sums, columns=columns, **tile, **race)
         return one_hot, index, logsumexp
-    _sums_kernel[(rows, splits)](
+    _sums_kernel[(rows, parts)](
         logits, one_hot_ptr=one_hot, exponent_ptr=sums[0], total_ptr=sums[1], row_stride=logits.stride(0),
-        columns=columns, ZERO=wanted and one_draw, TYPE=race["TYPE"], num_warps=launch.SAMPLE_WARPS, **tile, **choice,
+        columns=columns, ZERO=wanted and one_draw, TYPE=race["TYPE"], **tile, **choice,
     )  # fmt: skip
-    _select_kernel[(draws * rows,)](*out, *sums, rows=rows, columns=columns, num_warps=launch.SAMPLE_WARPS, **race)
+    _select_kernel[(draws * rows,)](*out, *sums, rows=rows, columns=columns, num_warps=4, **race)
     return one_hot, index, logsumexp

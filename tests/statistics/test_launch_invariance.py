@@ -22,14 +22,14 @@ SEED = (None, 1234, 8)
 SHORT, LONG = ((5, 18), (3, 700)), ((2, 1025), (2, 5000))
 SHAPES, EACH = SHORT + LONG, (SHORT[0], LONG[0])
 # What launch.py chooses by: the programs that fill a GPU (more of them: fewer rows in each, draws and long rows shared
-# by several), elements of a tile, the longest row in registers, groups in a tile, groups that race at once, warps, and
+# by several), elements of a tile, the longest row in registers, groups in a tile, groups that race at once, and
 # adjacent columns of a thread.
 CHOICES = (
     (SHORT, {"FILL": 1}),
     (SHORT, {"FILL": 10**6, "TILE": 1024}),
     (SHORT, {"FILL": 2, "TILE": 2**14, "vector": 1}),
     (LONG, {"FILL": 1, "SAMPLE_GROUPS": 1, "RACE": 1, "ONE_TILE": 1024}),
-    (LONG[1:], {"FILL": 10**6, "SAMPLE_GROUPS": 2, "RACE": 4, "SAMPLE_WARPS": 2, "TILE": 2048, "vector": 1}),
+    (LONG[1:], {"FILL": 10**6, "SAMPLE_GROUPS": 2, "RACE": 4, "TILE": 2048, "ONE_TILE": 1024, "vector": 1}),
 )
 
 

@@ -72,7 +72,7 @@ def short_tile(rows: int, columns: int, width: int, elements: int, parts: int) -
     part = max(1, next_power_of_2(columns) // parts)
     width = min(width, part)
     many = max(1, min(elements // (parts * part), next_power_of_2(cdiv(rows, FILL))))
-    lanes = min(part // width, max(1, min(32, parts * part // 8), 128 // many))
+    lanes = min(part // width, max(1 if width > 1 else 2, min(32, parts * part // 8), 128 // many))
     return Tile(part // (lanes * width), many, lanes, width, max(1, min(4, many * lanes // 32)), True)
 
 
@@ -81,7 +81,7 @@ def tile(logits: Tensor, *others: Tensor) -> Tile:
     rows, columns = logits.shape
     block, width = next_power_of_2(columns), vector(logits)
     # Half a tile where an element takes more than one register until it is added up: no more than 64 a thread.
-    elements = TILE if sum(tensor.element_size() for tensor in (logits, *others)) <= 4 else TILE // 2
+    elements = TILE if not others and logits.element_size() <= 4 else TILE // 2
     if block <= elements:
         return short_tile(rows, columns, width, elements, 1)
     # A row in registers is read once. Longer ones are walked in tiles, twice where a reduction comes before the write:
@@ -98,7 +98,7 @@ def noise_tile(logits: Tensor, parts: int, rows: int) -> Tile:
     of each group."""
     columns, width = logits.shape[1], vector(logits)
     if columns <= GROUP:
-        return short_tile(rows, columns, width, TILE, parts)
+        return short_tile(rows, columns, width, TILE // 2, parts)
     block = next_power_of_2(columns)
     if block <= ONE_TILE:
         # 32 elements a thread: the key schedule, the addresses and the joining of lanes are 10 instructions an element

@@ -22,13 +22,16 @@ from .rows import (
     compute_dtype,
     compute_type,
     exp2_of,
+    has_tail,
     lane_max,
     lane_sum,
     load_logits,
+    load_parts,
     logsumexp_of,
     or_zero,
     over_lanes,
     over_tile,
+    store_part,
     tile_columns,
     with_unit_stride,
 )
@@ -52,11 +55,27 @@ def _add_tile(x, maximum, total, moment):
     return new, total + lane_sum(weight), moment + lane_sum(weight * tl.maximum(d, FAR))
 
 
+@triton.jit
+def _join(maximum, total, moment):
+    """(M, S, T) of the rows, [ROWS], from those of their lanes, or of their parts, [ROWS, lanes]."""
+    joined = tl.max(maximum, 1)
+    total, moment = _rebase(maximum, or_zero(joined)[:, None], total, moment)
+    return joined, tl.sum(total, 1), tl.sum(moment, 1)
+
+
+@triton.jit
+def _store(entropy_ptr, logsumexp_ptr, row, inside, maximum, total, moment, ENTROPY: tl.constexpr):
+    tl.store(logsumexp_ptr + row, logsumexp_of(maximum, total), mask=inside)
+    if ENTROPY:
+        entropy = (tl.log2(total) - moment / total) * LN2
+        tl.store(entropy_ptr + row, tl.where(total > 0, entropy, float("nan")), mask=inside)
+
+
 @triton.jit(do_not_specialize=["rows"])
 def _entropy_kernel(
-    logits_ptr, allowed_ptr, entropy_ptr, logsumexp_ptr, row_stride: tl.int64, allowed_stride: tl.int64,
+    logits_ptr, allowed_ptr, entropy_ptr, logsumexp_ptr, parts_ptr, row_stride: tl.int64, allowed_stride: tl.int64,
     rows: tl.int64, columns,
-    ENTROPY: tl.constexpr, TYPE: tl.constexpr,
+    ENTROPY: tl.constexpr, TYPE: tl.constexpr, SPLIT: tl.constexpr,
     ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -71,20 +90,32 @@ def _entropy_kernel(
     # the entropy, nothing reads the moment, and the compiler drops it.
     BLOCK: tl.constexpr = DEPTH * LANES * VECTOR
     whole = columns // BLOCK * BLOCK if ROWS == 1 else 0
-    for start in range(0, whole, BLOCK):
+    for start in range(tl.program_id(1) * BLOCK, whole, tl.num_programs(1) * BLOCK):
         x = load_logits(ptrs + start, None, TYPE, allowed_ptr, allowed_at + start)
         maximum, total, moment = _add_tile(x, maximum, total, moment)
-    if whole < columns:
+    if has_tail(whole, columns, BLOCK):
         mask = over_tile(inside) & (whole + column < columns)
         x = load_logits(ptrs + whole, mask, TYPE, allowed_ptr, allowed_at + whole)
         maximum, total, moment = _add_tile(x, maximum, total, moment)
-    joined = tl.max(maximum, 1)
-    total, moment = _rebase(maximum, or_zero(joined)[:, None], total, moment)
-    total = tl.sum(total, 1)
-    tl.store(logsumexp_ptr + row, logsumexp_of(joined, total), mask=inside)
-    if ENTROPY:
-        entropy = (tl.log2(total) - tl.sum(moment, 1) / total) * LN2
-        tl.store(entropy_ptr + row, tl.where(total > 0, entropy, float("nan")), mask=inside)
+    maximum, total, moment = _join(maximum, total, moment)
+    if SPLIT:
+        store_part(parts_ptr, 3 * row, maximum)
+        store_part(parts_ptr, 3 * row + 1, total)
+        store_part(parts_ptr, 3 * row + 2, moment)
+    else:
+        _store(entropy_ptr, logsumexp_ptr, row, inside, maximum, total, moment, ENTROPY)
+
+
+@triton.jit
+def _join_kernel(parts_ptr, entropy_ptr, logsumexp_ptr, parts, ENTROPY: tl.constexpr, PARTS: tl.constexpr):
+    # One row a program, from what the programs that shared it left.
+    row = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
+    maximum, total, moment = _join(
+        load_parts(parts_ptr, 3 * row, parts, float("-inf"), PARTS),
+        load_parts(parts_ptr, 3 * row + 1, parts, 0.0, PARTS),
+        load_parts(parts_ptr, 3 * row + 2, parts, 0.0, PARTS),
+    )
+    _store(entropy_ptr, logsumexp_ptr, row, row >= 0, maximum, total, moment, ENTROPY)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -117,11 +148,17 @@ def _reduce(logits: Tensor, allowed: Tensor | None, with_entropy: bool) -> tuple
     entropy = torch.empty_like(logsumexp) if with_entropy else logsumexp
     if rows:
         tile = launch.tile(logits)
-        _entropy_kernel[(triton.cdiv(rows, tile.rows),)](
-            logits, entropy_ptr=entropy, logsumexp_ptr=logsumexp, row_stride=logits.stride(0), rows=rows,
-            columns=columns, ENTROPY=with_entropy, TYPE=compute_type(logits.dtype), num_warps=tile.warps, **tile.shape,
-            **allowed_arguments(allowed),
+        split = tile.parts > 1
+        parts = logsumexp.new_empty((rows, 3, tile.parts)) if split else logsumexp
+        _entropy_kernel[(triton.cdiv(rows, tile.rows), tile.parts)](
+            logits, entropy_ptr=entropy, logsumexp_ptr=logsumexp, parts_ptr=parts, row_stride=logits.stride(0),
+            rows=rows, columns=columns, ENTROPY=with_entropy, TYPE=compute_type(logits.dtype), SPLIT=split,
+            num_warps=tile.warps, **tile.shape, **allowed_arguments(allowed),
         )  # fmt: skip
+        if split:
+            _join_kernel[(rows,)](
+                parts, entropy, logsumexp, tile.parts, ENTROPY=with_entropy, PARTS=triton.next_power_of_2(tile.parts)
+            )
     return entropy, logsumexp
 
 

@@ -76,8 +76,9 @@ def short_tile(rows: int, columns: int, width: int, elements: int, parts: int) -
     return Tile(part // (lanes * width), many, lanes, width, max(1, min(4, many * lanes // 32)), True)
 
 
-def tile(logits: Tensor, *others: Tensor) -> Tile:
-    """For kernels without noise, that read `logits` and as many elements of each of `others`."""
+def tile(logits: Tensor, *others: Tensor, draws: int = 1, twice: bool = False) -> Tile:
+    """For kernels without noise, that read `logits` and as many elements of each of `others`, for each draw; `twice`
+    where a long row is."""
     rows, columns = logits.shape
     block, width = next_power_of_2(columns), vector(logits)
     # Half a tile where an element takes more than one register until it is added up: no more than 64 a thread.
@@ -89,14 +90,17 @@ def tile(logits: Tensor, *others: Tensor) -> Tile:
     if block <= ONE_TILE * elements // TILE:
         warps = 4 * block // elements
         return Tile(block // (32 * warps * width), 1, 32 * warps, width, warps, True)
-    block = few_rows(rows, columns, elements)
-    return Tile(block // (128 * width), 1, 128, width, 4, False, splits(rows, cdiv(columns, block)))
+    block = few_rows(draws * rows, columns, elements)
+    parts = splits(draws * rows, cdiv(columns, block))
+    # Of rows that are walked twice as few as possible at once, one for each multiprocessor, by as many threads as it
+    # takes to keep 32 KB of loads in flight there: the second walk is to find its row in the L2.
+    warps = 16 if twice and parts == 1 else 4
+    return Tile(block // (128 * width), 1, 32 * warps, width, warps, False, parts)
 
 
-def noise_tile(logits: Tensor, parts: int, rows: int) -> Tile:
-    """For kernels whose Philox call serves `parts` elements of a group, and `rows` rows of noise: the tile of one part
-    of each group."""
-    columns, width = logits.shape[1], vector(logits)
+def noise_tile(logits: Tensor, parts: int, draws: int = 1) -> Tile:
+    """For kernels whose Philox call serves `parts` elements of a group: the tile of one part of each group."""
+    rows, columns, width = *logits.shape, vector(logits)
     if columns <= GROUP:
         return short_tile(rows, columns, width, TILE // 2, parts)
     block = next_power_of_2(columns)
@@ -106,10 +110,11 @@ def noise_tile(logits: Tensor, parts: int, rows: int) -> Tile:
         warps = block // 1024
         return Tile(block // (parts * 32 * warps * width), 1, 32 * warps, width, warps, True)
     # bf16 has 32 elements, in one 128-bit load of each part,
-    block = few_rows(rows, columns, max(TILE // 2, parts * 128 * width))
+    block = few_rows(draws * rows, columns, max(TILE // 2, parts * 128 * width))
     warps = max(1, min(4, block // (parts * 32 * width)))
     return Tile(
-        block // (parts * 32 * warps * width), 1, 32 * warps, width, warps, False, splits(rows, cdiv(columns, block))
+        block // (parts * 32 * warps * width), 1, 32 * warps, width, warps, False,
+        splits(draws * rows, cdiv(columns, block)),
     )
 
 

@@ -19,13 +19,16 @@ from .rows import (
     compute_dtype,
     compute_type,
     exp2_of,
+    has_tail,
     join_lanes,
     lane_max,
     lane_min,
     load_chosen,
     load_logits,
+    load_parts,
     logsumexp_of,
     over_tile,
+    store_part,
     tile_columns,
     with_unit_stride,
 )
@@ -47,15 +50,32 @@ def _add_value(value, start, best, best_start):
     return tl.maximum(best, top), tl.where(top > best, start, best_start)
 
 
+@triton.jit
+def _store(
+    logits_ptr, allowed_ptr, logsumexp_ptr, out_ptr, index_ptr, row_stride, allowed_stride, row, at, inside, index,
+    maximum, total, KNOWN: tl.constexpr, TYPE: tl.constexpr,
+):  # fmt: skip
+    """Stores index, x_index - logsumexp, and the logsumexp if it was not known but is of (maximum, total)."""
+    if KNOWN:
+        logsumexp = tl.load(logsumexp_ptr + row, mask=inside)
+    else:
+        logsumexp = logsumexp_of(maximum, total)
+        tl.store(logsumexp_ptr + row, logsumexp, mask=inside)
+    exists = inside & (index >= 0)
+    chosen = load_chosen(logits_ptr, row * row_stride + index, exists, TYPE, allowed_ptr, row * allowed_stride + index)
+    tl.store(out_ptr + at, chosen - logsumexp, mask=inside)
+    tl.store(index_ptr + at, index.to(tl.int64), mask=inside)
+
+
 @triton.jit(do_not_specialize=["rows", "programs_per_draw"])
 def _log_prob_kernel(
-    logits_ptr, allowed_ptr, logsumexp_ptr, value_ptr, out_ptr, index_ptr, row_stride: tl.int64,
-    allowed_stride: tl.int64, rows: tl.int64, programs_per_draw: tl.int64, columns,
+    logits_ptr, allowed_ptr, logsumexp_ptr, value_ptr, out_ptr, index_ptr, parts_ptr, part_index_ptr,
+    row_stride: tl.int64, allowed_stride: tl.int64, rows: tl.int64, programs_per_draw, columns,
     KNOWN: tl.constexpr, TYPE: tl.constexpr, VALUE_TYPE: tl.constexpr, LEAST: tl.constexpr, VALUE_VECTOR: tl.constexpr,
-    ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
+    SPLIT: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
-    draw = tl.program_id(0) // programs_per_draw
-    row = tl.program_id(0) % programs_per_draw * ROWS + tl.arange(0, ROWS)
+    draw = (tl.program_id(0) // programs_per_draw).to(tl.int64)
+    row = (tl.program_id(0) % programs_per_draw).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
     at = draw * rows + row
     # The same columns and lanes twice: the value's own width makes its loads of 128 bits, too.
@@ -70,13 +90,13 @@ def _log_prob_kernel(
     best = tl.full([ROWS, LANES], LEAST, VALUE_TYPE)
     best_start = tl.zeros([ROWS, LANES], tl.int32)
     whole = columns // BLOCK * BLOCK if ROWS == 1 else 0
-    for start in range(0, whole, BLOCK):
+    for start in range(tl.program_id(1) * BLOCK, whole, tl.num_programs(1) * BLOCK):
         value = _load_value(value_ptrs + start, None, VALUE_TYPE, LEAST)
         best, best_start = _add_value(value, start, best, best_start)
         if not KNOWN:
             x = load_logits(x_ptrs + start, None, TYPE, allowed_ptr, allowed_at + start)
             maximum, total = add_tile(x, maximum, total)
-    if whole < columns:
+    if has_tail(whole, columns, BLOCK):
         mask = over_tile(inside) & (whole + value_column < columns)
         best, best_start = _add_value(_load_value(value_ptrs + whole, mask, VALUE_TYPE, LEAST), whole, best, best_start)
         if not KNOWN:
@@ -94,16 +114,45 @@ def _log_prob_kernel(
     # A row of NaN alone has no maximum.
     index = tl.where(index < columns, index, -1)
 
-    if KNOWN:
-        logsumexp = tl.load(logsumexp_ptr + row, mask=inside)
-    else:
+    if not KNOWN:
         maximum, total = join_lanes(maximum, total)
-        logsumexp = logsumexp_of(maximum, total)
-        tl.store(logsumexp_ptr + row, logsumexp, mask=inside)
-    exists = inside & (index >= 0)
-    chosen = load_chosen(logits_ptr, row * row_stride + index, exists, TYPE, allowed_ptr, row * allowed_stride + index)
-    tl.store(out_ptr + at, chosen - logsumexp, mask=inside)
-    tl.store(index_ptr + at, index.to(tl.int64), mask=inside)
+    if SPLIT:
+        store_part(part_index_ptr, at, index)
+        if not KNOWN:
+            store_part(parts_ptr, 2 * at, maximum)
+            store_part(parts_ptr, 2 * at + 1, total)
+    else:
+        _store(
+            logits_ptr, allowed_ptr, logsumexp_ptr, out_ptr, index_ptr, row_stride, allowed_stride, row, at, inside,
+            index, maximum, total, KNOWN, TYPE,
+        )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _join_kernel(
+    logits_ptr, allowed_ptr, logsumexp_ptr, value_ptr, out_ptr, index_ptr, parts_ptr, part_index_ptr,
+    row_stride: tl.int64, allowed_stride: tl.int64, rows: tl.int64, columns, parts,
+    KNOWN: tl.constexpr, TYPE: tl.constexpr, VALUE_TYPE: tl.constexpr, LEAST: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    # One value row a program, from what the programs that shared it left.
+    at = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
+    row = at % rows
+    index = load_parts(part_index_ptr, at, parts, -1, PARTS)
+    best = _load_value(value_ptr + (at * columns)[:, None] + index, index >= 0, VALUE_TYPE, LEAST)
+    first = (index >= 0) & (best == tl.max(best, 1)[:, None])
+    index = tl.min(tl.where(first, index, columns), 1)
+    index = tl.where(index < columns, index, -1)
+    maximum = tl.zeros([1], TYPE)
+    total = tl.zeros([1], TYPE)
+    if not KNOWN:
+        maximum, total = join_lanes(
+            load_parts(parts_ptr, 2 * at, parts, float("-inf"), PARTS),
+            load_parts(parts_ptr, 2 * at + 1, parts, 0.0, PARTS),
+        )
+    _store(
+        logits_ptr, allowed_ptr, logsumexp_ptr, out_ptr, index_ptr, row_stride, allowed_stride, row, at, row >= 0,
+        index, maximum, total, KNOWN, TYPE,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["rows", "count"])
@@ -185,16 +234,24 @@ def log_prob(
     out = torch.empty((draws, rows), dtype=logsumexp.dtype, device=logits.device)
     index = torch.empty((draws, rows), dtype=torch.int64, device=logits.device)
     if rows and draws:
-        tile = launch.tile(logits, value)
+        tile = launch.tile(logits, value, draws=draws)
+        split = tile.parts > 1
         programs = triton.cdiv(rows, tile.rows)
         value_type, least = _value_type(value.dtype)
-        _log_prob_kernel[(programs * draws,)](
-            logits, logsumexp_ptr=logsumexp.contiguous(), value_ptr=value, out_ptr=out, index_ptr=index,
-            row_stride=logits.stride(0), rows=rows, programs_per_draw=programs, columns=columns, KNOWN=known,
-            TYPE=compute_type(logits.dtype), VALUE_TYPE=value_type, LEAST=least,
-            VALUE_VECTOR=min(launch.vector(value), tile.depth * tile.vector), num_warps=tile.warps, **tile.shape,
+        common = {
+            "logits_ptr": logits, "logsumexp_ptr": logsumexp.contiguous(), "value_ptr": value, "out_ptr": out,
+            "index_ptr": index, "parts_ptr": out.new_empty((draws * rows, 2, tile.parts)) if split else out,
+            "part_index_ptr": index.new_empty((draws * rows, tile.parts)) if split else index,
+            "row_stride": logits.stride(0), "rows": rows, "columns": columns, "KNOWN": known,
+            "TYPE": compute_type(logits.dtype), "VALUE_TYPE": value_type, "LEAST": least,
             **allowed_arguments(allowed),
+        }  # fmt: skip
+        _log_prob_kernel[(programs * draws, tile.parts)](
+            programs_per_draw=programs, VALUE_VECTOR=min(launch.vector(value), tile.depth * tile.vector), SPLIT=split,
+            num_warps=tile.warps, **tile.shape, **common,
         )  # fmt: skip
+        if split:
+            _join_kernel[(draws * rows,)](parts=tile.parts, PARTS=triton.next_power_of_2(tile.parts), **common)
     return out, index, logsumexp
 
 

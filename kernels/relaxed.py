@@ -47,6 +47,7 @@ from .rows import (
     or_zero,
     over_lanes,
     over_tile,
+    store_part,
     tile_columns,
     with_unit_stride,
 )
@@ -152,7 +153,7 @@ def _relaxed_kernel(
 
 @triton.jit(do_not_specialize=["key", "counter3", "row_offset", "rows"])
 def _relaxed_sums_kernel(
-    logits_ptr, temperature_ptr, top_ptr, maximum_ptr, total_ptr, seed_ptr, key: tl.int64, counter3: tl.int64,
+    logits_ptr, temperature_ptr, parts_ptr, seed_ptr, key: tl.int64, counter3: tl.int64,
     row_offset: tl.int64, row_stride: tl.int64, temperature_stride: tl.int64, rows: tl.int64, columns,
     SEED_TENSOR: tl.constexpr, TYPE: tl.constexpr,
     DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
@@ -182,15 +183,14 @@ def _relaxed_sums_kernel(
             x, top, maximum, total, call + whole // 4, row, draw, key, counter3, inverse
         )
     top, maximum, total = _join(top, maximum, total, inverse)
-    part = at * tl.num_programs(1) + tl.program_id(1)
-    tl.store(top_ptr + part, top)
-    tl.store(maximum_ptr + part, maximum)
-    tl.store(total_ptr + part, total)
+    store_part(parts_ptr, 3 * at, top)
+    store_part(parts_ptr, 3 * at + 1, maximum)
+    store_part(parts_ptr, 3 * at + 2, total)
 
 
 @triton.jit(do_not_specialize=["key", "counter3", "row_offset", "rows"])
 def _relaxed_write_kernel(
-    logits_ptr, temperature_ptr, top_ptr, maximum_ptr, total_ptr, out_ptr, seed_ptr, key: tl.int64,
+    logits_ptr, temperature_ptr, parts_ptr, out_ptr, seed_ptr, key: tl.int64,
     counter3: tl.int64, row_offset: tl.int64, row_stride: tl.int64, temperature_stride: tl.int64, rows: tl.int64,
     columns,
     SEED_TENSOR: tl.constexpr, TYPE: tl.constexpr, PARTS: tl.constexpr,
@@ -208,9 +208,9 @@ def _relaxed_write_kernel(
     row += row_offset
     parts = tl.num_programs(1)
     top, maximum, total = _join(
-        load_parts(top_ptr, at, parts, float("-inf"), PARTS),
-        load_parts(maximum_ptr, at, parts, float("-inf"), PARTS),
-        load_parts(total_ptr, at, parts, 0.0, PARTS),
+        load_parts(parts_ptr, 3 * at, parts, float("-inf"), PARTS),
+        load_parts(parts_ptr, 3 * at + 1, parts, float("-inf"), PARTS),
+        load_parts(parts_ptr, 3 * at + 2, parts, 0.0, PARTS),
         inverse,
     )
     base = over_tile(_log2_sum(maximum, total))
@@ -246,7 +246,7 @@ def relaxed(
     out = torch.empty((draws, rows, columns), dtype=logits.dtype, device=logits.device)
     if not (rows and draws):
         return out
-    tile = launch.noise_tile(logits, 4, draws * rows)
+    tile = launch.noise_tile(logits, 4, draws)
     common = {
         "row_stride": logits.stride(0), "temperature_stride": temperature.stride(0), "rows": rows, "columns": columns,
         "TYPE": compute_type(logits.dtype), "num_warps": tile.warps, **noise,
@@ -257,11 +257,11 @@ def relaxed(
             logits, temperature, out, programs_per_draw=programs, MASK=tile.rows > 1 or columns % (4 * tile.columns) != 0, **tile.shape, **common
         )
     else:
-        sums = torch.empty((3, draws * rows, tile.parts), dtype=temperature.dtype, device=logits.device).unbind()
+        parts = torch.empty((draws * rows, 3, tile.parts), dtype=temperature.dtype, device=logits.device)
         grid = (draws * rows, tile.parts)
-        _relaxed_sums_kernel[grid](logits, temperature, *sums, **tile.row_shape, **common)
+        _relaxed_sums_kernel[grid](logits, temperature, parts, **tile.row_shape, **common)
         _relaxed_write_kernel[grid](
-            logits, temperature, *sums, out, PARTS=triton.next_power_of_2(tile.parts), **tile.row_shape, **common
+            logits, temperature, parts, out, PARTS=triton.next_power_of_2(tile.parts), **tile.row_shape, **common
         )
     return out
 
@@ -297,7 +297,7 @@ def _weights(x, call, winner, row, draw, key, counter3, base, inverse):
 
 @triton.jit(do_not_specialize=["key", "counter3", "row_offset", "rows"])
 def _grad_sums_kernel(
-    logits_ptr, allowed_ptr, logsumexp_ptr, index_ptr, grad_ptr, temperature_ptr, total_ptr, dot_ptr, seed_ptr,
+    logits_ptr, allowed_ptr, logsumexp_ptr, index_ptr, grad_ptr, temperature_ptr, parts_ptr, seed_ptr,
     key: tl.int64, counter3: tl.int64, row_offset: tl.int64, row_stride: tl.int64, allowed_stride: tl.int64,
     temperature_stride: tl.int64, rows: tl.int64, columns,
     SEED_TENSOR: tl.constexpr, TYPE: tl.constexpr,
@@ -331,14 +331,13 @@ def _grad_sums_kernel(
         w = _weights(x, call + whole // 4, winner, row, draw, key, counter3, base, inverse)
         total += lane_sum(w)
         dot += lane_sum(w * load_grad(grad_ptrs + whole, mask, TYPE))
-    part = at * tl.num_programs(1) + tl.program_id(1)
-    tl.store(total_ptr + part, tl.sum(total, 1))
-    tl.store(dot_ptr + part, tl.sum(dot, 1))
+    store_part(parts_ptr, 2 * at, tl.sum(total, 1))
+    store_part(parts_ptr, 2 * at + 1, tl.sum(dot, 1))
 
 
 @triton.jit
 def _write_tile(
-    start, mask, x_ptrs, allowed_ptr, allowed_at, index_ptr, grad_ptrs, total_ptr, dot_ptr, out_ptrs, call, row, inside,
+    start, mask, x_ptrs, allowed_ptr, allowed_at, index_ptr, grad_ptrs, parts_ptr, out_ptrs, call, row, inside,
     row_offset, rows, draws, columns, key, counter3, base, inverse, TYPE: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """Writes a tile of the gradient, which stays in registers over all draws. Their sums come from the tile itself
@@ -354,8 +353,8 @@ def _write_tile(
             total = tl.sum(lane_sum(w), 1)
             dot = tl.sum(lane_sum(w * g), 1)
         else:
-            total = tl.sum(load_parts(total_ptr, at, tl.num_programs(1), 0.0, PARTS), 1)
-            dot = tl.sum(load_parts(dot_ptr, at, tl.num_programs(1), 0.0, PARTS), 1)
+            total = tl.sum(load_parts(parts_ptr, 2 * at, tl.num_programs(1), 0.0, PARTS), 1)
+            dot = tl.sum(load_parts(parts_ptr, 2 * at + 1, tl.num_programs(1), 0.0, PARTS), 1)
         # y (g - <y, g>) / t with y = w / total, <y, g> = dot / total.
         out += w * over_tile(inverse / total) * (g - over_tile(dot / total))
     tl.store(out_ptrs + start, out.to(out_ptrs.dtype.element_ty), mask=mask)
@@ -363,7 +362,7 @@ def _write_tile(
 
 @triton.jit(do_not_specialize=["key", "counter3", "row_offset", "rows"], do_not_specialize_on_alignment=["draws"])
 def _relaxed_grad_kernel(
-    logits_ptr, allowed_ptr, logsumexp_ptr, index_ptr, grad_ptr, temperature_ptr, total_ptr, dot_ptr, out_ptr, seed_ptr,
+    logits_ptr, allowed_ptr, logsumexp_ptr, index_ptr, grad_ptr, temperature_ptr, parts_ptr, out_ptr, seed_ptr,
     key: tl.int64, counter3: tl.int64, row_offset: tl.int64, row_stride: tl.int64, allowed_stride: tl.int64,
     temperature_stride: tl.int64, rows: tl.int64, draws, columns,
     SEED_TENSOR: tl.constexpr, TYPE: tl.constexpr, MASK: tl.constexpr, PARTS: tl.constexpr,
@@ -383,7 +382,7 @@ def _relaxed_grad_kernel(
     if PARTS == 0:
         mask = (over_tile(inside) & (column < columns)) if MASK else None
         _write_tile(
-            0, mask, x_ptrs, allowed_ptr, allowed_at, index_ptr, grad_ptrs, total_ptr, dot_ptr, out_ptrs, call, row,
+            0, mask, x_ptrs, allowed_ptr, allowed_at, index_ptr, grad_ptrs, parts_ptr, out_ptrs, call, row,
             inside, row_offset, rows, draws, columns, key, counter3, base, inverse, TYPE, PARTS,
         )  # fmt: skip
     else:
@@ -391,13 +390,13 @@ def _relaxed_grad_kernel(
         whole = columns // BLOCK * BLOCK
         for start in range(tl.program_id(1) * BLOCK, whole, tl.num_programs(1) * BLOCK):
             _write_tile(
-                start, None, x_ptrs, allowed_ptr, allowed_at, index_ptr, grad_ptrs, total_ptr, dot_ptr, out_ptrs, call,
+                start, None, x_ptrs, allowed_ptr, allowed_at, index_ptr, grad_ptrs, parts_ptr, out_ptrs, call,
                 row, inside, row_offset, rows, draws, columns, key, counter3, base, inverse, TYPE, PARTS,
             )  # fmt: skip
         if has_tail(whole, columns, BLOCK):
             _write_tile(
-                whole, whole + column < columns, x_ptrs, allowed_ptr, allowed_at, index_ptr, grad_ptrs, total_ptr,
-                dot_ptr, out_ptrs, call, row, inside, row_offset, rows, draws, columns, key, counter3, base, inverse,
+                whole, whole + column < columns, x_ptrs, allowed_ptr, allowed_at, index_ptr, grad_ptrs, parts_ptr,
+                out_ptrs, call, row, inside, row_offset, rows, draws, columns, key, counter3, base, inverse,
                 TYPE, PARTS,
             )  # fmt: skip
 
@@ -428,14 +427,14 @@ def relaxed_grad(
     noise = seed_arguments(seed, offset, row_offset, rows, columns, draws, logits)
     out = torch.empty((rows, columns), dtype=logits.dtype, device=logits.device)
     if rows:
-        tile = launch.noise_tile(logits, 4, rows)
+        tile = launch.noise_tile(logits, 4, draws)
         parts = 0 if tile.one else tile.parts
-        total, dot = torch.empty((2, draws * rows, parts), dtype=logsumexp.dtype, device=logits.device).unbind()
         common = {
             "logits_ptr": logits, "logsumexp_ptr": logsumexp, "index_ptr": index, "grad_ptr": grad,
-            "temperature_ptr": temperature, "total_ptr": total, "dot_ptr": dot, "row_stride": logits.stride(0),
-            "temperature_stride": temperature.stride(0), "rows": rows, "columns": columns,
-            "TYPE": compute_type(logits.dtype), "num_warps": tile.warps, **noise, **allowed_arguments(allowed),
+            "temperature_ptr": temperature, "row_stride": logits.stride(0), "rows": rows, "columns": columns,
+            "temperature_stride": temperature.stride(0), "TYPE": compute_type(logits.dtype), "num_warps": tile.warps,
+            "parts_ptr": torch.empty((draws * rows, 2, parts), dtype=logsumexp.dtype, device=logits.device),
+            **noise, **allowed_arguments(allowed),
         }  # fmt: skip
         if parts and draws:
             _grad_sums_kernel[(draws * rows, parts)](**tile.row_shape, **common)

@@ -132,8 +132,14 @@ def has_tail(whole, columns, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def store_part(ptr, row, value):
+    """Leaves what this program found, `value` [ROWS], in the row of [..., parts] that is meant for it."""
+    tl.store(ptr + row * tl.num_programs(1) + tl.program_id(1), value)
+
+
+@triton.jit
 def load_parts(ptr, row, parts, other, PARTS: tl.constexpr):
-    """What the `parts` programs of each row left, [ROWS, PARTS], to be joined as the lanes of a row are."""
+    """What the `parts` programs of each row left, [ROWS, PARTS], `other` beyond them: to be joined as lanes are."""
     part = tl.arange(0, PARTS)[None, :]
     return tl.load(ptr + row[:, None] * parts + part, mask=part < parts, other=other)
 
@@ -165,7 +171,7 @@ def add_tile(x, maximum, total):
 
 @triton.jit
 def join_lanes(maximum, total):
-    """(maximum, total) of the rows, [ROWS], from those of their lanes."""
+    """(maximum, total) of the rows, [ROWS], from those of their lanes, or of their parts, [ROWS, lanes]."""
     joined = tl.max(maximum, 1)
     return joined, tl.sum(total * tl.exp2(maximum - or_zero(joined)[:, None]), 1)
 

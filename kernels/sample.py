@@ -312,7 +312,7 @@ def sample(
     choice = allowed_arguments(allowed)
     race |= choice
     if short:
-        tile = launch.noise_tile(logits, 2, rows)
+        tile = launch.noise_tile(logits, 2)
         programs = triton.cdiv(rows, tile.rows)
         _short_kernel[(programs, launch.draw_programs(programs, draws))](
             *out, rows=rows, draws=draws, columns=columns, num_warps=tile.warps, **tile.shape, **race

@@ -17,10 +17,13 @@ from .rows import (
     allowed_arguments,
     compute_type,
     exp2_of,
+    has_tail,
     lane_sum,
     load_grad,
     load_logits,
+    load_parts,
     over_tile,
+    store_part,
     tile_columns,
     with_unit_stride,
 )
@@ -31,47 +34,105 @@ def _probs(ptrs, mask, base, TYPE: tl.constexpr, allowed_ptr, allowed_at):
     return tl.exp2(exp2_of(load_logits(ptrs, mask, TYPE, allowed_ptr, allowed_at), over_tile(base)))
 
 
+@triton.jit
+def _row_dot(
+    x_ptrs, allowed_ptr, allowed_at, grad_ptrs, column, columns, base, TYPE: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
+    """<p, g>, [1], over this program's tiles of a long row."""
+    whole = columns // BLOCK * BLOCK
+    dot = tl.zeros([1, column.shape[2]], TYPE)
+    for start in range(tl.program_id(1) * BLOCK, whole, tl.num_programs(1) * BLOCK):
+        p = _probs(x_ptrs + start, None, base, TYPE, allowed_ptr, allowed_at + start)
+        dot += lane_sum(p * load_grad(grad_ptrs + start, None, TYPE))
+    if has_tail(whole, columns, BLOCK):
+        mask = whole + column < columns
+        p = _probs(x_ptrs + whole, mask, base, TYPE, allowed_ptr, allowed_at + whole)
+        dot += lane_sum(p * load_grad(grad_ptrs + whole, mask, TYPE))
+    return tl.sum(dot, 1)
+
+
+@triton.jit
+def _write_row(
+    x_ptrs, allowed_ptr, allowed_at, grad_ptrs, out_ptrs, column, columns, base, dot, TYPE: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """p (g - <p, g>) of the same tiles, the last one first: what was read last is still in the L2."""
+    whole = columns // BLOCK * BLOCK
+    dot = over_tile(dot)
+    if has_tail(whole, columns, BLOCK):
+        mask = whole + column < columns
+        p = _probs(x_ptrs + whole, mask, base, TYPE, allowed_ptr, allowed_at + whole)
+        out = p * (load_grad(grad_ptrs + whole, mask, TYPE) - dot)
+        tl.store(out_ptrs + whole, out.to(out_ptrs.dtype.element_ty), mask=mask)
+    turns = tl.cdiv(whole // BLOCK - tl.program_id(1), tl.num_programs(1))
+    for turn in range(turns):
+        start = (tl.program_id(1) + (turns - 1 - turn) * tl.num_programs(1)) * BLOCK
+        p = _probs(x_ptrs + start, None, base, TYPE, allowed_ptr, allowed_at + start)
+        out = p * (load_grad(grad_ptrs + start, None, TYPE) - dot)
+        tl.store(out_ptrs + start, out.to(out_ptrs.dtype.element_ty))
+
+
 @triton.jit(do_not_specialize=["rows"])
 def _softmax_grad_kernel(
     logits_ptr, allowed_ptr, logsumexp_ptr, grad_ptr, out_ptr, row_stride: tl.int64, allowed_stride: tl.int64,
     grad_stride: tl.int64, rows: tl.int64, columns,
-    TYPE: tl.constexpr, ONE: tl.constexpr,
-    ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
+    TYPE: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
+    # Rows that are in a tile whole.
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
     column = tile_columns(DEPTH, LANES, VECTOR)
+    mask = over_tile(inside) & (column < columns)
+    base = tl.load(logsumexp_ptr + row, mask=inside, other=0.0) * LOG2E
+    allowed_at = over_tile(row * allowed_stride) + column
+    p = _probs(logits_ptr + over_tile(row * row_stride) + column, mask, base, TYPE, allowed_ptr, allowed_at)
+    grad = load_grad(grad_ptr + over_tile(row * grad_stride) + column, mask, TYPE)
+    out = p * (grad - over_tile(tl.sum(lane_sum(p * grad), 1)))
+    tl.store(out_ptr + over_tile(row * columns) + column, out.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@triton.jit(do_not_specialize=["rows"])
+def _rows_kernel(
+    logits_ptr, allowed_ptr, logsumexp_ptr, grad_ptr, out_ptr, row_stride: tl.int64, allowed_stride: tl.int64,
+    grad_stride: tl.int64, rows: tl.int64, columns,
+    TYPE: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    # Long rows, one after the other: between its two walks a row is to stay in the L2, which holds as few as these.
+    column = tile_columns(DEPTH, LANES, VECTOR)
+    BLOCK: tl.constexpr = DEPTH * LANES * VECTOR
+    for number in range(tl.program_id(0), rows, tl.num_programs(0)):
+        row = tl.zeros([1], tl.int64) + number
+        base = tl.load(logsumexp_ptr + row) * LOG2E
+        x_ptrs = logits_ptr + over_tile(row * row_stride) + column
+        allowed_at = over_tile(row * allowed_stride) + column
+        grad_ptrs = grad_ptr + over_tile(row * grad_stride) + column
+        out_ptrs = out_ptr + over_tile(row * columns) + column
+        dot = _row_dot(x_ptrs, allowed_ptr, allowed_at, grad_ptrs, column, columns, base, TYPE, BLOCK)
+        _write_row(x_ptrs, allowed_ptr, allowed_at, grad_ptrs, out_ptrs, column, columns, base, dot, TYPE, BLOCK)
+
+
+@triton.jit
+def _parts_kernel(
+    logits_ptr, allowed_ptr, logsumexp_ptr, grad_ptr, out_ptr, parts_ptr, row_stride: tl.int64,
+    allowed_stride: tl.int64, grad_stride: tl.int64, columns,
+    WRITE: tl.constexpr, PARTS: tl.constexpr, TYPE: tl.constexpr,
+    DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    # A part of a long row: first its <p, g>, then WRITE.
+    row = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
+    column = tile_columns(DEPTH, LANES, VECTOR)
+    BLOCK: tl.constexpr = DEPTH * LANES * VECTOR
+    base = tl.load(logsumexp_ptr + row) * LOG2E
     x_ptrs = logits_ptr + over_tile(row * row_stride) + column
     allowed_at = over_tile(row * allowed_stride) + column
     grad_ptrs = grad_ptr + over_tile(row * grad_stride) + column
-    out_ptrs = out_ptr + over_tile(row * columns) + column
-    base = tl.load(logsumexp_ptr + row, mask=inside, other=0.0) * LOG2E
-    if ONE:
-        mask = over_tile(inside) & (column < columns)
-        p = _probs(x_ptrs, mask, base, TYPE, allowed_ptr, allowed_at)
-        grad = load_grad(grad_ptrs, mask, TYPE)
-        dot = tl.sum(lane_sum(p * grad), 1)
-        tl.store(out_ptrs, (p * (grad - over_tile(dot))).to(out_ptr.dtype.element_ty), mask=mask)
+    if WRITE:
+        dot = tl.sum(load_parts(parts_ptr, row, tl.num_programs(1), 0.0, PARTS), 1)
+        out_ptrs = out_ptr + over_tile(row * columns) + column
+        _write_row(x_ptrs, allowed_ptr, allowed_at, grad_ptrs, out_ptrs, column, columns, base, dot, TYPE, BLOCK)
     else:
-        BLOCK: tl.constexpr = DEPTH * LANES * VECTOR
-        whole = columns // BLOCK * BLOCK
-        tail = over_tile(inside) & (whole + column < columns)
-        dot = tl.zeros([ROWS, LANES], TYPE)
-        for start in range(0, whole, BLOCK):
-            p = _probs(x_ptrs + start, None, base, TYPE, allowed_ptr, allowed_at + start)
-            dot += lane_sum(p * load_grad(grad_ptrs + start, None, TYPE))
-        if whole < columns:
-            p = _probs(x_ptrs + whole, tail, base, TYPE, allowed_ptr, allowed_at + whole)
-            dot += lane_sum(p * load_grad(grad_ptrs + whole, tail, TYPE))
-        dot = over_tile(tl.sum(dot, 1))
-        for start in range(0, whole, BLOCK):
-            p = _probs(x_ptrs + start, None, base, TYPE, allowed_ptr, allowed_at + start)
-            out = p * (load_grad(grad_ptrs + start, None, TYPE) - dot)
-            tl.store(out_ptrs + start, out.to(out_ptr.dtype.element_ty))
-        if whole < columns:
-            p = _probs(x_ptrs + whole, tail, base, TYPE, allowed_ptr, allowed_at + whole)
-            out = p * (load_grad(grad_ptrs + whole, tail, TYPE) - dot)
-            tl.store(out_ptrs + whole, out.to(out_ptr.dtype.element_ty), mask=tail)
+        dot = _row_dot(x_ptrs, allowed_ptr, allowed_at, grad_ptrs, column, columns, base, TYPE, BLOCK)
+        store_part(parts_ptr, row, dot)
 
 
 def softmax_grad(logits: Tensor, logsumexp: Tensor, grad: Tensor, allowed: Tensor | None = None) -> Tensor:
@@ -80,11 +141,22 @@ def softmax_grad(logits: Tensor, logsumexp: Tensor, grad: Tensor, allowed: Tenso
     logits, grad = with_unit_stride(logits), with_unit_stride(grad)
     rows, columns = logits.shape
     out = torch.empty((rows, columns), dtype=logits.dtype, device=logits.device)
-    if rows:
-        tile = launch.tile(logits, grad)
-        _softmax_grad_kernel[(triton.cdiv(rows, tile.rows),)](
-            logits, logsumexp_ptr=logsumexp.contiguous(), grad_ptr=grad, out_ptr=out, row_stride=logits.stride(0),
-            grad_stride=grad.stride(0), rows=rows, columns=columns, TYPE=compute_type(logits.dtype), ONE=tile.one,
-            num_warps=tile.warps, **tile.shape, **allowed_arguments(allowed),
-        )  # fmt: skip
+    if not rows:
+        return out
+    tile = launch.tile(logits, grad, twice=True)
+    common = {
+        "logits_ptr": logits, "logsumexp_ptr": logsumexp.contiguous(), "grad_ptr": grad, "out_ptr": out,
+        "row_stride": logits.stride(0), "grad_stride": grad.stride(0), "columns": columns,
+        "TYPE": compute_type(logits.dtype), "num_warps": tile.warps, **tile.row_shape, **allowed_arguments(allowed),
+    }  # fmt: skip
+    if tile.one:
+        _softmax_grad_kernel[(triton.cdiv(rows, tile.rows),)](rows=rows, ROWS=tile.rows, **common)
+    elif tile.parts == 1:
+        _rows_kernel[(min(rows, launch.FILL // 2),)](rows=rows, **common)
+    else:
+        parts = logsumexp.new_empty((rows, tile.parts))
+        for write in (False, True):
+            _parts_kernel[(rows, tile.parts)](
+                parts_ptr=parts, WRITE=write, PARTS=triton.next_power_of_2(tile.parts), **common
+            )
     return out

@@ -49,6 +49,8 @@ LIMITS = {
     "relaxed_grad": 60,
 }
 LIMIT_FROM = 4096
+# Kernels that touch no row, but what the programs left that shared it.
+PARTIAL = ("_select_kernel", "_join_kernel")
 # A loop that loads 1.5 tiles has one turn: the rest is not of the row, but the winner of a draw, its sum and the like.
 SCALARS = 0.1
 
@@ -178,8 +180,10 @@ class Traffic(NamedTuple):
 def traffic(launch: Launch, kernel: str) -> Traffic:
     x = launch.dtype.itemsize
     hot = 0 if launch.out_dtype is None else launch.out_dtype.itemsize
-    if launch.operation.startswith("relaxed") and "sums" in kernel:
-        return Traffic(2 * x, 2 * x) if launch.operation == "relaxed_grad" else Traffic(x, x)
+    if kernel in ("_grad_sums_kernel", "_dot_kernel"):
+        return Traffic(2 * x, 2 * x)
+    if kernel == "_relaxed_sums_kernel":
+        return Traffic(x, x)
     return {
         "sample": Traffic(x + hot, x),
         "sample_index": Traffic(x, x),
@@ -239,13 +243,11 @@ def entry(launch: Launch, kernel: Any, arch: str) -> dict[str, Any]:
 def launches() -> list[Launch]:
     many = []
     for dtype in (BF16, FP32):
-        for shape in ((65536, 6), (65536, 18), SHORT, (1024, 4096), LONG):
+        for shape in ((65536, 6), (65536, 18), SHORT, (1024, 4096), LONG, FEW, (1, 262144)):
             hot = (INT64, BOOL, dtype) if shape in (SHORT, LONG) else (INT64,)
             many += [Launch(name, *shape, dtype, kind) for name in ("sample", "log_prob") for kind in hot]
             names = ("sample_index", "entropy", "softmax_grad", "relaxed", "relaxed_grad")
             many += [Launch(name, *shape, dtype) for name in names]
-        for shape in (FEW, (1, 262144)):
-            many += [Launch("sample", *shape, dtype, INT64), Launch("sample_index", *shape, dtype)]
     return many
 
 
@@ -254,7 +256,7 @@ def table_of(arch: str) -> list[dict[str, Any]]:
     for launch in launches():
         with compiling(TARGETS[arch]) as kernels:
             launch.run()
-        found += [entry(launch, kernel, arch) for kernel in kernels if kernel.name != "_select_kernel"]
+        found += [entry(launch, kernel, arch) for kernel in kernels if kernel.name not in PARTIAL]
     return found
 
 

@@ -70,12 +70,12 @@ def _store(
 @triton.jit(do_not_specialize=["rows", "programs_per_draw"])
 def _log_prob_kernel(
     logits_ptr, allowed_ptr, logsumexp_ptr, value_ptr, out_ptr, index_ptr, parts_ptr, part_index_ptr,
-    row_stride: tl.int64, allowed_stride: tl.int64, rows: tl.int64, programs_per_draw, columns,
+    row_stride: tl.int64, allowed_stride: tl.int64, rows: tl.int64, programs_per_draw: tl.int64, columns,
     KNOWN: tl.constexpr, TYPE: tl.constexpr, VALUE_TYPE: tl.constexpr, LEAST: tl.constexpr, VALUE_VECTOR: tl.constexpr,
     SPLIT: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
-    draw = (tl.program_id(0) // programs_per_draw).to(tl.int64)
-    row = (tl.program_id(0) % programs_per_draw).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    draw = tl.program_id(0) // programs_per_draw
+    row = tl.program_id(0) % programs_per_draw * ROWS + tl.arange(0, ROWS)
     inside = row < rows
     at = draw * rows + row
     # The same columns and lanes twice: the value's own width makes its loads of 128 bits, too.

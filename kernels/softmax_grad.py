@@ -112,27 +112,41 @@ def _rows_kernel(
 
 
 @triton.jit
-def _parts_kernel(
-    logits_ptr, allowed_ptr, logsumexp_ptr, grad_ptr, out_ptr, parts_ptr, row_stride: tl.int64,
-    allowed_stride: tl.int64, grad_stride: tl.int64, columns,
-    WRITE: tl.constexpr, PARTS: tl.constexpr, TYPE: tl.constexpr,
-    DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
+def _dot_kernel(
+    logits_ptr, allowed_ptr, logsumexp_ptr, grad_ptr, parts_ptr, row_stride: tl.int64, allowed_stride: tl.int64,
+    grad_stride: tl.int64, columns,
+    TYPE: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
-    # A part of a long row: first its <p, g>, then WRITE.
+    # <p, g> of a part of a long row a program.
     row = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
     column = tile_columns(DEPTH, LANES, VECTOR)
-    BLOCK: tl.constexpr = DEPTH * LANES * VECTOR
     base = tl.load(logsumexp_ptr + row) * LOG2E
     x_ptrs = logits_ptr + over_tile(row * row_stride) + column
     allowed_at = over_tile(row * allowed_stride) + column
     grad_ptrs = grad_ptr + over_tile(row * grad_stride) + column
-    if WRITE:
-        dot = tl.sum(load_parts(parts_ptr, row, tl.num_programs(1), 0.0, PARTS), 1)
-        out_ptrs = out_ptr + over_tile(row * columns) + column
-        _write_row(x_ptrs, allowed_ptr, allowed_at, grad_ptrs, out_ptrs, column, columns, base, dot, TYPE, BLOCK)
-    else:
-        dot = _row_dot(x_ptrs, allowed_ptr, allowed_at, grad_ptrs, column, columns, base, TYPE, BLOCK)
-        store_part(parts_ptr, row, dot)
+    BLOCK: tl.constexpr = DEPTH * LANES * VECTOR
+    store_part(
+        parts_ptr, row, _row_dot(x_ptrs, allowed_ptr, allowed_at, grad_ptrs, column, columns, base, TYPE, BLOCK)
+    )
+
+
+@triton.jit
+def _write_kernel(
+    logits_ptr, allowed_ptr, logsumexp_ptr, grad_ptr, parts_ptr, out_ptr, row_stride: tl.int64,
+    allowed_stride: tl.int64, grad_stride: tl.int64, columns,
+    PARTS: tl.constexpr, TYPE: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    # The same part of the row a program.
+    row = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
+    column = tile_columns(DEPTH, LANES, VECTOR)
+    base = tl.load(logsumexp_ptr + row) * LOG2E
+    dot = tl.sum(load_parts(parts_ptr, row, tl.num_programs(1), 0.0, PARTS), 1)
+    x_ptrs = logits_ptr + over_tile(row * row_stride) + column
+    allowed_at = over_tile(row * allowed_stride) + column
+    grad_ptrs = grad_ptr + over_tile(row * grad_stride) + column
+    out_ptrs = out_ptr + over_tile(row * columns) + column
+    BLOCK: tl.constexpr = DEPTH * LANES * VECTOR
+    _write_row(x_ptrs, allowed_ptr, allowed_at, grad_ptrs, out_ptrs, column, columns, base, dot, TYPE, BLOCK)
 
 
 def softmax_grad(logits: Tensor, logsumexp: Tensor, grad: Tensor, allowed: Tensor | None = None) -> Tensor:
@@ -145,18 +159,18 @@ def softmax_grad(logits: Tensor, logsumexp: Tensor, grad: Tensor, allowed: Tenso
         return out
     tile = launch.tile(logits, grad, twice=True)
     common = {
-        "logits_ptr": logits, "logsumexp_ptr": logsumexp.contiguous(), "grad_ptr": grad, "out_ptr": out,
+        "logits_ptr": logits, "logsumexp_ptr": logsumexp.contiguous(), "grad_ptr": grad,
         "row_stride": logits.stride(0), "grad_stride": grad.stride(0), "columns": columns,
         "TYPE": compute_type(logits.dtype), "num_warps": tile.warps, **tile.row_shape, **allowed_arguments(allowed),
     }  # fmt: skip
     if tile.one:
-        _softmax_grad_kernel[(triton.cdiv(rows, tile.rows),)](rows=rows, ROWS=tile.rows, **common)
+        _softmax_grad_kernel[(triton.cdiv(rows, tile.rows),)](out_ptr=out, rows=rows, ROWS=tile.rows, **common)
     elif tile.parts == 1:
-        _rows_kernel[(min(rows, launch.FILL // 2),)](rows=rows, **common)
+        _rows_kernel[(min(rows, launch.FILL // 2),)](out_ptr=out, rows=rows, **common)
     else:
         parts = logsumexp.new_empty((rows, tile.parts))
-        for write in (False, True):
-            _parts_kernel[(rows, tile.parts)](
-                parts_ptr=parts, WRITE=write, PARTS=triton.next_power_of_2(tile.parts), **common
-            )
+        _dot_kernel[(rows, tile.parts)](parts_ptr=parts, **common)
+        _write_kernel[(rows, tile.parts)](
+            parts_ptr=parts, out_ptr=out, PARTS=triton.next_power_of_2(tile.parts), **common
+        )
     return out

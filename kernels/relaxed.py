@@ -353,8 +353,10 @@ def _write_tile(
             total = tl.sum(lane_sum(w), 1)
             dot = tl.sum(lane_sum(w * g), 1)
         else:
-            total = tl.sum(load_parts(parts_ptr, 2 * at, tl.num_programs(1), 0.0, PARTS), 1)
-            dot = tl.sum(load_parts(parts_ptr, 2 * at + 1, tl.num_programs(1), 0.0, PARTS), 1)
+            # To a number first, which has no layout that a whole tile would be moved out of.
+            one = tl.full([1], 1.0, TYPE)
+            total = one * tl.sum(load_parts(parts_ptr, 2 * at, tl.num_programs(1), 0.0, PARTS))
+            dot = one * tl.sum(load_parts(parts_ptr, 2 * at + 1, tl.num_programs(1), 0.0, PARTS))
         # y (g - <y, g>) / t with y = w / total, <y, g> = dot / total.
         out += w * over_tile(inverse / total) * (g - over_tile(dot / total))
     tl.store(out_ptrs + start, out.to(out_ptrs.dtype.element_ty), mask=mask)

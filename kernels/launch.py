@@ -8,8 +8,11 @@ from triton import cdiv, next_power_of_2
 
 from .noise import GROUP
 
-# The programs that fill the largest GPU of today (132 multiprocessors of an H200) twice: below it, rows are split.
-FILL = 264
+# Of an H200. With fewer programs, some would have none.
+MULTIPROCESSORS = 132
+# Two programs for each: with fewer, long rows are split. A split row then has four for each at most, so that up to 128
+# registers a thread cost it no warp.
+FILL = 2 * MULTIPROCESSORS
 # Elements of a tile: 32 a thread for 4 warps, which are four 128-bit loads of bf16 in flight.
 TILE = 4096
 # The longest row that stays in registers from its load to its store: 32 elements a thread for 16 warps.
@@ -60,7 +63,7 @@ def splits(rows: int, tiles: int) -> int:
 def few_rows(rows: int, columns: int, block: int) -> int:
     """`block` columns of a tile, or less where rows are so few that multiprocessors would have none; but a group at
     least, so that the partial results are of no more than columns / 1024 programs a row."""
-    while block > GROUP and rows * cdiv(columns, block) < FILL // 2:
+    while block > GROUP and rows * cdiv(columns, block) < MULTIPROCESSORS:
         block //= 2
     return block
 

@@ -166,7 +166,7 @@ def softmax_grad(logits: Tensor, logsumexp: Tensor, grad: Tensor, allowed: Tenso
     if tile.one:
         _softmax_grad_kernel[(triton.cdiv(rows, tile.rows),)](out_ptr=out, rows=rows, ROWS=tile.rows, **common)
     elif tile.parts == 1:
-        _rows_kernel[(min(rows, launch.FILL // 2),)](out_ptr=out, rows=rows, **common)
+        _rows_kernel[(min(rows, launch.MULTIPROCESSORS),)](out_ptr=out, rows=rows, **common)
     else:
         parts = logsumexp.new_empty((rows, tile.parts))
         _dot_kernel[(rows, tile.parts)](parts_ptr=parts, **common)

@@ -130,6 +130,49 @@ def test_kernel_is_as_good_as_its_twin(case: Case, columns: int) -> None:
         assert_as_good_as(found, twin, exact, dtype)
 
 
+# The ways to launch a row that is longer than a group: as launch.py does, with a row in a tile as long as it fits; from
+# 1025 columns on walked in tiles by one program; and by as many programs as there are tiles.
+LAUNCHES = {
+    "as launched": {},
+    "rows walked": {"ONE_TILE": GROUP, "FILL": 1},
+    "rows split": {"ONE_TILE": GROUP, "FILL": 10**6},
+}
+
+
+@pytest.fixture(params=LAUNCHES.values(), ids=LAUNCHES)
+def launches(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in request.param.items():
+        monkeypatch.setattr(launch, name, value)
+
+
+@pytest.mark.usefixtures("launches")
+@pytest.mark.parametrize("columns", [5000, 9216])
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_kernel_of_long_rows(case: Case, columns: int) -> None:
+    """Rows that start anywhere and rows aligned for 128-bit loads; among them rows that are no distribution."""
+    for dtype in (torch.bfloat16, torch.float32):
+        logits = logits_of(4, columns, dtype)
+        logits[1], logits[2, -1] = -torch.inf, torch.nan
+        grad, row_grad = torch.randn(4, columns).to(dtype), torch.randn(2, 4)
+        exact = case.twin(logits.double(), grad.double(), row_grad.double())
+        found, twin = case.kernel(logits, grad, row_grad), case.twin(logits, grad, row_grad)
+        assert_as_good_as(found, twin, exact, dtype)
+
+
+@pytest.mark.parametrize("columns", [2**15, 50_257, 131_072, 2**18])
+@pytest.mark.parametrize("rows", [1, 3, 8, 64, 200])
+def test_few_long_rows_fill_the_gpu(rows: int, columns: int) -> None:
+    """At least a program for each multiprocessor, but for a row of so few groups; at most four; and no more partial
+    results than groups."""
+    logits = torch.empty(rows, columns, dtype=torch.bfloat16, device="meta")
+    groups = -(-columns // GROUP)
+    block = GROUP * launch.sample_groups(rows, columns)
+    parts = [tile.parts for tile in (launch.tile(logits), launch.tile(logits, logits), launch.noise_tile(logits, 4))]
+    for n in (*parts, launch.splits(rows, -(-columns // block))):
+        assert n <= groups
+        assert n == groups or 132 <= n * rows <= 4 * 132 + rows
+
+
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 def test_kernel_takes_any_row_stride(case: Case) -> None:
     wide = torch.randn(3, 2000)
@@ -217,23 +260,28 @@ def test_log_prob_grad_of_a_masked_category_is_0(columns: int, draws: int) -> No
     assert found[1:][~mask[1:]].count_nonzero() == 0
 
 
+@pytest.mark.parametrize("columns", [1300, 5000])
 @pytest.mark.parametrize("dtype", [torch.bool, torch.uint8, torch.int32, torch.int64, torch.bfloat16, torch.float64])
-def test_log_prob_of_every_value_dtype(dtype: torch.dtype) -> None:
-    logits = torch.randn(4, 1300)
-    index = torch.tensor([[0, 1299, 1024, 7]])
-    value = torch.zeros(1, 4, 1300, dtype=dtype).scatter_(-1, index.unsqueeze(-1), 1)
+def test_log_prob_of_every_value_dtype(dtype: torch.dtype, columns: int) -> None:
+    logits = torch.randn(4, columns)
+    index = torch.tensor([[0, columns - 1, 1024, 7]])
+    value = torch.zeros(1, 4, columns, dtype=dtype).scatter_(-1, index.unsqueeze(-1), 1)
     for logsumexp in (None, logits.logsumexp(-1)):
         out, found, _ = log_prob.log_prob(logits, logsumexp, value)
         assert torch.equal(found, index)
         torch.testing.assert_close(out[0], logits.log_softmax(-1).gather(1, index.t())[:, 0])
 
 
+@pytest.mark.usefixtures("launches")
 @pytest.mark.parametrize("columns", [40, 1300, 9000])
 def test_log_prob_takes_the_first_maximum(columns: int) -> None:
-    value = torch.full((1, 3, columns), -2)
-    value[0, 0, [7, columns - 1]] = 5
-    value[0, 1, columns - 1] = -1
-    assert log_prob.log_prob(torch.zeros(3, columns), None, value)[1].tolist() == [[7, columns - 1, 0]]
+    value = torch.full((2, 4, columns), -2.0)
+    value[:, 0, [7, columns - 1]] = 5
+    value[:, 1, columns - 1] = -1
+    value[:, 3] = torch.nan
+    logits = torch.zeros(4, columns)
+    for logsumexp in (None, logits.logsumexp(-1)):
+        assert log_prob.log_prob(logits, logsumexp, value)[1].tolist() == 2 * [[7, columns - 1, 0, -1]]
 
 
 # Samples --------------------------------------------------------------------------------------------------------------
@@ -303,6 +351,7 @@ def test_sample_of_two_halves_is_the_sample_of_the_whole(columns: int) -> None:
     assert torch.equal(torch.cat(halves, 1), whole)
 
 
+@pytest.mark.usefixtures("launches")
 @pytest.mark.parametrize("columns", [8, 1030, 5000])
 @pytest.mark.parametrize("draws", [1, 2])
 def test_rows_that_are_no_distribution(columns: int, draws: int) -> None:
@@ -356,22 +405,7 @@ def test_seeds_and_counters_that_do_not_fit(arguments: dict, message: str) -> No
 # Relaxed samples ------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=[launch.ONE_TILE, GROUP], ids=["row in registers", "row walked twice"])
-def one_tile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows as they are launched, and rows that are walked in tiles from 1025 columns on, not from 16385."""
-    monkeypatch.setattr(launch, "ONE_TILE", request.param)
-
-
-@pytest.mark.usefixtures("one_tile")
-def test_softmax_grad_of_rows_in_registers_and_walked() -> None:
-    for columns in (5000, 9000):
-        logits, grad = logits_of(2, columns, torch.float32), torch.randn(2, columns)
-        found = softmax_grad.softmax_grad(logits, entropy.logsumexp(logits), grad)
-        exact = reference.softmax_grad(logits.double(), grad.double())
-        assert_as_good_as(found, reference.softmax_grad(logits, grad), exact, torch.float32)
-
-
-@pytest.mark.usefixtures("one_tile")
+@pytest.mark.usefixtures("launches")
 @pytest.mark.parametrize("columns", COLUMNS)
 def test_relaxed_is_the_twins(columns: int) -> None:
     temperature = torch.tensor([0.1, 1.0, 3.0])
@@ -384,7 +418,7 @@ def test_relaxed_is_the_twins(columns: int) -> None:
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=max(1e-4, 4 * torch.finfo(dtype).eps))
 
 
-@pytest.mark.usefixtures("one_tile")
+@pytest.mark.usefixtures("launches")
 def test_relaxed_keeps_its_noise_beside_large_logits() -> None:
     """Logits of 1e6 that differ by little: the same sample as without the 1e6. Added to such a number, a float32 Gumbel
     would keep three of its bits."""
@@ -404,7 +438,7 @@ def posterior_noise(seed: int, offset: int, draws: int, rows: int, columns: int)
     return torch.from_numpy(relaxed_exponential(each)), torch.from_numpy(exponential(high, low))
 
 
-@pytest.mark.usefixtures("one_tile")
+@pytest.mark.usefixtures("launches")
 @pytest.mark.parametrize("columns", COLUMNS)
 @pytest.mark.parametrize("draws", [1, 3])
 def test_relaxed_grad_is_the_twins(columns: int, draws: int) -> None:

@@ -187,12 +187,15 @@ def paths() -> list[Launch]:
     """Every kernel by every path of its launcher."""
     return [
         *(Launch("sample", *shape, BF16, INT64) for shape in (SHORT, LONG, FEW)),
-        *(Launch("log_prob", *shape, BF16, BF16) for shape in (SHORT, LONG)),
-        Launch("log_prob_known", *LONG, BF16, INT64),
+        *(Launch("log_prob", *shape, BF16, BF16) for shape in (SHORT, LONG, FEW)),
+        *(Launch("log_prob_known", *shape, BF16, INT64) for shape in (LONG, FEW)),
         *(Launch(name, *SHORT, BF16) for name in ("log_prob_index", "log_prob_grad", "entropy_grad", "logsumexp")),
-        *(Launch("entropy", *shape, BF16) for shape in (SHORT, LONG)),
-        *(Launch("softmax_grad", *shape, BF16) for shape in (SHORT, ONE_TILE, LONG)),
-        *(Launch(name, *shape, BF16) for name in ("relaxed", "relaxed_grad") for shape in (SHORT, ONE_TILE, LONG)),
+        *(Launch("entropy", *shape, BF16) for shape in (SHORT, LONG, FEW)),
+        *(
+            Launch(name, *shape, BF16)
+            for name in ("softmax_grad", "relaxed", "relaxed_grad")
+            for shape in (SHORT, ONE_TILE, LONG, FEW)
+        ),
     ]
 
 
@@ -203,11 +206,11 @@ def variants() -> list[Launch]:
         *(Launch("sample_index", *shape, BF16) for shape in (SHORT, FEW)),
         *(Launch("sample_seed_tensor", *shape, BF16, INT64) for shape in (SHORT, LONG, FEW)),
         *(Launch("sample", *shape, BF16, INT64, draws=4) for shape in (SHORT, LONG)),
+        *(Launch("relaxed_grad", *shape, BF16, draws=4) for shape in (SHORT, LONG, FEW)),
         # Columns and row starts that are no multiple of 16.
         Launch("sample", 65536, 18, BF16, BF16),
-        *(Launch(name, 1024, 5003, BF16, BF16) for name in ("sample", "log_prob", "entropy")),
-        # Few rows get more warps, or are split.
-        *(Launch(name, *FEW, BF16, BF16) for name in ("log_prob", "entropy", "softmax_grad", "relaxed")),
+        *(Launch(name, 1024, 5003, BF16, BF16) for name in ("sample", "log_prob", "entropy", "relaxed_grad")),
+        *(Launch(name, 8, 50257, BF16, INT64) for name in ("log_prob", "entropy", "softmax_grad", "relaxed")),
         *(Launch("log_prob", *LONG, BF16, dtype) for dtype in (INT64, BOOL, FP64)),
         *(Launch("log_prob_grad", *LONG, BF16, draws=n) for n in (1, 4)),
         *(Launch(name, *SHORT, BF16) for name in ("relaxed_seed_tensor", "relaxed_grad_seed_tensor")),
@@ -219,7 +222,8 @@ def variants() -> list[Launch]:
         many.append(Launch(name, *LONG, BF16))
     for dtype in (FP32, FP64):
         many += [Launch("sample", *shape, dtype, INT64) for shape in (SHORT, LONG, FEW)]
-        many += [Launch(name, *shape, dtype) for name in ("relaxed", "relaxed_grad") for shape in (SHORT, LONG)]
+        many += [Launch(name, *shape, dtype) for name in ("relaxed", "relaxed_grad") for shape in (SHORT, LONG, FEW)]
+        many += [Launch(name, *FEW, dtype, dtype) for name in ("log_prob", "entropy", "softmax_grad")]
         many += [Launch(name, *LONG, dtype) for name in ("entropy", "entropy_grad", "softmax_grad", "log_prob_grad")]
         many += [Launch("log_prob", *LONG, dtype, dtype), Launch("log_prob_index", *SHORT, dtype)]
     return many

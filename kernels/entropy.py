@@ -106,7 +106,7 @@ def _entropy_kernel(
         _store(entropy_ptr, logsumexp_ptr, row, inside, maximum, total, moment, ENTROPY)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["parts"])
 def _join_kernel(parts_ptr, entropy_ptr, logsumexp_ptr, parts, ENTROPY: tl.constexpr, PARTS: tl.constexpr):
     # One row a program, from what the programs that shared it left.
     row = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)

@@ -10,8 +10,8 @@ from .noise import GROUP
 
 # Of an H200. With fewer programs, some would have none.
 MULTIPROCESSORS = 132
-# Two programs for each: with fewer, long rows are split. A split row then has four for each at most, so that up to 128
-# registers a thread cost it no warp.
+# Two programs for each: with fewer, long rows are split. Then there are four for each at most, of 4 warps, so that up
+# to 128 registers a thread cost no warp.
 FILL = 2 * MULTIPROCESSORS
 # Elements of a tile: 32 a thread for 4 warps, which are four 128-bit loads of bf16 in flight.
 TILE = 4096
@@ -68,15 +68,22 @@ def few_rows(rows: int, columns: int, block: int) -> int:
     return block
 
 
-def short_tile(rows: int, columns: int, width: int, elements: int, parts: int) -> Tile:
+def short_tile(rows: int, columns: int, width: int, elements: int, parts: int = 1) -> Tile:
     """Rows that share a program of 4 warps, as many as fill `elements`, but not so many that multiprocessors stay
-    empty. The fewer lanes a row has, the fewer shuffles join them: eight elements each, or all the threads there are.
-    For noise, a tile is one of `parts` of a row."""
+    empty. For noise, the tile is one of `parts` of a row."""
     part = max(1, next_power_of_2(columns) // parts)
     width = min(width, part)
     many = max(1, min(elements // (parts * part), next_power_of_2(cdiv(rows, FILL))))
+    # The fewer lanes a row has, the fewer shuffles join them: eight elements each, or all the threads there are. Of
+    # 18 columns, an entropy costs 41 instructions an element in four lanes, and 218 in 32. With one lane of width 1,
+    # the depth would be what is contiguous, and be dealt out to threads.
     lanes = min(part // width, max(1 if width > 1 else 2, min(32, parts * part // 8), 128 // many))
     return Tile(part // (lanes * width), many, lanes, width, max(1, min(4, many * lanes // 32)), True)
+
+
+def row_tile(block: int, width: int, warps: int, parts: int = 0) -> Tile:
+    """One row, a lane for each thread; no parts where the row is in the tile whole."""
+    return Tile(block // (32 * warps * width), 1, 32 * warps, width, warps, parts == 0, max(1, parts))
 
 
 def tile(logits: Tensor, *others: Tensor, draws: int = 1, twice: bool = False) -> Tile:
@@ -87,48 +94,49 @@ def tile(logits: Tensor, *others: Tensor, draws: int = 1, twice: bool = False) -
     # Half a tile where an element takes more than one register until it is added up: no more than 64 a thread.
     elements = TILE if not others and logits.element_size() <= 4 else TILE // 2
     if block <= elements:
-        return short_tile(rows, columns, width, elements, 1)
-    # A row in registers is read once. Longer ones are walked in tiles, twice where a reduction comes before the write:
-    # the second read is from the L2.
+        return short_tile(rows, columns, width, elements)
+    # A row in registers is read once.
     if block <= ONE_TILE * elements // TILE:
-        warps = 4 * block // elements
-        return Tile(block // (32 * warps * width), 1, 32 * warps, width, warps, True)
+        return row_tile(block, width, 4 * block // elements)
     block = few_rows(draws * rows, columns, elements)
     parts = splits(draws * rows, cdiv(columns, block))
-    # Of rows that are walked twice as few as possible at once, one for each multiprocessor, by as many threads as it
-    # takes to keep 32 KB of loads in flight there: the second walk is to find its row in the L2.
-    warps = 16 if twice and parts == 1 else 4
-    return Tile(block // (128 * width), 1, 32 * warps, width, warps, False, parts)
+    # Of rows that are walked twice as few as possible at once, one for each multiprocessor, by as many threads as keep
+    # 32 KB of loads in flight there: the second walk is to find its row in the L2.
+    more = 4 if twice and parts == 1 else 1
+    return row_tile(more * block, width, more * 4, parts)
 
 
 def noise_tile(logits: Tensor, parts: int, draws: int = 1) -> Tile:
     """For kernels whose Philox call serves `parts` elements of a group: the tile of one part of each group."""
     rows, columns, width = *logits.shape, vector(logits)
     if columns <= GROUP:
+        # 16 elements a thread take 55 to 127 registers, where 8 would do with 64, for the key schedule and the
+        # addresses: sampling 32 categories costs 71 instructions an element, not 80 (float32 to bool).
         return short_tile(rows, columns, width, TILE // 2, parts)
     block = next_power_of_2(columns)
     if block <= ONE_TILE:
-        # 32 elements a thread: the key schedule, the addresses and the joining of lanes are 10 instructions an element
-        # for 16, 5 for 32. It takes 80 to 96 registers.
-        warps = block // 1024
-        return Tile(block // (parts * 32 * warps * width), 1, 32 * warps, width, warps, True)
-    # bf16 has 32 elements, in one 128-bit load of each part,
+        # 32 elements a thread take 80 to 96 registers, 16 take 48 to 63; but then what a program does once makes 48
+        # instructions an element of 40 (relaxed), 53 of 47 (its gradient), and instructions are the limit.
+        return row_tile(block // parts, width, block // 1024)
+    # Walked, 16 elements a thread, 64 registers. Of bf16 it is 32, one 128-bit load of each quarter, and 76 to 121
+    # registers: 16 warps on a multiprocessor have 32 KB of loads in flight, which is enough, and eight independent
+    # Philox calls each, which keep the schedulers busy; with 64-bit loads it is one instruction an element more.
     block = few_rows(draws * rows, columns, max(TILE // 2, parts * 128 * width))
     warps = max(1, min(4, block // (parts * 32 * width)))
-    return Tile(
-        block // (parts * 32 * warps * width), 1, 32 * warps, width, warps, False,
-        splits(draws * rows, cdiv(columns, block)),
-    )
+    return row_tile(block // parts, width, warps, splits(draws * rows, cdiv(columns, block)))
 
 
 # Sampling a long row: four groups a turn, a warp for each, so that a group's sum needs no barrier.
 SAMPLE_GROUPS = 4
-# Groups that the race of the groups reads at once: one tile up to a million columns.
-RACE = 1024
 
 
 def sample_groups(rows: int, columns: int) -> int:
+    """The groups of a turn, and the warps of a program."""
     return few_rows(rows, columns, SAMPLE_GROUPS * GROUP) // GROUP
+
+
+# Groups that the race of the groups reads at once: one tile up to a million columns.
+RACE = 1024
 
 
 def draw_programs(row_programs: int, draws: int) -> int:

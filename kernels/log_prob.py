@@ -128,7 +128,7 @@ def _log_prob_kernel(
         )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "parts"])
 def _join_kernel(
     logits_ptr, allowed_ptr, logsumexp_ptr, value_ptr, out_ptr, index_ptr, parts_ptr, part_index_ptr,
     row_stride: tl.int64, allowed_stride: tl.int64, rows: tl.int64, columns, parts,

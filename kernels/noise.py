@@ -95,6 +95,14 @@ def words(STAGE: tl.constexpr, call, row, draw, key, counter3):
 
 
 @triton.jit
+def word_pairs(STAGE: tl.constexpr, call, row, draw, key, counter3):
+    """The same words as uint64 [..., 2], w0 | w1 << 32 and w2 | w3 << 32. Packed and joined they have one user, so that
+    the compiler computes them in the layout of what they are used with; else it moves each through shared memory."""
+    w0, w1, w2, w3 = words(STAGE, call, row, draw, key, counter3)
+    return tl.join(w0.to(tl.uint64) | w1.to(tl.uint64) << 32, w2.to(tl.uint64) | w3.to(tl.uint64) << 32)
+
+
+@triton.jit
 def _minus_log1p(v4, complement43):
     """-log(1 - v) in float32, from 4 v and 4/3 (1 - v), as
 

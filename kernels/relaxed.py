@@ -31,6 +31,7 @@ from .noise import (
     fast_log2,
     load_key,
     seed_arguments,
+    word_pairs,
     words,
 )
 from .rows import (
@@ -38,12 +39,12 @@ from .rows import (
     compute_type,
     exp2_of,
     has_tail,
-    load_grad,
-    load_logits,
-    load_parts,
     lane_max,
     lane_min,
     lane_sum,
+    load_grad,
+    load_logits,
+    load_parts,
     or_zero,
     over_lanes,
     over_tile,
@@ -72,10 +73,8 @@ def _columns(DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr):
 
 @triton.jit
 def _words(STAGE: tl.constexpr, call, row, draw, key, counter3):
-    """The word of each element of a tile. Packed and joined in this way the four words have one user, and the compiler
-    computes them in the layout of the logits; else it would move each through shared memory."""
-    w0, w1, w2, w3 = words(STAGE, call, over_tile(row), draw, key, counter3)
-    pairs = tl.join(w0.to(tl.uint64) | w1.to(tl.uint64) << 32, w2.to(tl.uint64) | w3.to(tl.uint64) << 32)
+    """The word of each element of a tile."""
+    pairs = word_pairs(STAGE, call, over_tile(row), draw, key, counter3)
     return tl.permute(tl.join(pairs.to(tl.uint32), (pairs >> 32).to(tl.uint32)), (4, 5, 0, 1, 2, 3))
 
 
@@ -249,20 +248,21 @@ def relaxed(
     tile = launch.noise_tile(logits, 4, draws)
     common = {
         "row_stride": logits.stride(0), "temperature_stride": temperature.stride(0), "rows": rows, "columns": columns,
-        "TYPE": compute_type(logits.dtype), "num_warps": tile.warps, **noise,
+        "TYPE": compute_type(logits.dtype), "num_warps": tile.warps, **tile.row_shape, **noise,
     }  # fmt: skip
     if tile.one:
         programs = triton.cdiv(rows, tile.rows)
+        masked = tile.rows > 1 or columns != 4 * tile.columns
         _relaxed_kernel[(programs * draws,)](
-            logits, temperature, out, programs_per_draw=programs, MASK=tile.rows > 1 or columns % (4 * tile.columns) != 0, **tile.shape, **common
+            logits, temperature, out, programs_per_draw=programs, MASK=masked, ROWS=tile.rows, **common
         )
     else:
         parts = torch.empty((draws * rows, 3, tile.parts), dtype=temperature.dtype, device=logits.device)
         grid = (draws * rows, tile.parts)
-        _relaxed_sums_kernel[grid](logits, temperature, parts, **tile.row_shape, **common)
+        _relaxed_sums_kernel[grid](logits, temperature, parts, **common)
         _relaxed_write_kernel[grid](
-            logits, temperature, parts, out, PARTS=triton.next_power_of_2(tile.parts), **tile.row_shape, **common
-        )
+            logits, temperature, parts, out, PARTS=triton.next_power_of_2(tile.parts), **common
+        )  # fmt: skip
     return out
 
 
@@ -436,12 +436,12 @@ def relaxed_grad(
             "temperature_ptr": temperature, "row_stride": logits.stride(0), "rows": rows, "columns": columns,
             "temperature_stride": temperature.stride(0), "TYPE": compute_type(logits.dtype), "num_warps": tile.warps,
             "parts_ptr": torch.empty((draws * rows, 2, parts), dtype=logsumexp.dtype, device=logits.device),
-            **noise, **allowed_arguments(allowed),
+            **tile.row_shape, **noise, **allowed_arguments(allowed),
         }  # fmt: skip
         if parts and draws:
-            _grad_sums_kernel[(draws * rows, parts)](**tile.row_shape, **common)
+            _grad_sums_kernel[(draws * rows, parts)](**common)
         _relaxed_grad_kernel[(triton.cdiv(rows, tile.rows), max(1, parts))](
-            out_ptr=out, draws=draws, MASK=tile.rows > 1 or columns % (4 * tile.columns) != 0, PARTS=triton.next_power_of_2(parts) if parts else 0,
-            **tile.shape, **common,
+            out_ptr=out, draws=draws, MASK=tile.rows > 1 or columns != 4 * tile.columns,
+            PARTS=triton.next_power_of_2(parts) if parts else 0, ROWS=tile.rows, **common,
         )  # fmt: skip
     return out

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import launch
 from .entropy import logsumexp as row_logsumexp
-from .noise import ELEMENT, GROUP, GROUPS, LOG2E, exponential64, load_key, seed_arguments, words
+from .noise import ELEMENT, GROUP, GROUPS, LOG2E, exponential64, load_key, seed_arguments, word_pairs, words
 from .rows import (
     allowed_arguments,
     compute_dtype,
@@ -44,11 +44,7 @@ def _winner(x, maximum, column, call, row, draw, key, counter3):
     """The column of the least E / w of each row, [ROWS], w = exp(x - maximum); the lowest of them where some are equal.
     A logit of -inf ends at inf, and is never drawn. The tile is two halves of a group, [2, DEPTH, ROWS, LANES, VECTOR],
     and `call` is for one."""
-    w0, w1, w2, w3 = words(ELEMENT, call, over_tile(row), draw, key, counter3)
-    # Packed and joined in this way the four words have one user, and the compiler computes them in the layout of the
-    # logits; else it would move each through shared memory.
-    pair = tl.join(w0.to(tl.uint64) | w1.to(tl.uint64) << 32, w2.to(tl.uint64) | w3.to(tl.uint64) << 32)
-    pair = tl.permute(pair, (4, 0, 1, 2, 3))
+    pair = tl.permute(word_pairs(ELEMENT, call, over_tile(row), draw, key, counter3), (4, 0, 1, 2, 3))
     weight_inverse = tl.exp2(((over_tile(maximum) - x) * LOG2E).to(tl.float32))
     race = exponential64(pair.to(tl.uint32), (pair >> 32).to(tl.uint32)) * weight_inverse
     least = tl.min(lane_min(race), 1)
@@ -187,9 +183,7 @@ def _race_elements(logits_ptr, allowed_ptr, allowed_at, group, row, draw, key, c
     column = group * _GROUP + i
     x = load_logits(logits_ptr + column, column < columns, TYPE, allowed_ptr, allowed_at + column)
     row += tl.arange(0, 1)
-    return tl.min(
-        _winner(x, tl.max(lane_max(x), 1), column, group * _HALF + call, row, draw, key, counter3), 0
-    )
+    return tl.min(_winner(x, tl.max(lane_max(x), 1), column, group * _HALF + call, row, draw, key, counter3), 0)
 
 
 @triton.jit

@@ -125,9 +125,7 @@ def _dot_kernel(
     allowed_at = over_tile(row * allowed_stride) + column
     grad_ptrs = grad_ptr + over_tile(row * grad_stride) + column
     BLOCK: tl.constexpr = DEPTH * LANES * VECTOR
-    store_part(
-        parts_ptr, row, _row_dot(x_ptrs, allowed_ptr, allowed_at, grad_ptrs, column, columns, base, TYPE, BLOCK)
-    )
+    store_part(parts_ptr, row, _row_dot(x_ptrs, allowed_ptr, allowed_at, grad_ptrs, column, columns, base, TYPE, BLOCK))
 
 
 @triton.jit

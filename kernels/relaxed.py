@@ -288,6 +288,7 @@ def _weights(x, call, winner, row, draw, key, counter3, base, inverse):
     one_plus = 1.0 + exponential32(_words(POSTERIOR, call, row, draw, key, counter3)) * one_over_p
     weight = tl.exp2(_log2(one_plus) * over_tile(-inverse))
     # The winner by its Philox call and quarter, which take fewer registers than the columns.
+    winner = winner.to(tl.int32)
     Q: tl.constexpr = min(_CALLS, x.shape[2] * x.shape[4] * x.shape[5])
     its_call = winner // _GROUP * _CALLS + winner % Q
     its_quarter = winner % _GROUP // Q

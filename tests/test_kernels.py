@@ -139,16 +139,22 @@ LAUNCHES = {
 }
 
 
-@pytest.fixture(params=LAUNCHES.values(), ids=LAUNCHES)
-def launches(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in request.param.items():
+@pytest.fixture
+def launched(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    for name, value in LAUNCHES[request.param].items():
         monkeypatch.setattr(launch, name, value)
+    return request.param
 
 
-@pytest.mark.usefixtures("launches")
-@pytest.mark.parametrize("columns", [5000, 9216])
+def each_launch(*columns: int) -> pytest.MarkDecorator:
+    """The columns, and the ways to launch them: one, where they are no more than a group."""
+    cases = [(n, name) for n in columns for name in LAUNCHES if n > GROUP or name == "as launched"]
+    return pytest.mark.parametrize(("columns", "launched"), cases, indirect=["launched"])
+
+
+@each_launch(5000, 9216)
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_kernel_of_long_rows(case: Case, columns: int) -> None:
+def test_kernel_of_long_rows(case: Case, columns: int, launched: str) -> None:
     """Rows that start anywhere and rows aligned for 128-bit loads; among them rows that are no distribution."""
     for dtype in (torch.bfloat16, torch.float32):
         logits = logits_of(4, columns, dtype)
@@ -272,9 +278,8 @@ def test_log_prob_of_every_value_dtype(dtype: torch.dtype, columns: int) -> None
         torch.testing.assert_close(out[0], logits.log_softmax(-1).gather(1, index.t())[:, 0])
 
 
-@pytest.mark.usefixtures("launches")
-@pytest.mark.parametrize("columns", [40, 1300, 9000])
-def test_log_prob_takes_the_first_maximum(columns: int) -> None:
+@each_launch(40, 1300, 9000)
+def test_log_prob_takes_the_first_maximum(columns: int, launched: str) -> None:
     value = torch.full((2, 4, columns), -2.0)
     value[:, 0, [7, columns - 1]] = 5
     value[:, 1, columns - 1] = -1
@@ -351,10 +356,9 @@ def test_sample_of_two_halves_is_the_sample_of_the_whole(columns: int) -> None:
     assert torch.equal(torch.cat(halves, 1), whole)
 
 
-@pytest.mark.usefixtures("launches")
-@pytest.mark.parametrize("columns", [8, 1030, 5000])
+@each_launch(8, 1030, 5000)
 @pytest.mark.parametrize("draws", [1, 2])
-def test_rows_that_are_no_distribution(columns: int, draws: int) -> None:
+def test_rows_that_are_no_distribution(columns: int, launched: str, draws: int) -> None:
     logits = torch.randn(5, columns)
     logits[0] = -torch.inf
     logits[1, 3], logits[2, columns - 1], logits[3, :] = torch.nan, torch.inf, torch.nan
@@ -405,9 +409,8 @@ def test_seeds_and_counters_that_do_not_fit(arguments: dict, message: str) -> No
 # Relaxed samples ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.usefixtures("launches")
-@pytest.mark.parametrize("columns", COLUMNS)
-def test_relaxed_is_the_twins(columns: int) -> None:
+@each_launch(*COLUMNS)
+def test_relaxed_is_the_twins(columns: int, launched: str) -> None:
     temperature = torch.tensor([0.1, 1.0, 3.0])
     for dtype in DTYPES if columns in (18, 1025) else DTYPES[2:3]:
         logits = logits_of(3, columns, dtype)
@@ -418,16 +421,15 @@ def test_relaxed_is_the_twins(columns: int) -> None:
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=max(1e-4, 4 * torch.finfo(dtype).eps))
 
 
-@pytest.mark.usefixtures("launches")
-def test_relaxed_keeps_its_noise_beside_large_logits() -> None:
+@each_launch(50, 3000)
+def test_relaxed_keeps_its_noise_beside_large_logits(columns: int, launched: str) -> None:
     """Logits of 1e6 that differ by little: the same sample as without the 1e6. Added to such a number, a float32 Gumbel
     would keep three of its bits."""
-    for columns in (50, 3000):
-        logits = torch.randint(-8, 8, (2, columns)) / 4.0
-        t = torch.ones(2)
-        near, far = relaxed.relaxed(logits, t, 1, 1, 0), relaxed.relaxed(logits + 2.0**20, t, 1, 1, 0)
-        torch.testing.assert_close(far, near)
-        assert torch.equal(sample.sample(logits, 4, None, 1, 0)[1], sample.sample(logits + 2.0**20, 4, None, 1, 0)[1])
+    logits = torch.randint(-8, 8, (2, columns)) / 4.0
+    t = torch.ones(2)
+    near, far = relaxed.relaxed(logits, t, 1, 1, 0), relaxed.relaxed(logits + 2.0**20, t, 1, 1, 0)
+    torch.testing.assert_close(far, near)
+    assert torch.equal(sample.sample(logits, 4, None, 1, 0)[1], sample.sample(logits + 2.0**20, 4, None, 1, 0)[1])
 
 
 def posterior_noise(seed: int, offset: int, draws: int, rows: int, columns: int) -> tuple[Tensor, Tensor]:
@@ -438,10 +440,9 @@ def posterior_noise(seed: int, offset: int, draws: int, rows: int, columns: int)
     return torch.from_numpy(relaxed_exponential(each)), torch.from_numpy(exponential(high, low))
 
 
-@pytest.mark.usefixtures("launches")
-@pytest.mark.parametrize("columns", COLUMNS)
+@each_launch(*COLUMNS)
 @pytest.mark.parametrize("draws", [1, 3])
-def test_relaxed_grad_is_the_twins(columns: int, draws: int) -> None:
+def test_relaxed_grad_is_the_twins(columns: int, launched: str, draws: int) -> None:
     # Interpreted noise is slow: every dtype for rows of both kernels, one for the others.
     for dtype in DTYPES if columns in (18, 1025) else DTYPES[2:3]:
         logits = logits_of(3, columns, dtype)

@@ -348,8 +348,9 @@ def _write_tile(
     for draw in range(draws):
         at = draw * rows + row
         winner = tl.load(index_ptr + at, mask=inside, other=-1)
-        g = load_grad(grad_ptrs + over_tile(at * columns) + start, mask, TYPE)
         w = _weights(x, call + start // 4, winner, row + row_offset, draw, key, counter3, base, inverse)
+        # After the noise, which needs all the registers there are.
+        g = load_grad(grad_ptrs + over_tile(at * columns) + start, mask, TYPE)
         if PARTS == 0:
             total = tl.sum(lane_sum(w), 1)
             dot = tl.sum(lane_sum(w * g), 1)

@@ -7,7 +7,8 @@ are the instructions that one thread executes in one turn of the main loop, over
 turn; of a kernel without a loop over the row, all of its instructions, over the real elements, so that the padding of
 a short row shows.
 
-Kernels that touch only a part of the row (the choice among the sums of a split row, log_prob of an index) have no line.
+Kernels that touch only a part of the row (log_prob of an index, the joining of what the programs of a split row left)
+have no line.
 """
 
 from __future__ import annotations

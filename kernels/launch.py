@@ -118,8 +118,8 @@ def noise_tile(logits: Tensor, parts: int, draws: int = 1) -> Tile:
         # 32 elements a thread take 80 to 96 registers, 16 take 48 to 63; but then what a program does once makes 48
         # instructions an element of 40 (relaxed), 53 of 46 (its gradient), and instructions are the limit.
         return row_tile(block // parts, width, block // 1024)
-    # Walked, 16 elements a thread, 64 registers. Of bf16 it is 32, one 128-bit load of each quarter, and 76 to 128
-    # registers: 16 warps on a multiprocessor have 32 KB of loads in flight, which is enough, and eight independent
+    # Walked, 16 elements a thread, 64 registers. Of bf16 it is 32, one 128-bit load of each quarter, and 76 to 96
+    # registers: the 20 warps of a multiprocessor have 40 KB of loads in flight, which is enough, and eight independent
     # Philox calls each, which keep the schedulers busy; with 64-bit loads it is one instruction an element more.
     block = few_rows(draws * rows, columns, max(TILE // 2, parts * 128 * width))
     warps = max(1, min(4, block // (parts * 32 * width)))

@@ -14,7 +14,7 @@ demo: $(VENV)/.demo ## the library at work on this machine: example, self-check,
 	@$(BIN)/python -m onehot_triton
 
 test: $(VENV)/.test ## the whole test suite; make test ARGS="-k name" for a part
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 $(ARGS)
 
 lint: $(VENV)/.test ## ruff and pyright
 	$(BIN)/ruff check .

@@ -416,7 +416,9 @@ def test_log_prob_index_of_any_integer_dtype(index_dtype):
 
 
 @each_validate
-@pytest.mark.parametrize("value", [lambda v: v.expand(4, 2, 3, COLUMNS), lambda v: v.mT.contiguous().mT], ids=str)
+@pytest.mark.parametrize(
+    "value", [lambda v: v.expand(4, 2, 3, COLUMNS), lambda v: v.mT.contiguous().mT], ids=["expanded", "transposed"]
+)
 def test_log_prob_of_strided_values(value, validate):
     case = make("logits", (2, 3), torch.float32, validate_args=validate)
     plain = one_hot(torch.randint(COLUMNS, (2, 3)), torch.float64)

@@ -378,7 +378,11 @@ def test_relaxed_gradients_of_two_draws_differ(backend):
     assert not torch.equal(one, other)
 
 
-@pytest.mark.parametrize("as_tensor", [lambda t: t, lambda t: t.double(), lambda t: t.unsqueeze(0)], ids=str)
+@pytest.mark.parametrize(
+    "as_tensor",
+    [lambda t: t, lambda t: t.double(), lambda t: t.unsqueeze(0)],
+    ids=["as it is", "float64", "one dimension more"],
+)
 def test_relaxed_temperature_of_each_row(as_tensor, backend):
     x, grad = torch.randn(2, COLUMNS, requires_grad=True), torch.randn(2, COLUMNS)
 

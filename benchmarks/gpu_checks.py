@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -53,6 +54,19 @@ def densities_and_gradients(device: torch.device, small: bool) -> None:
                 cases.assert_as_good_as(found, twin, exact, dtype)
             except AssertionError as error:
                 raise AssertionError(f"{case.name}, {columns} columns, {dtype}: {error}") from None
+
+
+def category_masks(device: torch.device, small: bool) -> None:
+    """As logits of -inf; sums may be taken in another order."""
+    for columns in (18, 1025) if small else (18, 1025, 9000, 151_936):
+        mask = cases.mask_of(4, columns).to(device)
+        with torch.device(device):
+            logits = torch.randn(4, columns)
+            for name, run in cases.WITH_MASK.items():
+                expected = run(torch.where(mask, logits, -torch.inf), None)
+                for found, e in zip(run(torch.where(mask, logits, torch.nan), mask), expected, strict=True):
+                    where = f"{name}, {columns} columns"
+                    torch.testing.assert_close(found, e, equal_nan=True, msg=partial("{}: {}".format, where))
 
 
 def samples_draw_for_draw(device: torch.device, small: bool) -> None:
@@ -186,6 +200,7 @@ CHECKS: tuple[Check, ...] = (
     samples_draw_for_draw,
     many_rows_draw_for_draw,
     densities_and_gradients,
+    category_masks,
     relaxed_samples_and_gradients,
     public_classes,
     graphs_draw_anew,

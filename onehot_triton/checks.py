@@ -73,23 +73,23 @@ def parameter(**parameters: Tensor | None) -> tuple[Tensor, str]:
     return param, name
 
 
-def rows(survey: reference.Survey, param: Tensor, name: str, mask: Tensor | None = None) -> None:
+def rows(logits: Tensor, param: Tensor, name: str, mask: Tensor | None = None) -> None:
     """Checks that every row is a distribution.
 
     Args:
-        survey: of the logits.
+        logits: [*batch, columns].
         param: [*batch, columns], what the user gave: logits or probs.
         name: which of the two.
         mask: bool of that shape; where it is False, any parameter will do.
     """
-    row_maximum, all_valid = survey
-    if all_valid or row_maximum is None:
-        return
     if torch.compiler.is_compiling():
         message = f"{name}: expected a distribution in every row, found NaN, inf or nothing"
-        _is_true(row_maximum.isfinite().all(), message)
+        _is_true(reference.valid_rows(logits).all(), message)
         return
-    bad_rows = ~row_maximum.isfinite()
+    # One number tells of all maxima, but where it overflows.
+    if math.isfinite(logits.amax(-1).sum(dtype=reference.compute_dtype(logits.dtype)).item()):
+        return
+    bad_rows = ~reference.valid_rows(logits)
     if not bad_rows.any():
         return
     at = _first(bad_rows)

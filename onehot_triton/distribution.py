@@ -86,9 +86,9 @@ class OneHotCategorical(Distribution):
         checks.temperature(temperature, shape[:-1], self._validate_args)
         self._compute_logits()
         if self._validate_args:
-            survey = reference.survey(ops.masked(self._logits, self._allowed).detach())
-            checks.rows(survey, self._param, self._name, self._mask)
-            self._survey = reference.Survey(survey.row_maximum, True)
+            logits = ops.masked(self._logits, self._allowed)
+            checks.rows(logits.detach(), self._param, self._name, self._mask)
+            self._all_valid = True
 
     # The logits and what is known of them ----------------------------------------------------------------------------
 
@@ -97,7 +97,8 @@ class OneHotCategorical(Distribution):
         them, and forgets what was known of the last."""
         self._logits, self._allowed = ops.logits_of(self._param, self._name == "probs", self.unimix, self._mask)
         self._version = _version(self._param, self._mask)
-        self._survey: reference.Survey | None = None
+        # Whether every row is known to be a distribution.
+        self._all_valid = False
         self._logsumexp: Tensor | None = None
 
     def _current_logits(self) -> Tensor:
@@ -112,15 +113,6 @@ class OneHotCategorical(Distribution):
         """The unnormalised logits with -inf at masked categories, for what torch computes."""
         return ops.masked(self._current_logits(), self._allowed)
 
-    def _surveyed(self) -> reference.Survey | None:
-        """The survey of the current logits, made once; None where kernels compute, which need none."""
-        if self._survey is None and not ops.uses_kernels(self._param.device):
-            survey = reference.survey(self._logits.detach())
-            if reference.in_transform():
-                return survey
-            self._survey = survey
-        return self._survey
-
     def _keep(self, logsumexp: Tensor | None) -> None:
         """Remembers a logsumexp that came as a by-product, but not one that belongs to a transform of torch.func."""
         if logsumexp is not None and self._logsumexp is None and not reference.in_transform():
@@ -128,7 +120,7 @@ class OneHotCategorical(Distribution):
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        for name in ("_logits", "_allowed", "_version", "_survey", "_logsumexp"):
+        for name in ("_logits", "_allowed", "_version", "_all_valid", "_logsumexp"):
             del state[name]
         return state
 
@@ -171,23 +163,21 @@ class OneHotCategorical(Distribution):
     # Samples ----------------------------------------------------------------------------------------------------------
 
     def _sample(
-        self, shape: Any, dtype: torch.dtype | None, generator: torch.Generator | None, want: bool = False
+        self, shape: Any, dtype: torch.dtype | None, generator: torch.Generator | None
     ) -> tuple[Any, Tensor, Tensor | None]:
         logits = self._current_logits()
         checks.generator(generator, logits.device)
-        draw = ops.Draw(checks.sample_shape(shape), dtype, generator, want)
-        one_hot, index, logsumexp = ops.sample(logits, self._allowed, draw, self._surveyed())
+        draw = ops.Draw(checks.sample_shape(shape), dtype, generator, self._all_valid)
+        one_hot, index, logsumexp = ops.sample(logits, self._allowed, draw)
         self._keep(logsumexp)
         return one_hot, index, logsumexp
 
-    def _rsample(
-        self, shape: Any, generator: torch.Generator | None, want: bool = False
-    ) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _rsample(self, shape: Any, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor | None]:
         logits = self._current_logits()
         checks.generator(generator, logits.device)
-        draw = ops.Draw(checks.sample_shape(shape), logits.dtype, generator, want)
+        draw = ops.Draw(checks.sample_shape(shape), logits.dtype, generator, self._all_valid)
         method = self.grad_method or ReparamGradientStrategy.PassThrough
-        one_hot, index, logsumexp = ops.rsample(logits, self._allowed, draw, method, self.temperature, self._surveyed())
+        one_hot, index, logsumexp = ops.rsample(logits, self._allowed, draw, method, self.temperature)
         self._keep(logsumexp)
         return one_hot.to(self._param.dtype), index, logsumexp
 
@@ -243,7 +233,7 @@ class OneHotCategorical(Distribution):
             >>> OneHotCategorical(torch.tensor([0.0, float("-inf")])).sample_and_log_prob()
             (tensor([1, 0]), tensor(0.))
         """
-        one_hot, index, logsumexp = self._sample(sample_shape, self.dtype, generator, want=True)
+        one_hot, index, logsumexp = self._sample(sample_shape, self.dtype, generator)
         return one_hot, self._log_prob_at(index, logsumexp)
 
     def rsample_and_log_prob(
@@ -255,7 +245,7 @@ class OneHotCategorical(Distribution):
             >>> OneHotCategorical(torch.tensor([0.0, float("-inf")])).rsample_and_log_prob()
             (tensor([1., 0.]), tensor(0.))
         """
-        one_hot, index, logsumexp = self._rsample(sample_shape, generator, want=True)
+        one_hot, index, logsumexp = self._rsample(sample_shape, generator)
         return one_hot, self._log_prob_at(index, logsumexp)
 
     @property
@@ -266,12 +256,12 @@ class OneHotCategorical(Distribution):
             >>> OneHotCategorical(torch.tensor([0.0, 1.0, 1.0])).mode
             tensor([0, 1, 0])
         """
-        logits = self._masked_logits().detach()
-        row_maximum, all_valid = self._surveyed() or reference.survey(logits)
-        valid = None if all_valid or row_maximum is None else row_maximum.isfinite()
         # Mixing with the uniform distribution keeps the order, but may round two values to one.
-        index = ops.masked(self._param.detach(), self._mask).argmax(-1)
-        return reference.one_hot(index, self.num_samples, self.dtype, valid)
+        self._current_logits()
+        index = reference.argmax(ops.masked(self._param.detach(), self._mask))
+        if not self._all_valid:
+            index = index.masked_fill(~reference.valid_rows(self._masked_logits().detach()), -1)
+        return reference.one_hot(index, self.num_samples, self.dtype, self._all_valid)
 
     @property
     def deterministic_sample(self) -> Tensor:
@@ -313,7 +303,7 @@ class OneHotCategorical(Distribution):
         if lead[len(lead) - len(self._batch_shape) :] != self._batch_shape:
             return self._log_prob_at(reference.one_hot_index(value))
         logits = self._current_logits()
-        out, logsumexp = ops.log_prob(logits, self._allowed, self._logsumexp, value=value, survey=self._surveyed())
+        out, logsumexp = ops.log_prob(logits, self._allowed, self._logsumexp, value=value)
         self._keep(logsumexp)
         return self._log_prob_result(out)
 
@@ -343,7 +333,7 @@ class OneHotCategorical(Distribution):
         shape = torch.broadcast_shapes(index.shape, batch)
         index = index.expand(shape)
         if shape[len(shape) - len(batch) :] == batch:
-            out, logsumexp = ops.log_prob(logits, self._allowed, logsumexp, index=index, survey=self._surveyed())
+            out, logsumexp = ops.log_prob(logits, self._allowed, logsumexp, index=index)
             self._keep(logsumexp)
         else:
             logsumexp = None if logsumexp is None else logsumexp.view(batch).expand(shape).reshape(-1)
@@ -363,7 +353,7 @@ class OneHotCategorical(Distribution):
             tensor(0.6931)
         """
         logits = self._current_logits()
-        out, logsumexp = ops.entropy(logits, self._allowed, self._surveyed())
+        out, logsumexp = ops.entropy(logits, self._allowed)
         self._keep(logsumexp)
         return out.to(self._param.dtype)
 
@@ -395,9 +385,7 @@ class OneHotCategorical(Distribution):
         new._version = _version(new._param, new._mask)
         logsumexp = self._logsumexp
         new._logsumexp = None if logsumexp is None else logsumexp.view(self._batch_shape).expand(batch).reshape(-1)
-        new._survey = self._survey
-        if self._survey is not None and self._survey.row_maximum is not None:
-            new._survey = reference.Survey(self._survey.row_maximum.expand(batch), self._survey.all_valid)
+        new._all_valid = self._all_valid
         Distribution.__init__(new, batch, self._event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new

@@ -89,17 +89,9 @@ def _apply(function: type[Function], *args: Any) -> Any:
 _SMALL = 2**16
 
 
-def _records_torch(logits: Tensor, survey: reference.Survey | None) -> bool:
-    """Whether autograd is to record torch's own operations in place of a Function: for small batches in eager torch
-    all of whose logits the survey found harmless, so that plain formulas are right."""
-    return (
-        logits.requires_grad
-        and survey is not None
-        and survey.row_maximum is None
-        and logits.numel() <= _SMALL
-        and torch.is_grad_enabled()
-        and not uses_kernels(logits.device)
-    )
+def _is_small(logits: Tensor) -> bool:
+    """Whether autograd is to record the eager forward itself: one block of operations that are differentiable."""
+    return reference.can_look_at(logits) and logits.numel() <= _SMALL and reference.is_short(logits)
 
 
 # Parameters -----------------------------------------------------------------------------------------------------------
@@ -165,13 +157,13 @@ class Draw(NamedTuple):
         sample_shape: leading dimensions of the draw.
         dtype: of the one-hot; None leaves it out.
         generator: None for the default one of the device.
-        want_logsumexp: False to leave it out where it is not a by-product.
+        all_valid: True where every row is known to be a distribution.
     """
 
     sample_shape: tuple[int, ...]
     dtype: torch.dtype | None
     generator: torch.Generator | None = None
-    want_logsumexp: bool = False
+    all_valid: bool = False
 
 
 def _shaped(tensor: Tensor, *shape: int) -> Tensor:
@@ -181,74 +173,52 @@ def _shaped(tensor: Tensor, *shape: int) -> Tensor:
 
 def _rows(tensor: Tensor) -> Tensor:
     """[*batch, columns] -> [rows, columns]."""
-    return _shaped(tensor, math.prod(tensor.shape[:-1]), tensor.shape[-1])
+    return tensor if tensor.dim() == 2 else tensor.reshape(math.prod(tensor.shape[:-1]), tensor.shape[-1])
 
 
 def _rows_of(allowed: Tensor | None) -> Tensor | None:
     return None if allowed is None else _rows(allowed)
 
 
-def _survey(rows: Tensor, survey: reference.Survey | None) -> reference.Survey:
-    """The survey of `rows`, from that of the batch where there is one."""
-    if survey is None:
-        return reference.survey(rows)
-    if survey.row_maximum is None:
-        return survey
-    return reference.Survey(_shaped(survey.row_maximum, rows.shape[0]), survey.all_valid)
-
-
 def _draw(
     logits: Tensor,
     allowed: Tensor | None,
-    survey: reference.Survey | None,
     seed: rng.Seed | None,
     draw: Draw,
     noise: reference.Noise | None = None,
-) -> tuple[Tensor | None, Tensor, Tensor | None]:
-    """The draw itself: by the kernel where `seed` is given, by the twin, with `noise` or the generator's, where not."""
+) -> tuple[Tensor | None, Tensor, Tensor | None, bool]:
+    """The draw itself, and whether every row is now known to be a distribution: by the kernel where `seed` is given, by
+    the twin, with `noise` or the generator's, where not."""
     batch, columns = logits.shape[:-1], logits.shape[-1]
     shape = (*draw.sample_shape, *batch)
-    x, draws = _rows(logits), math.prod(draw.sample_shape)
+    x, draws, all_valid = _rows(logits), math.prod(draw.sample_shape), draw.all_valid
     if seed is not None:
         one_hot, index, logsumexp = _kernels.sample(x, draws, draw.dtype, *seed, 0, _rows_of(allowed))
-    else:
-        row_maximum, all_valid = _survey(x, survey)
-        one_hot, index, logsumexp = reference.sample(
-            x,
-            row_maximum,
-            draws,
-            draw.dtype,
-            reference.race(noise) if noise else reference.choice(columns, x.device, draw.generator),
-            reference.group_length(columns),
-            all_valid=all_valid,
-            want_logsumexp=draw.want_logsumexp,
-        )
-    return (
-        _shaped(one_hot, *shape, columns) if draw.dtype is not None and one_hot is not None else None,
-        _shaped(index, *shape),
-        logsumexp,
-    )
+        one_hot = None if draw.dtype is None else _shaped(one_hot, *shape, columns)
+        return one_hot, _shaped(index, *shape), logsumexp, all_valid
+    choose = reference.race(noise) if noise else reference.choice(columns, x.device, draw.generator)
+    index, logsumexp, all_valid = reference.sample_index(x, draws, choose, reference.group_length(columns), all_valid)
+    index = _shaped(index, *shape)
+    one_hot = None if draw.dtype is None else reference.one_hot(index, columns, draw.dtype, all_valid)
+    return one_hot, index, logsumexp, all_valid
 
 
-def sample(
-    logits: Tensor, allowed: Tensor | None, draw: Draw, survey: reference.Survey | None = None
-) -> tuple[Tensor | None, Tensor, Tensor | None]:
+def sample(logits: Tensor, allowed: Tensor | None, draw: Draw) -> tuple[Tensor | None, Tensor, Tensor | None]:
     """Draws from softmax(logits), without a gradient.
 
     Args:
         logits: [*batch, columns].
         allowed: the kernels' category mask.
         draw: what is wanted.
-        survey: `reference.survey(logits)`, where the caller has it.
 
     Returns:
         one_hot: [*sample_shape, *batch, columns], or None. A row that is no distribution is all zero.
         index: int64 [*sample_shape, *batch]; -1 for such a row.
-        logsumexp: [rows] in the compute dtype, or None; NaN for such a row. It stays inside of the library, so nobody
-            gives it the batch's shape, which is an operator more.
+        logsumexp: [rows] in the compute dtype, NaN for such a row; None where it is no by-product. It stays inside of
+            the library, so nobody gives it the batch's shape, which is an operator more.
     """
     seed = rng.next_seed(logits, draw.generator) if uses_kernels(logits.device) else None
-    return _draw(logits.detach() if logits.requires_grad else logits, allowed, survey, seed, draw)
+    return _draw(logits.detach() if logits.requires_grad else logits, allowed, seed, draw)[:3]
 
 
 def _noise_of(seed: Tensor) -> reference.Noise:
@@ -281,21 +251,21 @@ class _StraightThrough(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(logits, allowed, temperature, survey, seed_tensor, key, offset, kernels, draw):
+    def forward(logits, allowed, temperature, seed_tensor, key, offset, kernels, draw):
         if kernels:
-            return *_draw(logits, allowed, survey, rng.Seed(seed_tensor, key, offset), draw), None
+            return *_draw(logits, allowed, rng.Seed(seed_tensor, key, offset), draw)[:3], None
         if temperature is None:
-            return *_draw(logits, None, survey, None, draw), None
+            return *_draw(logits, None, None, draw)[:3], None
         if torch.compiler.is_compiling():
             # A compiler would leave a seed that no output needs to the backward, which would draw anew at each pass.
             seed_tensor = rng.seed_tensor(logits.device, draw.generator)
-            return *_draw(logits, None, survey, None, draw, _noise_of(seed_tensor)), seed_tensor
+            return *_draw(logits, None, None, draw, _noise_of(seed_tensor))[:3], seed_tensor
         # The seed of the backward's noise comes after the draw, which is therefore the draw of `sample`.
-        return *_draw(logits, None, survey, None, draw), rng.seed_tensor(logits.device, draw.generator)
+        return *_draw(logits, None, None, draw)[:3], rng.seed_tensor(logits.device, draw.generator)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        logits, allowed, temperature, _, seed_tensor, ctx.key, ctx.offset, ctx.kernels, _ = inputs
+        logits, allowed, temperature, seed_tensor, ctx.key, ctx.offset, ctx.kernels, _ = inputs
         _, *by_products, backward_seed = output
         ctx.mark_non_differentiable(*(t for t in (*by_products, backward_seed) if t is not None))
         ctx.set_materialize_grads(False)
@@ -305,7 +275,7 @@ class _StraightThrough(Function):
     @staticmethod
     def backward(ctx, grad, *_):
         if grad is None:
-            return (None,) * 9
+            return (None,) * 8
         logits, allowed, temperature, seed_tensor, index, logsumexp = ctx.saved_tensors
         x, allowed = _rows(logits), _rows_of(allowed)
         rows, columns = x.shape
@@ -330,7 +300,7 @@ class _StraightThrough(Function):
             out = reference.relaxed_grad(
                 x, _shaped(index, draws, rows), grad, temperature, noise[..., :-1], noise[..., -1]
             )
-        return _shaped(out, *logits.shape), *(None,) * 8
+        return _shaped(out, *logits.shape), *(None,) * 7
 
 
 def rsample(
@@ -339,7 +309,6 @@ def rsample(
     draw: Draw,
     method: ReparamGradientStrategy,
     temperature: Tensor | float,
-    survey: reference.Survey | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """`sample` in the logits' dtype, with the gradient of `method` in the logits.
 
@@ -349,19 +318,19 @@ def rsample(
         draw: what is wanted; its dtype is the logits'.
         method: the gradient.
         temperature: of RelaxedOneHot; a tensor broadcasts to the batch. No gradient flows to it.
-        survey: `reference.survey(logits)`, where the caller has it.
     """
     relaxed = method is ReparamGradientStrategy.RelaxedOneHot
-    if not relaxed and _records_torch(logits, survey):
-        one_hot, index, logsumexp = sample(logits, None, draw, survey)
+    kernels = uses_kernels(logits.device)
+    if not relaxed and logits.requires_grad and torch.is_grad_enabled() and not kernels and _is_small(logits):
+        one_hot, index, logsumexp, all_valid = _draw(logits.detach(), None, None, draw)
         assert one_hot is not None
         probs = torch.softmax(logits, -1, dtype=reference.compute_dtype(logits.dtype)).to(logits.dtype)
-        # p - p is 0 exactly.
-        return one_hot + (probs - probs.detach()), index, logsumexp
-    kernels = uses_kernels(logits.device)
+        smooth = probs - probs.detach()
+        # p - p is 0 exactly, but NaN in a row that is no distribution.
+        return one_hot + (smooth if all_valid else smooth.nan_to_num(0.0)), index, logsumexp
     seed = rng.next_seed(logits, draw.generator) if kernels else rng.Seed(None, 0, 0)
     at = _row_temperature(temperature, logits).detach() if relaxed else None
-    one_hot, index, logsumexp, _ = _apply(_StraightThrough, logits, allowed, at, survey, *seed, kernels, draw)
+    one_hot, index, logsumexp, _ = _apply(_StraightThrough, logits, allowed, at, *seed, kernels, draw)
     return one_hot, index, logsumexp
 
 
@@ -448,7 +417,7 @@ class _LogProb(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(logits, allowed, logsumexp, value, index, survey, kernels):
+    def forward(logits, allowed, logsumexp, value, index, kernels):
         x, allowed = _rows(logits), _rows_of(allowed)
         rows, columns = x.shape
         batch = logits.shape[:-1]
@@ -461,21 +430,22 @@ class _LogProb(Function):
             out, new_index, new = _kernels.log_prob(x, known, _shaped(value, draws, rows, columns), allowed)
             new_logsumexp = new if known is None else None
         else:
-            if known is None:
-                known = new_logsumexp = (
-                    _kernels.logsumexp(x, allowed)
-                    if kernels
-                    else reference.logsumexp(x, _survey(x, survey).row_maximum)
-                )
+            if known is None and (kernels or not reference.is_short(x)):
+                known = new_logsumexp = _kernels.logsumexp(x, allowed) if kernels else reference.logsumexp(x)
             if index is None:
-                index = new_index = reference.one_hot_index(value)
-            at = _shaped(index, draws, rows)
-            out = _kernels.log_prob_index(x, known, at, allowed) if kernels else reference.log_prob(x, known, at)
+                at = new_index = reference.one_hot_index(value)
+            else:
+                at = index
+            at = _shaped(at, draws, rows)
+            if kernels:
+                out = _kernels.log_prob_index(x, known, at, allowed)
+            else:
+                out = reference.log_prob(x, at, known, inside=index is None)
         return _shaped(out, *lead, *batch), new_index, new_logsumexp
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        logits, allowed, logsumexp, _, index, _, ctx.kernels = inputs
+        logits, allowed, logsumexp, _, index, ctx.kernels = inputs
         _, new_index, new_logsumexp = output
         ctx.mark_non_differentiable(*(new for new in (new_index, new_logsumexp) if new is not None))
         ctx.set_materialize_grads(False)
@@ -485,7 +455,7 @@ class _LogProb(Function):
     @staticmethod
     def backward(ctx, grad, *_):
         if grad is None:
-            return (None,) * 7
+            return (None,) * 6
         logits, allowed, index, logsumexp = ctx.saved_tensors
         x, allowed = _rows(logits), _rows_of(allowed)
         rows = x.shape[0]
@@ -496,7 +466,7 @@ class _LogProb(Function):
         else:
             out = reference.log_prob_grad(masked(x, allowed), index, grad)
             out = out if allowed is None else torch.where(allowed, out, 0.0)
-        return _shaped(out, *logits.shape), *(None,) * 6
+        return _shaped(out, *logits.shape), *(None,) * 5
 
 
 def log_prob(
@@ -505,7 +475,6 @@ def log_prob(
     logsumexp: Tensor | None,
     value: Tensor | None = None,
     index: Tensor | None = None,
-    survey: reference.Survey | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """log softmax(logits) at the one-hot `value` or at `index`, differentiable in the logits.
 
@@ -515,22 +484,15 @@ def log_prob(
         logsumexp: [rows], where the caller has it.
         value: [*draws, *batch, columns] of any float, integer or bool dtype; its first maximum counts.
         index: int64 [*draws, *batch], in place of `value`. Outside 0 .. columns - 1 the result is NaN.
-        survey: `reference.survey(logits)`, where the caller has it.
 
     Returns:
         log_prob: [*draws, *batch] in the compute dtype.
         logsumexp: [rows] in the compute dtype, without gradient; None where it was neither given nor computed.
     """
     value = value.detach() if value is not None and value.requires_grad else value
-    if _records_torch(logits, survey):
-        if index is None:
-            assert value is not None
-            index = reference.one_hot_index(value)
-        log_probs = torch.log_softmax(logits, -1, dtype=reference.compute_dtype(logits.dtype))
-        inside = index.clamp(0, logits.shape[-1] - 1)
-        out = log_probs.expand(*index.shape, -1).gather(-1, inside.unsqueeze(-1)).squeeze(-1)
-        return torch.where(index == inside, out, torch.nan), logsumexp
-    out, _, new = _apply(_LogProb, logits, allowed, logsumexp, value, index, survey, uses_kernels(logits.device))
+    if not (kernels := uses_kernels(logits.device)) and _is_small(logits):
+        return _LogProb.forward(logits, None, None, value, index, False)[0], logsumexp
+    out, _, new = _apply(_LogProb, logits, allowed, logsumexp, value, index, kernels)
     return out, new if logsumexp is None else logsumexp
 
 
@@ -538,26 +500,24 @@ class _Entropy(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(logits, allowed, survey, kernels):
+    def forward(logits, allowed, kernels):
         x = _rows(logits)
-        if kernels:
-            out, logsumexp = _kernels.entropy(x, _rows_of(allowed))
-        else:
-            out, logsumexp = reference.entropy(x, _survey(x, survey).row_maximum)
+        out, logsumexp = _kernels.entropy(x, _rows_of(allowed)) if kernels else reference.entropy(x)
         return _shaped(out, *logits.shape[:-1]), logsumexp
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        logits, allowed, _, ctx.kernels = inputs
+        logits, allowed, ctx.kernels = inputs
         entropy, logsumexp = output
-        ctx.mark_non_differentiable(logsumexp)
+        if logsumexp is not None:
+            ctx.mark_non_differentiable(logsumexp)
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(logits, allowed, entropy, logsumexp)
 
     @staticmethod
     def backward(ctx, grad, *_):
         if grad is None:
-            return (None,) * 4
+            return (None,) * 3
         logits, allowed, entropy, logsumexp = ctx.saved_tensors
         x, allowed = _rows(logits), _rows_of(allowed)
         rows = x.shape[0]
@@ -566,15 +526,12 @@ class _Entropy(Function):
             out = _kernels.entropy_grad(x, logsumexp, _shaped(entropy, rows), grad, allowed)
         else:
             out = reference.entropy_grad(masked(x, allowed), grad)
-        return _shaped(out, *logits.shape), *(None,) * 3
+        return _shaped(out, *logits.shape), None, None
 
 
-def entropy(
-    logits: Tensor, allowed: Tensor | None, survey: reference.Survey | None = None
-) -> tuple[Tensor, Tensor | None]:
+def entropy(logits: Tensor, allowed: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """The entropy of softmax(logits), differentiable in the logits, and its logsumexp [rows], without gradient, or None
     where it was not computed: both in the compute dtype."""
-    if _records_torch(logits, survey):
-        log_probs = torch.log_softmax(logits, -1, dtype=reference.compute_dtype(logits.dtype))
-        return -(log_probs.exp() * log_probs).sum(-1), None
-    return _apply(_Entropy, logits, allowed, survey, uses_kernels(logits.device))
+    if not (kernels := uses_kernels(logits.device)) and _is_small(logits):
+        return _Entropy.forward(logits, None, False)
+    return _apply(_Entropy, logits, allowed, kernels)

@@ -8,22 +8,24 @@ written in differentiable operations, so second derivatives follow from it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any, NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
 from torch.nn import Parameter
 
-# Elements in one block of scratch: 1 MiB of float32, which stays in a core's cache. Large inputs are worked through
-# block by block, so that no second copy of the logits, the probabilities or the noise ever exists.
-_BLOCK = 2**18
-# exp(x) and a sum of 2^30 of them are normal float32 numbers for |x| up to this.
-_SAFE = 60.0
+# Elements in one block of scratch: 4 MiB of float32, which stays in the cache. Large inputs are worked through block by
+# block, so that no second copy of the logits, the probabilities or the noise ever exists.
+_BLOCK = 2**20
+# Up to so many elements, a second thread costs more than it helps.
+_ONE_THREAD = 2**12
 # Rows up to this length are one group. Longer ones are cut into groups of about sqrt(columns), which makes the least of
 # what a draw looks at one by one: every group, and every element of the winning group.
 _ONE_GROUP = 512
+# exp x, and sums of it, are normal float32 numbers for |x| up to this.
+_SAFE = 60.0
 # Rows up to this length are drawn by a race on a CPU, too: the README's example promises its numbers.
 _RACED = 4
 
@@ -54,6 +56,16 @@ def in_transform() -> bool:
     return peek_interpreter_stack() is not None
 
 
+def can_look_at(tensor: Tensor) -> bool:
+    """Whether its values can be looked at now, by the call alone: on a CPU, in no recorded or transformed program."""
+    return tensor.is_cpu and not is_recorded(tensor) and not in_transform()
+
+
+def is_short(logits: Tensor) -> bool:
+    """Whether torch's softmax, which adds up one term after the other, is right to 2e-6 all the same."""
+    return logits.shape[-1] <= _ONE_GROUP
+
+
 def blocks(rows: int, elements_per_row: int) -> list[slice]:
     """Cuts `rows` into slices of at most `_BLOCK` elements; one slice while compiling, where the compiler fuses."""
     # Compiled, no branch and no range on `rows`, either of which would fix it as a constant of the graph.
@@ -66,9 +78,18 @@ def blocks(rows: int, elements_per_row: int) -> list[slice]:
 
 
 def _by_rows(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """function(*tensors), a block of rows at a time; the tensors share their first dimension, the rows."""
-    parts = blocks(tensors[0].shape[0], tensors[0][0].numel() if tensors[0].shape[0] else 1)
-    return _joined([function(*(_at(tensor, part) for tensor in tensors)) for part in parts])
+    """function(*tensors), a block of rows at a time; the first dimension of the tensors and the result is the rows."""
+    rows = tensors[0].shape[0]
+    parts = blocks(rows, math.prod(tensors[0].shape[1:]))
+    if len(parts) == 1:
+        return function(*tensors)
+    out = None
+    for part in parts:
+        result = function(*(tensor[part] for tensor in tensors))
+        out = result.new_empty((rows, *result.shape[1:])) if out is None else out
+        out[part] = result
+    assert out is not None
+    return out
 
 
 def _at(tensor: Any, part: slice) -> Any:
@@ -76,34 +97,13 @@ def _at(tensor: Any, part: slice) -> Any:
     return tensor if tensor is None or part.stop - part.start == tensor.shape[0] else tensor[part]
 
 
-def _joined(parts: list[Tensor], dim: int = 0) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
+def _joined(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
 
 
-class Survey(NamedTuple):
-    """What one look at the logits tells.
-
-    Attributes:
-        row_maximum: [rows] in the logits' dtype, finite exactly for the rows that are distributions, since amax keeps
-            NaN; None where every exp(x) is safe as it is, and no maximum need be subtracted.
-        all_valid: True where every row is known to be a distribution.
-    """
-
-    row_maximum: Tensor | None
-    all_valid: bool
-
-
-def survey(logits: Tensor) -> Survey:
-    """Looks at `logits` [..., columns]: on the CPU, where values can be looked at, one number or two tell."""
-    if logits.device.type != "cpu" or is_recorded(logits) or in_transform():
-        return Survey(logits.amax(-1), False)
-    if logits.numel() == 0:
-        return Survey(None, True)
-    low, high = logits.aminmax()
-    if low.item() > -_SAFE and high.item() < _SAFE:
-        return Survey(None, True)
-    row_maximum = logits.amax(-1)
-    return Survey(row_maximum, math.isfinite(row_maximum.sum(dtype=compute_dtype(logits.dtype)).item()))
+def valid_rows(logits: Tensor) -> Tensor:
+    """Which rows of `logits` [..., columns] are distributions, bool [...]: amax keeps NaN."""
+    return logits.amax(-1).isfinite()
 
 
 # Noise ----------------------------------------------------------------------------------------------------------------
@@ -175,12 +175,10 @@ def inversion(device: torch.device, generator: torch.Generator | None) -> Choice
     def choose(weight: Tensor, lead: tuple[int, int], winner: Tensor | None) -> Tensor:
         cumulative = weight.cumsum(-1, dtype=torch.float64)
         u = _uniform(lead, device, generator)
-        if weight.dim() == 3:
-            u = u.unsqueeze(-1) * cumulative[..., -1:]
-            return torch.searchsorted(cumulative, u, right=True).squeeze(-1)
-        # All draws of a row search it at once.
-        u = u.t().contiguous() * cumulative[:, -1:]
-        return torch.searchsorted(cumulative, u, right=True).t()
+        # All draws of a row search it at once, if they have it in common.
+        u = u.t().contiguous() if weight.dim() == 2 else u.unsqueeze(-1)
+        index = torch.searchsorted(cumulative, u * cumulative[..., -1:], right=True)
+        return index.t() if weight.dim() == 2 else index.squeeze(-1)
 
     return choose
 
@@ -204,44 +202,41 @@ def group_length(columns: int) -> int:
 
 
 def sample_index(
-    logits: Tensor,
-    row_maximum: Tensor | None,
-    draws: int,
-    choose: Choice,
-    group: int,
-    want_logsumexp: bool = True,
-) -> tuple[Tensor, Tensor | None]:
-    """Draws from softmax(logits), first a group of columns, then one of its columns.
+    logits: Tensor, draws: int, choose: Choice, group: int, all_valid: bool = False
+) -> tuple[Tensor, Tensor | None, bool]:
+    """The twin of `kernels.sample.sample` but for its one-hot: draws from softmax(logits), first a group of columns,
+    then one of its columns.
 
-    With w_j = exp(x_j - max x), or exp(x_j) where that is safe, and the row cut into groups of consecutive columns, a
-    group in proportion to sum w and then an element of it in proportion to w is exactly a draw from softmax(x).
+    With w = softmax(x), and the row cut into groups of consecutive columns, a group in proportion to sum w and then an
+    element of it in proportion to w is exactly a draw from w, however well w is normalised.
 
     Args:
         logits: [rows, columns].
-        row_maximum: `survey(logits).row_maximum`.
         draws: how many draws of each row.
         choose: draws in proportion to weights.
         group: columns in a group; one group, and no first choice, where it is at least `columns`.
-        want_logsumexp: False to leave it out where it is not a by-product of the groups.
+        all_valid: True where every row is known to be a distribution.
 
     Returns:
-        index: int64 [draws, rows]. A row that is no distribution gets an arbitrary column.
-        logsumexp: [rows] in the compute dtype, or None.
+        index: int64 [draws, rows]; -1 where the row is no distribution.
+        logsumexp: [rows] in the compute dtype; None where it is no by-product of the groups.
+        all_valid: True where every row is now known to be a distribution.
     """
     rows, columns = logits.shape
     group = min(group, columns)
     groups = -(-columns // group)
     per_draw = groups + group if groups > 1 else columns
-    indices, logsumexps = [], []
+    indices, logsumexps, found_invalid = [], [], False
     for part in blocks(rows, columns):
-        x, m = _at(logits, part), _at(row_maximum, part)
-        weight = _weights(x, m)
-        group_weight = _group_sums(weight, group, groups) if groups > 1 else weight
-        if groups > 1 or want_logsumexp:
-            log_total = group_weight.sum(-1).log()
-            logsumexps.append(log_total if m is None else log_total + m)
+        x = _at(logits, part)
+        weight, invalid = _weights(x, all_valid)
+        group_weight = weight
+        if groups > 1:
+            group_weight = _of_groups(torch.sum, weight, group)
+            logsumexps.append(x.amax(-1) + _log_total(weight, group_weight.sum(-1)))
         some = []
-        for chunk in blocks(draws, x.shape[0] * per_draw):
+        # Sums in float64, and indices: four times the bytes of the weights.
+        for chunk in blocks(draws, 4 * x.shape[0] * per_draw):
             lead = (chunk.stop - chunk.start, x.shape[0])
             if groups == 1:
                 some.append(choose(weight, lead, None))
@@ -253,131 +248,174 @@ def sample_index(
             if columns % group:
                 row_weight = torch.where(column < columns, row_weight, 0.0)
             some.append(winner * group + choose(row_weight, lead, winner))
-        indices.append(_joined(some))
-    return _joined(indices, 1), _joined(logsumexps) if logsumexps else None
+        index = _joined(some)
+        if invalid is not None:
+            found_invalid, index = True, index.masked_fill(invalid, -1)
+        indices.append(index)
+    return _joined(indices, 1), _joined(logsumexps) if logsumexps else None, not found_invalid
 
 
-def _weights(logits: Tensor, row_maximum: Tensor | None) -> Tensor:
-    """exp(x - max x), or exp(x) without a maximum, in the compute dtype, in which the maximum is subtracted too."""
-    dtype = compute_dtype(logits.dtype)
-    if row_maximum is None:
-        return logits.to(dtype).exp()
-    return torch.sub(logits.to(dtype), row_maximum.to(dtype).unsqueeze(-1)).exp_()
+def _weights(logits: Tensor, all_valid: bool) -> tuple[Tensor, Tensor | None]:
+    """Weights [rows, columns] in proportion to softmax(logits); and bool [rows], True for a row that is no
+    distribution, or None where there is none."""
+    look = can_look_at(logits)
+    if look and 0 < logits.numel() <= _ONE_THREAD and is_short(logits):
+        # So small a softmax costs three times as much as two numbers that say that no maximum need be subtracted.
+        low, high = logits.aminmax()
+        if low.item() > -_SAFE and high.item() < _SAFE:
+            return logits.to(compute_dtype(logits.dtype)).exp(), None
+    weight = _softmax(logits)
+    if all_valid:
+        return weight, None
+    # With a NaN or +inf in a row, or -inf alone, every element of its softmax is NaN.
+    first = weight[:, 0]
+    return weight, None if look and math.isfinite(first.sum().item()) else first.isnan()
 
 
-def _group_sums(weight: Tensor, group: int, groups: int) -> Tensor:
-    """sum of `weight` over each group of consecutive columns, the last of which may be short; [rows, groups]."""
-    whole = weight.shape[-1] // group
-    sums = weight[..., : whole * group].unflatten(-1, (whole, group)).sum(-1)
-    if whole < groups:
-        sums = torch.cat([sums, weight[..., whole * group :].sum(-1, keepdim=True)], -1)
-    return sums
+def _softmax(logits: Tensor) -> Tensor:
+    return torch.softmax(logits, -1, dtype=compute_dtype(logits.dtype))
 
 
-def sample(
-    logits: Tensor,
-    row_maximum: Tensor | None,
-    draws: int,
-    dtype: torch.dtype | None,
-    choose: Choice,
-    group: int,
-    *,
-    all_valid: bool = False,
-    want_logsumexp: bool = True,
-) -> tuple[Tensor | None, Tensor, Tensor | None]:
-    """The twin of `kernels.sample.sample`: `sample_index`, with the one-hot, and with what invalid rows give.
+def _log_softmax(logits: Tensor) -> Tensor:
+    return torch.log_softmax(logits, -1, dtype=compute_dtype(logits.dtype))
 
-    Returns:
-        one_hot: [draws, rows, columns] of `dtype`, or None where that is None. All zero where the row is no
-            distribution.
-        index: int64 [draws, rows], -1 there.
-        logsumexp: [rows] in the compute dtype, NaN there; or None.
+
+def _log_total(weight: Tensor, total: Tensor) -> Tensor:
+    """log sum_j exp(x_j - max x), [rows], from weights w in proportion to softmax(x), and their sum.
+
+    A softmax divides by a sum that it adds up one term after the other: behind a large one, of 2^20 small ones a part
+    is lost. sum w / max w is that sum as `sum` adds it up, in a tree.
     """
-    index, logsumexp = sample_index(logits, row_maximum, draws, choose, group, want_logsumexp)
-    valid = None if all_valid or row_maximum is None else row_maximum.isfinite()
-    if valid is not None:
-        # Among NaN, a search ends anywhere.
-        index = index.clamp(max=logits.shape[-1] - 1)
-    hot = None if dtype is None else one_hot(index, logits.shape[-1], dtype, valid)
-    if valid is not None:
-        index = torch.where(valid, index, -1)
-    return hot, index, logsumexp
+    return (total / weight.amax(-1)).log()
 
 
-def one_hot(index: Tensor, columns: int, dtype: torch.dtype, valid: Tensor | None = None) -> Tensor:
-    """The one-hot rows of `index`, [*index.shape, columns]; all zero where `valid`, broadcast to it, is False."""
+def _of_groups(reduction: Callable[..., Tensor], tensor: Tensor, group: int) -> Tensor:
+    """reduction(., -1) of each group of consecutive columns, the last of which may be short; [..., groups]."""
+    columns = tensor.shape[-1]
+    whole = columns // group
+    out = reduction(tensor[..., : whole * group].unflatten(-1, (whole, group)), -1)
+    if whole * group < columns:
+        out = torch.cat([out, reduction(tensor[..., whole * group :], -1).unsqueeze(-1)], -1)
+    return out
+
+
+def one_hot(index: Tensor, columns: int, dtype: torch.dtype, all_valid: bool = False) -> Tensor:
+    """The one-hot rows of `index`, [*index.shape, columns]; zero where it is -1, which is nowhere if `all_valid`."""
     out = index.new_zeros((*index.shape, columns), dtype=dtype)
-    one = 1 if valid is None else valid.expand_as(index).unsqueeze(-1).to(dtype)
+    index = index.unsqueeze(-1)
+    one = 1 if all_valid else (index >= 0).to(dtype)
+    index = index if all_valid else index.clamp(min=0)
     # vmap has a rule for the one that does not write in place.
-    scatter = out.scatter if in_transform() else out.scatter_
-    return scatter(-1, index.unsqueeze(-1), one)
+    return out.scatter(-1, index, one) if in_transform() else out.scatter_(-1, index, one)
 
 
 # Densities ------------------------------------------------------------------------------------------------------------
 
 
-def logsumexp(logits: Tensor, row_maximum: Tensor | None) -> Tensor:
-    """log sum_j exp x_j, [rows], in the compute dtype; NaN for a row that is no distribution.
+def logsumexp(logits: Tensor) -> Tensor:
+    """log sum_j exp x_j, [rows], in the compute dtype; NaN for a row that is no distribution."""
 
-    `row_maximum` is `survey(logits).row_maximum`. Where it is NaN or infinite, x - max x and the sum hold a NaN.
-    """
-    totals = _joined([_weights(_at(logits, part), _at(row_maximum, part)).sum(-1) for part in blocks(*logits.shape)])
-    return totals.log_() if row_maximum is None else totals.log_().add_(row_maximum)
+    def block(x: Tensor) -> Tensor:
+        weight = _softmax(x)
+        return x.amax(-1) + _log_total(weight, weight.sum(-1))
+
+    return _by_rows(block, logits)
 
 
 def one_hot_index(value: Tensor) -> Tensor:
     """The column of the first maximum of each row of `value`, int64 [..., ]."""
-    return (value.view(torch.uint8) if value.dtype == torch.bool else value).argmax(-1)
+    return argmax(value.view(torch.uint8) if value.dtype == torch.bool else value)
 
 
-def log_prob(logits: Tensor, logsumexp: Tensor, index: Tensor) -> Tensor:
-    """x_k - logsumexp(x) for `index` [draws, rows], in the compute dtype; NaN where k is no column."""
-    inside = index.clamp(0, logits.shape[-1] - 1)
-    chosen = logits.gather(-1, inside.t()).t().to(logsumexp.dtype)
-    return torch.where(index == inside, chosen - logsumexp, torch.nan)
+def argmax(tensor: Tensor) -> Tensor:
+    """tensor.argmax(-1), [...]: the first of equal ones, and NaN before all.
+
+    On a CPU, torch's own looks at one element after the other, on one thread. A vectorised maximum of each group of
+    columns leaves it one group of a long row.
+    """
+    columns = tensor.shape[-1]
+    if not can_look_at(tensor) or tensor.numel() <= _ONE_THREAD:
+        return tensor.argmax(-1)
+    if columns <= 4 * _ONE_GROUP:
+        # This one shares the rows among the threads.
+        return tensor.max(-1)[1]
+    group = group_length(columns)
+    first = group * _of_groups(torch.amax, tensor, group).argmax(-1)
+    column = first.unsqueeze(-1) + torch.arange(group)
+    return first + tensor.gather(-1, column.clamp(max=columns - 1)).argmax(-1)
+
+
+def log_prob(logits: Tensor, index: Tensor, logsumexp: Tensor | None = None, *, inside: bool = False) -> Tensor:
+    """log p_k for `index` [draws, rows], in the compute dtype; NaN where k is no column, which is nowhere if `inside`.
+
+    The logsumexp can be left out where `is_short(logits)`; the result is then differentiable.
+    """
+    at = (index if inside else index.clamp(0, logits.shape[-1] - 1)).t()
+    if logsumexp is None:
+        chosen = _by_rows(lambda x, k: _log_softmax(x).gather(-1, k), logits, at).t()
+    else:
+        chosen = logits.gather(-1, at).t().to(logsumexp.dtype) - logsumexp
+    return chosen if inside else torch.where(index == at.t(), chosen, torch.nan)
 
 
 def log_prob_grad(logits: Tensor, index: Tensor, grad: Tensor) -> Tensor:
     """sum_s g_s (onehot(k_s) - p), [rows, columns], for `index` and `grad` [draws, rows]."""
-    dtype = compute_dtype(logits.dtype)
-    smooth = torch.softmax(logits, -1, dtype=dtype) * -grad.sum(0).unsqueeze(-1)
-    inside = index.clamp(0, logits.shape[-1] - 1)
-    return smooth.scatter_add(-1, inside.t(), grad.t().to(dtype)).to(logits.dtype)
+
+    def block(x: Tensor, k: Tensor, g: Tensor) -> Tensor:
+        smooth = _softmax(x) * -g.sum(-1, keepdim=True)
+        return smooth.scatter_add(-1, k, g.to(smooth.dtype)).to(x.dtype)
+
+    return _by_rows(block, logits, index.clamp(0, logits.shape[-1] - 1).t(), grad.t())
 
 
-def entropy(logits: Tensor, row_maximum: Tensor | None) -> tuple[Tensor, Tensor]:
-    """H = -sum_j p_j log p_j with 0 log 0 = 0, and the logsumexp, both [rows] in the compute dtype.
+def entropy(logits: Tensor) -> tuple[Tensor, Tensor | None]:
+    """H = -sum_j p_j log p_j with 0 log 0 = 0, [rows], and the logsumexp, [rows] or None, in the compute dtype.
 
-    With d = x - max x: H = log sum e^d - (sum e^d d) / (sum e^d), a sum of two numbers that are not negative, in which
-    no rounding of the logsumexp enters. Without the maximum they would be as large as x, and cancel. `row_maximum` is
-    `survey(logits).row_maximum`; None where it is yet to be taken.
+    Where `is_short(logits)`, by that formula, which is differentiable. Else, with d = x - max x and w in proportion to
+    exp d, H = log sum exp d - (sum w d) / sum w: two numbers that are not negative, and one exponential.
     """
     dtype = compute_dtype(logits.dtype)
-    entropies, logsumexps = [], []
-    for part in blocks(*logits.shape):
-        x = _at(logits, part)
-        m = (x.amax(-1) if row_maximum is None else _at(row_maximum, part)).to(dtype)
-        d = torch.sub(x.to(dtype), m.unsqueeze(-1))
-        weight = d.exp()
-        total = weight.sum(-1)
-        # Where the weight is 0, d can be -inf; any finite number in its place makes the product 0.
-        moment = weight.mul_(d.clamp(min=torch.finfo(dtype).min)).sum(-1)
-        log_total = total.log()
-        entropies.append(log_total - moment / total)
-        logsumexps.append(log_total + m)
+    # Any finite number in the place of -inf makes its product with 0 a 0.
+    lowest = torch.finfo(dtype).min
+
+    def short(x: Tensor) -> Tensor:
+        log_p = _log_softmax(x)
+        p = log_p.exp()
+        if x.requires_grad and torch.is_grad_enabled():
+            product = p * log_p.clamp_min(lowest)
+        else:
+            product = p.mul_(log_p.clamp_min_(lowest))
+        # Not -sum, which is -0 for a certain outcome; no term is positive.
+        return product.sum(-1).abs()
+
+    if is_short(logits):
+        return _by_rows(short, logits), None
+    parts = [_long_entropy(_at(logits, part), lowest) for part in blocks(*logits.shape)]
+    entropies, logsumexps = zip(*parts, strict=True)
     return _joined(entropies), _joined(logsumexps)
 
 
+def _long_entropy(x: Tensor, lowest: float) -> tuple[Tensor, Tensor]:
+    dtype = compute_dtype(x.dtype)
+    m = x.amax(-1).to(dtype)
+    d = torch.sub(x.to(dtype), m.unsqueeze(-1))
+    weight = torch.softmax(d, -1)
+    total = weight.sum(-1)
+    log_total = _log_total(weight, total)
+    moment = weight.mul_(d.clamp_min_(lowest)).sum(-1)
+    return log_total - moment / total, log_total + m
+
+
 def entropy_grad(logits: Tensor, grad: Tensor) -> Tensor:
-    """-g p_j (log p_j + H), [rows, columns], for `grad` [rows]."""
-    dtype = compute_dtype(logits.dtype)
+    """-g p_j (log p_j + H), [rows, columns], for `grad` [rows].
+
+    As H = -<p, log p>, it is -g times the PassThrough gradient of log p, which is that of log p less any number.
+    """
 
     def block(x: Tensor, g: Tensor) -> Tensor:
-        log_p = torch.log_softmax(x, -1, dtype=dtype)
-        log_p = torch.where(log_p == -math.inf, torch.zeros_like(log_p), log_p)
-        p = torch.softmax(x, -1, dtype=dtype)
-        entropy = -(p * log_p).sum(-1, keepdim=True)
-        return (-g.unsqueeze(-1) * p * (log_p + entropy)).to(x.dtype)
+        dtype = compute_dtype(x.dtype)
+        d = (x.to(dtype) - x.detach().amax(-1, keepdim=True).to(dtype)).clamp_min(torch.finfo(dtype).min)
+        return (softmax_backward(torch.softmax(d, -1), d) * -g.unsqueeze(-1)).to(x.dtype)
 
     return _by_rows(block, logits, grad)
 

@@ -58,7 +58,7 @@ class RelaxedOneHotCategorical(Distribution):
             temperature = torch.full((), temperature, dtype=dtype, device=self._param.device)
         self.temperature = temperature
         if self._validate_args:
-            checks.rows(reference.survey(self._logits().detach()), self._param, self._name)
+            checks.rows(self._logits().detach(), self._param, self._name)
 
     def _logits(self) -> Tensor:
         return ops.logits_of(self._param, self._name == "probs", 0.0)[0]

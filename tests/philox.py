@@ -6,7 +6,7 @@ noise that a kernel uses, so that the two can be compared draw for draw:
 
     index, one_hot = kernels.sample.sample(logits, draws, dtype, seed, offset, row_offset)
     noise = philox_noise(seed, offset, columns, draws, row_offset)
-    reference.sample(logits, m, draws, dtype, reference.race(noise), group=GROUP)
+    reference.sample_index(logits, draws, reference.race(noise), group=GROUP)
 
 The layout of the counter is that of docs/noise.md.
 """
@@ -100,7 +100,7 @@ def relaxed_exponential(word: np.ndarray) -> np.ndarray:
 def philox_noise(
     seed: int, offset: int, columns: int, draws: int, row_offset: int = 0
 ) -> Callable[[tuple[int, ...], Tensor | None], Tensor]:
-    """The `noise` argument of `reference.sample` and `reference.sample_index`: the noise of the sample kernel.
+    """The `noise` argument of `reference.sample_index`: the noise of the sample kernel.
 
     The twin asks for it in blocks: all draws of some rows, then of the next rows; and for each block of draws first
     for the groups (where there is more than one), then for the columns of the winning group. This follows along, so

@@ -225,6 +225,40 @@ def test_mode_of_a_long_row_of_ties():
     assert OneHotCategorical(torch.zeros(100_000)).mode.nonzero().tolist() == [[0]]
 
 
+@pytest.mark.parametrize("columns", [3, 100, 2048, 2049, 50_257])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64, torch.uint8, torch.int64], ids=str)
+def test_argmax_is_the_first_maximum(dtype, columns):
+    few = torch.randint(-2, 3, (2, 50, columns))
+    rows = [few.to(dtype), torch.zeros_like(few).to(dtype), -few.abs().to(dtype)]
+    if dtype.is_floating_point:
+        rows += [
+            torch.full(few.shape, -INF, dtype=dtype),
+            rows[0].masked_fill(torch.rand(few.shape) < 2 / columns, NAN),
+        ]
+    for row in rows:
+        assert torch.equal(reference.argmax(row), row.argmax(-1))
+
+
+# Many small terms behind a large one ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("columns", "error"), [(512, 2e-6), (513, 2e-7), (2**20, 2e-7)])
+def test_no_small_term_is_lost_behind_a_large_one(columns, error):
+    """torch's softmax and log_softmax add up one term after the other: of 2^20 terms e^-17 they lose a 16th."""
+    x = torch.full((2, columns), -17.0)
+    x[:, columns // 3] = 0.0
+    exact = D.Categorical(logits=x.double())
+    at = torch.tensor([columns // 3, 0])
+    dists = [OneHotCategorical(x, validate_args=False) for _ in range(3)]
+    # What these compute leaves its logsumexp to log_prob.
+    dists[1].entropy(), dists[2].sample_index()
+    for dist in dists:
+        torch.testing.assert_close(dist.log_prob_index(at).double(), exact.log_prob(at), rtol=2e-7, atol=error)
+        torch.testing.assert_close(dist.entropy().double(), exact.entropy(), rtol=1e-6, atol=error)
+    if columns > 513:
+        assert (torch.log_softmax(x, -1)[0, at[0]] - exact.log_prob(at)[0]).abs() > 1e-4
+
+
 # validate_args --------------------------------------------------------------------------------------------------------
 
 

@@ -55,13 +55,13 @@ def _index(columns: int, rows: int) -> Tensor:
 
 
 CASES = [
-    Case("logsumexp", lambda x, g, r: entropy.logsumexp(x), lambda x, g, r: reference.logsumexp(x, x.amax(-1))),
+    Case("logsumexp", lambda x, g, r: entropy.logsumexp(x), lambda x, g, r: reference.logsumexp(x)),
     Case(
         "logsumexp_of_entropy",
         lambda x, g, r: entropy.entropy(x)[1],
-        lambda x, g, r: reference.entropy(x, x.amax(-1))[1],
+        lambda x, g, r: reference.logsumexp(x),
     ),
-    Case("entropy", lambda x, g, r: entropy.entropy(x)[0], lambda x, g, r: reference.entropy(x, x.amax(-1))[0]),
+    Case("entropy", lambda x, g, r: entropy.entropy(x)[0], lambda x, g, r: reference.entropy(x)[0]),
     Case(
         "entropy_grad",
         lambda x, g, r: entropy.entropy_grad(x, *reversed(entropy.entropy(x)), r[0]),
@@ -75,17 +75,17 @@ CASES = [
     Case(
         "log_prob",
         lambda x, g, r: log_prob.log_prob(x, None, torch.eye(x.shape[1])[_index(x.shape[1], x.shape[0])])[0],
-        lambda x, g, r: reference.log_prob(x, reference.logsumexp(x, x.amax(-1)), _index(x.shape[1], x.shape[0])),
+        lambda x, g, r: reference.log_prob(x, _index(x.shape[1], x.shape[0]), reference.logsumexp(x)),
     ),
     Case(
         "log_prob_of_one_draw",
         lambda x, g, r: log_prob.log_prob(x, None, torch.eye(x.shape[1])[_index(x.shape[1], x.shape[0])[:1]])[0],
-        lambda x, g, r: reference.log_prob(x, reference.logsumexp(x, x.amax(-1)), _index(x.shape[1], x.shape[0])[:1]),
+        lambda x, g, r: reference.log_prob(x, _index(x.shape[1], x.shape[0])[:1], reference.logsumexp(x)),
     ),
     Case(
         "log_prob_index",
         lambda x, g, r: log_prob.log_prob_index(x, entropy.logsumexp(x), _index(x.shape[1], x.shape[0])),
-        lambda x, g, r: reference.log_prob(x, reference.logsumexp(x, x.amax(-1)), _index(x.shape[1], x.shape[0])),
+        lambda x, g, r: reference.log_prob(x, _index(x.shape[1], x.shape[0]), reference.logsumexp(x)),
     ),
     Case(
         "log_prob_grad",
@@ -114,7 +114,9 @@ def assert_as_good_as(found: Tensor, twin: Tensor, exact: Tensor, dtype: torch.d
     if not error.numel():
         return
     size = exact[finite].abs().max()
-    unit = max(torch.finfo(found.dtype).eps * size, 8 * torch.finfo(reference.compute_dtype(dtype)).eps)
+    # The exact value of float64 is the twin's own, with its error.
+    few = 16 if dtype == torch.float64 else 8
+    unit = max(torch.finfo(found.dtype).eps * size, few * torch.finfo(reference.compute_dtype(dtype)).eps)
     assert error.max() <= 4 * twin_error.max() + unit
     assert error.square().mean().sqrt() <= 4 * twin_error.square().mean().sqrt() + unit
 
@@ -294,7 +296,9 @@ def test_log_prob_takes_the_first_maximum(columns: int, launched: str) -> None:
 
 def twin_sample(logits: Tensor, draws: int, dtype: torch.dtype, seed: int, offset: int, row_offset: int = 0):
     noise = philox_noise(seed, offset, logits.shape[1], draws, row_offset)
-    return reference.sample(logits, logits.amax(-1), draws, dtype, reference.race(noise), GROUP)
+    index, logsumexp, all_valid = reference.sample_index(logits, draws, reference.race(noise), GROUP)
+    one_hot = None if dtype is None else reference.one_hot(index, logits.shape[1], dtype, all_valid)
+    return one_hot, index, logsumexp
 
 
 @pytest.mark.parametrize("columns", [*COLUMNS, 70_000])
@@ -309,7 +313,7 @@ def test_sample_is_the_twins_draw_for_draw(columns: int, draws: int) -> None:
         assert torch.equal(index, expected)
         assert torch.equal(one_hot, expected_one_hot)
         exact = logits.double().logsumexp(-1)
-        assert_as_good_as(logsumexp, reference.logsumexp(logits, logits.amax(-1)), exact, dtype)
+        assert_as_good_as(logsumexp, reference.logsumexp(logits), exact, dtype)
 
 
 @pytest.mark.parametrize("seed", [0, -1, 2**63 - 1, -(2**63)])

@@ -24,7 +24,7 @@ class Fault(NamedTuple):
 
 def _draw(noise, logits: Tensor, n: int) -> Tensor:
     group = reference.group_length(logits.shape[-1])
-    return reference.sample_index(logits, logits.amax(-1), n, reference.race(noise), group, False)[0]
+    return reference.sample_index(logits, n, reference.race(noise), group)[0]
 
 
 def _exact(shape: tuple[int, ...]) -> Tensor:
@@ -149,7 +149,7 @@ def _by_search(name: str, make_choice, *rejected_by: str) -> Fault:
 
     def draw(logits: Tensor, n: int) -> Tensor:
         group = reference.group_length(logits.shape[-1])
-        return reference.sample_index(logits, logits.amax(-1), n, make_choice(), group, False)[0]
+        return reference.sample_index(logits, n, make_choice(), group)[0]
 
     return Fault(Sampler(name, draw, search_cost), rejected_by)
 

@@ -154,7 +154,7 @@ def _philox_twin(logits: Tensor, n: int) -> Tensor:
     do when they are interpreted."""
     seed = int(torch.randint(2**63 - 1, ()))
     noise = philox_noise(seed, 0, logits.shape[-1], n)
-    return reference.sample_index(logits, logits.amax(-1), n, reference.race(noise), _GROUP, False)[0]
+    return reference.sample_index(logits, n, reference.race(noise), _GROUP)[0]
 
 
 def _philox_relaxed_twin(logits: Tensor, n: int) -> Tensor:

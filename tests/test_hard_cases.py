@@ -251,7 +251,8 @@ def test_no_small_term_is_lost_behind_a_large_one(columns, error):
     at = torch.tensor([columns // 3, 0])
     dists = [OneHotCategorical(x, validate_args=False) for _ in range(3)]
     # What these compute leaves its logsumexp to log_prob.
-    dists[1].entropy(), dists[2].sample_index()
+    dists[1].entropy()
+    dists[2].sample_index()
     for dist in dists:
         torch.testing.assert_close(dist.log_prob_index(at).double(), exact.log_prob(at), rtol=2e-7, atol=error)
         torch.testing.assert_close(dist.entropy().double(), exact.entropy(), rtol=1e-6, atol=error)

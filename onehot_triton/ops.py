@@ -79,9 +79,13 @@ def uses_kernels(device: torch.device) -> bool:
 def _apply(function: type[Function], *args: Any) -> Any:
     """function.apply(*args), or its forward alone where no gradient is asked for: recording costs more than the work
     of a small batch."""
-    needs_grad = torch.is_grad_enabled() and any(isinstance(arg, Tensor) and arg.requires_grad for arg in args)
     # A tensor under vmap does not tell whether a transform outside of it wants a gradient.
-    return function.apply(*args) if needs_grad or reference.in_transform() else function.forward(*args)  # pyright: ignore
+    if reference.in_transform() or torch.compiler.is_compiling():
+        return function.apply(*args)
+    if torch.is_grad_enabled() and any(isinstance(arg, Tensor) and arg.requires_grad for arg in args):
+        # Function.apply itself first binds the arguments to the signature of `forward`, 13 us, to find defaults.
+        return super(Function, function).apply(*args)  # pyright: ignore
+    return function.forward(*args)  # pyright: ignore
 
 
 # Up to so many elements, the Python of an autograd Function and of its backward costs more than the memory that torch's
@@ -227,6 +231,13 @@ def _noise_of(seed: Tensor) -> reference.Noise:
     return lambda shape, winner: _kernels.seeded_exponential(seed + next(requests), shape)
 
 
+def _noise_again(seed: Tensor) -> reference.Noise:
+    """The twin's noise of a backward, the same at each pass; a compiler and a transform see an operator."""
+    if reference.can_look_at(seed):
+        return reference.noise_from(seed.device, torch.Generator(seed.device).manual_seed(int(seed.item())))
+    return lambda shape, winner: _kernels.seeded_exponential(seed, shape)
+
+
 class _NoSecondDerivative(Function):
     """A gradient that a kernel computed, of `sources`: in a graph it can be used, but not differentiated."""
 
@@ -296,10 +307,14 @@ class _StraightThrough(Function):
             if torch.is_grad_enabled():
                 out = _NoSecondDerivative.apply(out, x, grad)
         else:
-            noise = _kernels.seeded_exponential(seed_tensor, (draws, rows, columns + 1))
-            out = reference.relaxed_grad(
-                x, _shaped(index, draws, rows), grad, temperature, noise[..., :-1], noise[..., -1]
-            )
+            noise = _noise_again(seed_tensor)
+
+            def block(g: Tensor, x: Tensor, k: Tensor, t: Tensor) -> Tensor:
+                e = noise((draws, x.shape[0], columns + 1), None)
+                return reference.relaxed_grad(x, k.t(), g.transpose(0, 1), t, e[..., :-1], e[..., -1])
+
+            index = _shaped(index, draws, rows)
+            out = reference.by_rows(block, grad.transpose(0, 1), x, index.t(), temperature, scratch=4)
         return _shaped(out, *logits.shape), *(None,) * 7
 
 

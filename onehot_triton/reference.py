@@ -77,17 +77,29 @@ def blocks(rows: int, elements_per_row: int) -> list[slice]:
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 
-def _by_rows(function: Callable[..., Tensor], *tensors: Tensor) -> Tensor:
-    """function(*tensors), a block of rows at a time; the first dimension of the tensors and the result is the rows."""
+def by_rows(function: Callable[..., Tensor], *tensors: Tensor, scratch: int = 1, dim: int = 0) -> Tensor:
+    """function(*tensors), a block of rows at a time.
+
+    Args:
+        function: of some rows of the tensors.
+        tensors: whose first dimension is the rows.
+        scratch: how much of it there is for each element of the first tensor, in float32 numbers.
+        dim: the dimension of the result that is the rows.
+    """
     rows = tensors[0].shape[0]
-    parts = blocks(rows, math.prod(tensors[0].shape[1:]))
+    parts = blocks(rows, scratch * math.prod(tensors[0].shape[1:]))
     if len(parts) == 1:
         return function(*tensors)
     out = None
     for part in parts:
         result = function(*(tensor[part] for tensor in tensors))
-        out = result.new_empty((rows, *result.shape[1:])) if out is None else out
-        out[part] = result
+        if out is None:
+            shape = list(result.shape)
+            shape[dim] = rows
+            out = result.new_empty(shape)
+        out.narrow(dim, part.start, part.stop - part.start).copy_(result)
+        # Not beside the next one.
+        del result
     assert out is not None
     return out
 
@@ -319,7 +331,7 @@ def logsumexp(logits: Tensor) -> Tensor:
         weight = _softmax(x)
         return x.amax(-1) + _log_total(weight, weight.sum(-1))
 
-    return _by_rows(block, logits)
+    return by_rows(block, logits)
 
 
 def one_hot_index(value: Tensor) -> Tensor:
@@ -352,7 +364,7 @@ def log_prob(logits: Tensor, index: Tensor, logsumexp: Tensor | None = None, *, 
     """
     at = (index if inside else index.clamp(0, logits.shape[-1] - 1)).t()
     if logsumexp is None:
-        chosen = _by_rows(lambda x, k: _log_softmax(x).gather(-1, k), logits, at).t()
+        chosen = by_rows(lambda x, k: _log_softmax(x).gather(-1, k), logits, at).t()
     else:
         chosen = logits.gather(-1, at).t().to(logsumexp.dtype) - logsumexp
     return chosen if inside else torch.where(index == at.t(), chosen, torch.nan)
@@ -365,7 +377,7 @@ def log_prob_grad(logits: Tensor, index: Tensor, grad: Tensor) -> Tensor:
         smooth = _softmax(x) * -g.sum(-1, keepdim=True)
         return smooth.scatter_add(-1, k, g.to(smooth.dtype)).to(x.dtype)
 
-    return _by_rows(block, logits, index.clamp(0, logits.shape[-1] - 1).t(), grad.t())
+    return by_rows(block, logits, index.clamp(0, logits.shape[-1] - 1).t(), grad.t())
 
 
 def entropy(logits: Tensor) -> tuple[Tensor, Tensor | None]:
@@ -389,7 +401,7 @@ def entropy(logits: Tensor) -> tuple[Tensor, Tensor | None]:
         return product.sum(-1).abs()
 
     if is_short(logits):
-        return _by_rows(short, logits), None
+        return by_rows(short, logits), None
     parts = [_long_entropy(_at(logits, part), lowest) for part in blocks(*logits.shape)]
     entropies, logsumexps = zip(*parts, strict=True)
     return _joined(entropies), _joined(logsumexps)
@@ -417,7 +429,7 @@ def entropy_grad(logits: Tensor, grad: Tensor) -> Tensor:
         d = (x.to(dtype) - x.detach().amax(-1, keepdim=True).to(dtype)).clamp_min(torch.finfo(dtype).min)
         return (softmax_backward(torch.softmax(d, -1), d) * -g.unsqueeze(-1)).to(x.dtype)
 
-    return _by_rows(block, logits, grad)
+    return by_rows(block, logits, grad)
 
 
 # Straight-through gradients -------------------------------------------------------------------------------------------
@@ -430,7 +442,7 @@ def softmax_grad(logits: Tensor, grad: Tensor) -> Tensor:
     def block(x: Tensor, g: Tensor) -> Tensor:
         return softmax_backward(torch.softmax(x, -1, dtype=dtype), g.to(dtype)).to(x.dtype)
 
-    return _by_rows(block, logits, grad)
+    return by_rows(block, logits, grad)
 
 
 def softmax_backward(probs: Tensor, grad: Tensor) -> Tensor:
@@ -446,8 +458,8 @@ def relaxed_grad(
     With E iid Exp(1), s_k = -log E_k and s_j = -log(E_j / p_j + E_k) has the law of log p + Gumbel given that k is its
     arg-max: the winner's value is a Gumbel variate, independent of which column won, and the others are Gumbel
     variates truncated at it (Maddison, Tarlow and Minka 2014, https://arxiv.org/abs/1411.0030). So y = softmax(s / t)
-    is in proportion to w_k = 1, w_j = (1 + E_j / (p_j E_k))^(-1/t). The noise does not depend on the logits: no
-    gradient flows through it.
+    is the softmax of z_k = 0, z_j = -log(1 + E_j / (p_j E_k)) / t. The noise does not depend on the logits: no gradient
+    flows through it.
 
     Args:
         logits: [rows, columns].
@@ -457,19 +469,21 @@ def relaxed_grad(
         noise: E, of `grad`'s shape, of either sign.
         winner_noise: E_k, of `index`'s shape, of the same sign.
     """
-    dtype = compute_dtype(logits.dtype)
-    p = torch.softmax(logits, -1, dtype=dtype)
-    inverse = temperature.to(dtype).reciprocal().unsqueeze(-1)
-    ratio = (noise / winner_noise.unsqueeze(-1)).to(dtype) / p
+    p = _softmax(logits)
+    inverse = temperature.to(p.dtype).reciprocal().unsqueeze(-1)
     # p = 0 makes the ratio infinite and the weight 0. E_j / E_k can overflow float32 to the same effect.
-    weight = torch.exp(-inverse * torch.log1p(ratio)).scatter(-1, index.clamp(min=0).unsqueeze(-1), 1.0)
-    y = weight / weight.sum(-1, keepdim=True)
-    return (softmax_backward(y, grad.to(dtype)) * inverse).sum(0).to(logits.dtype)
+    ratio = (noise / winner_noise.unsqueeze(-1)).to(p.dtype) / p
+    z = (torch.log1p(ratio) * -inverse).scatter(-1, index.clamp(min=0).unsqueeze(-1), 0.0)
+    y = torch.softmax(z, -1)
+    return (softmax_backward(y, grad.to(y.dtype)) * inverse).sum(0).to(logits.dtype)
 
 
 def relaxed(logits: Tensor, temperature: Tensor, draws: int, noise: Noise) -> Tensor:
     """softmax((x + Gumbel) / t), [draws, rows, columns], in the logits' dtype, for `temperature` [rows]."""
-    dtype = compute_dtype(logits.dtype)
-    gumbel = -torch.log(-noise((draws, *logits.shape), None))
-    score = (logits.to(dtype) + gumbel.to(dtype)) / temperature.to(dtype).unsqueeze(-1)
-    return torch.softmax(score, -1).to(logits.dtype)
+
+    def block(x: Tensor, t: Tensor) -> Tensor:
+        gumbel = -torch.log(-noise((draws, *x.shape), None))
+        score = (x + gumbel.to(compute_dtype(x.dtype))) / t.unsqueeze(-1)
+        return torch.softmax(score, -1).to(x.dtype)
+
+    return by_rows(block, logits, temperature.to(compute_dtype(logits.dtype)), scratch=4 * draws, dim=1)

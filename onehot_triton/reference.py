@@ -8,7 +8,7 @@ written in differentiable operations, so second derivatives follow from it.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -16,9 +16,9 @@ from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
 from torch.nn import Parameter
 
-# Elements in one block of scratch: 4 MiB of float32, which stays in the cache. Large inputs are worked through block by
+# Elements in one block of scratch: 2 MiB of float32, which stays in the cache. Large inputs are worked through block by
 # block, so that no second copy of the logits, the probabilities or the noise ever exists.
-_BLOCK = 2**20
+_BLOCK = 2**19
 # Up to so many elements, a second thread costs more than it helps.
 _ONE_THREAD = 2**12
 # Rows up to this length are one group. Longer ones are cut into groups of about sqrt(columns), which makes the least of
@@ -109,8 +109,8 @@ def _at(tensor: Any, part: slice) -> Any:
     return tensor if tensor is None or part.stop - part.start == tensor.shape[0] else tensor[part]
 
 
-def _joined(parts: Sequence[Tensor], dim: int = 0) -> Tensor:
-    return parts[0] if len(parts) == 1 else torch.cat(list(parts), dim)
+def _joined(parts: list[Tensor], dim: int = 0) -> Tensor:
+    return parts[0] if len(parts) == 1 else torch.cat(parts, dim)
 
 
 def valid_rows(logits: Tensor) -> Tensor:
@@ -219,8 +219,8 @@ def sample_index(
     """The twin of `kernels.sample.sample` but for its one-hot: draws from softmax(logits), first a group of columns,
     then one of its columns.
 
-    With w = softmax(x), and the row cut into groups of consecutive columns, a group in proportion to sum w and then an
-    element of it in proportion to w is exactly a draw from w, however well w is normalised.
+    With the row cut into groups of consecutive columns, a group in proportion to the sum of its softmax and then an
+    element of it in proportion to exp x_j is exactly a draw from the row's softmax.
 
     Args:
         logits: [rows, columns].
@@ -235,53 +235,55 @@ def sample_index(
         all_valid: True where every row is now known to be a distribution.
     """
     rows, columns = logits.shape
-    group = min(group, columns)
     groups = -(-columns // group)
-    per_draw = groups + group if groups > 1 else columns
+    # What is chosen from, and its sums in float64.
+    scratch = 3 * (groups + group if groups > 1 else columns)
     indices, logsumexps, found_invalid = [], [], False
-    for part in blocks(rows, columns):
+    for part in blocks(rows, scratch):
         x = _at(logits, part)
-        weight, invalid = _weights(x, all_valid)
-        group_weight = weight
         if groups > 1:
-            group_weight = _of_groups(torch.sum, weight, group)
-            logsumexps.append(x.amax(-1) + _log_total(weight, group_weight.sum(-1)))
+            weight, known = by_rows(lambda x: _of_groups(torch.sum, _softmax(x), group), x), all_valid
+        else:
+            weight, known = _weights(x, all_valid)
         some = []
-        # Sums in float64, and indices: four times the bytes of the weights.
-        for chunk in blocks(draws, 4 * x.shape[0] * per_draw):
+        for chunk in blocks(draws, scratch * x.shape[0]):
             lead = (chunk.stop - chunk.start, x.shape[0])
-            if groups == 1:
-                some.append(choose(weight, lead, None))
-                continue
-            winner = choose(group_weight, lead, None)
-            column = winner.unsqueeze(-1) * group + torch.arange(group, device=x.device)
-            inside = column.clamp(max=columns - 1)
-            row_weight = weight.expand(*lead, columns).gather(-1, inside)
-            if columns % group:
-                row_weight = torch.where(column < columns, row_weight, 0.0)
-            some.append(winner * group + choose(row_weight, lead, winner))
+            winner = choose(weight, lead, None)
+            if groups > 1:
+                # In a row that is no distribution, a search ends anywhere.
+                winner = winner.clamp(max=groups - 1)
+                column = winner.unsqueeze(-1) * group + torch.arange(group, device=x.device)
+                inside = x.expand(*lead, columns).gather(-1, column.clamp(max=columns - 1))
+                if columns % group:
+                    inside = torch.where(column < columns, inside, -torch.inf)
+                if not some:
+                    logsumexps.append(_logsumexp_from(inside[0], weight, winner[0]))
+                winner = winner * group + choose(_softmax(inside), lead, winner)
+            some.append(winner)
         index = _joined(some)
-        if invalid is not None:
-            found_invalid, index = True, index.masked_fill(invalid, -1)
+        if not known:
+            # With a NaN or +inf in a row, or -inf alone, every element of its softmax is NaN.
+            first = weight[:, 0]
+            if not (can_look_at(first) and math.isfinite(first.sum().item())):
+                found_invalid, index = True, index.masked_fill(first.isnan(), -1)
         indices.append(index)
     return _joined(indices, 1), _joined(logsumexps) if logsumexps else None, not found_invalid
 
 
-def _weights(logits: Tensor, all_valid: bool) -> tuple[Tensor, Tensor | None]:
-    """Weights [rows, columns] in proportion to softmax(logits); and bool [rows], True for a row that is no
-    distribution, or None where there is none."""
-    look = can_look_at(logits)
-    if look and 0 < logits.numel() <= _ONE_THREAD and is_short(logits):
+def _weights(logits: Tensor, all_valid: bool) -> tuple[Tensor, bool]:
+    """Weights [rows, columns] in proportion to softmax(logits), and whether every row is known to be a distribution."""
+    if can_look_at(logits) and 0 < logits.numel() <= _ONE_THREAD:
         # So small a softmax costs three times as much as two numbers that say that no maximum need be subtracted.
         low, high = logits.aminmax()
         if low.item() > -_SAFE and high.item() < _SAFE:
-            return logits.to(compute_dtype(logits.dtype)).exp(), None
-    weight = _softmax(logits)
-    if all_valid:
-        return weight, None
-    # With a NaN or +inf in a row, or -inf alone, every element of its softmax is NaN.
-    first = weight[:, 0]
-    return weight, None if look and math.isfinite(first.sum().item()) else first.isnan()
+            return logits.to(compute_dtype(logits.dtype)).exp(), True
+    return _softmax(logits), all_valid
+
+
+def _logsumexp_from(logits: Tensor, weight: Tensor, winner: Tensor) -> Tensor:
+    """logsumexp of a row, [rows], from the logits of one of its groups, [rows, group], and the weights of all."""
+    share = weight.gather(-1, winner.unsqueeze(-1)).squeeze(-1) / weight.sum(-1)
+    return logits.to(weight.dtype).logsumexp(-1) - share.log()
 
 
 def _softmax(logits: Tensor) -> Tensor:
@@ -386,13 +388,12 @@ def entropy(logits: Tensor) -> tuple[Tensor, Tensor | None]:
     Where `is_short(logits)`, by that formula, which is differentiable. Else, with d = x - max x and w in proportion to
     exp d, H = log sum exp d - (sum w d) / sum w: two numbers that are not negative, and one exponential.
     """
-    dtype = compute_dtype(logits.dtype)
-    # Any finite number in the place of -inf makes its product with 0 a 0.
-    lowest = torch.finfo(dtype).min
 
     def short(x: Tensor) -> Tensor:
         log_p = _log_softmax(x)
         p = log_p.exp()
+        # Any finite number in the place of -inf makes its product with 0 a 0.
+        lowest = torch.finfo(p.dtype).min
         if x.requires_grad and torch.is_grad_enabled():
             product = p * log_p.clamp_min(lowest)
         else:
@@ -402,20 +403,23 @@ def entropy(logits: Tensor) -> tuple[Tensor, Tensor | None]:
 
     if is_short(logits):
         return by_rows(short, logits), None
-    parts = [_long_entropy(_at(logits, part), lowest) for part in blocks(*logits.shape)]
-    entropies, logsumexps = zip(*parts, strict=True)
+    entropies, logsumexps = [], []
+    for part in blocks(*logits.shape):
+        entropy, logsumexp = _long_entropy(_at(logits, part))
+        entropies.append(entropy)
+        logsumexps.append(logsumexp)
     return _joined(entropies), _joined(logsumexps)
 
 
-def _long_entropy(x: Tensor, lowest: float) -> tuple[Tensor, Tensor]:
+def _long_entropy(x: Tensor) -> tuple[Tensor, Tensor]:
     dtype = compute_dtype(x.dtype)
     m = x.amax(-1).to(dtype)
     d = torch.sub(x.to(dtype), m.unsqueeze(-1))
     weight = torch.softmax(d, -1)
     total = weight.sum(-1)
     log_total = _log_total(weight, total)
-    moment = weight.mul_(d.clamp_min_(lowest)).sum(-1)
-    return log_total - moment / total, log_total + m
+    # 0 -inf is NaN, and counts 0. In a row that is no distribution, the total is NaN.
+    return log_total - weight.mul_(d).nansum(-1) / total, log_total + m
 
 
 def entropy_grad(logits: Tensor, grad: Tensor) -> Tensor:

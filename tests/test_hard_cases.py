@@ -242,7 +242,7 @@ def test_argmax_is_the_first_maximum(dtype, columns):
 # Many small terms behind a large one ----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("columns", "error"), [(512, 2e-6), (513, 2e-7), (2**20, 2e-7)])
+@pytest.mark.parametrize(("columns", "error"), [(512, 2e-6), (513, 5e-7), (2**20, 5e-7)])
 def test_no_small_term_is_lost_behind_a_large_one(columns, error):
     """torch's softmax and log_softmax add up one term after the other: of 2^20 terms e^-17 they lose a 16th."""
     x = torch.full((2, columns), -17.0)

@@ -330,16 +330,17 @@ class OneHotCategorical(Distribution):
     def _log_prob_at(self, index: Tensor, logsumexp: Tensor | None = None) -> Tensor:
         logits, batch = self._current_logits(), self._batch_shape
         logsumexp = self._logsumexp if logsumexp is None else logsumexp
-        shape = torch.broadcast_shapes(index.shape, batch)
-        index = index.expand(shape)
-        if shape[len(shape) - len(batch) :] == batch:
-            out, logsumexp = ops.log_prob(logits, self._allowed, logsumexp, index=index)
+        if index.shape[max(index.dim() - len(batch), 0) :] == batch:
+            # Then a value or an index was checked, too.
+            inside = self._all_valid
+            out, logsumexp = ops.log_prob(logits, self._allowed, logsumexp, index=index, inside=inside)
             self._keep(logsumexp)
-        else:
-            logsumexp = None if logsumexp is None else logsumexp.view(batch).expand(shape).reshape(-1)
-            full = shape + self._event_shape
-            allowed = None if self._allowed is None else self._allowed.expand(full)
-            out, _ = ops.log_prob(logits.expand(full), allowed, logsumexp, index=index)
+            return self._log_prob_result(out)
+        shape = torch.broadcast_shapes(index.shape, batch)
+        full = shape + self._event_shape
+        logsumexp = None if logsumexp is None else logsumexp.view(batch).expand(shape).reshape(-1)
+        allowed = None if self._allowed is None else self._allowed.expand(full)
+        out, _ = ops.log_prob(logits.expand(full), allowed, logsumexp, index=index.expand(shape))
         return self._log_prob_result(out)
 
     def _log_prob_result(self, log_prob: Tensor) -> Tensor:

@@ -432,7 +432,7 @@ class _LogProb(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(logits, allowed, logsumexp, value, index, kernels):
+    def forward(logits, allowed, logsumexp, value, index, inside, kernels):
         x, allowed = _rows(logits), _rows_of(allowed)
         rows, columns = x.shape
         batch = logits.shape[:-1]
@@ -455,12 +455,12 @@ class _LogProb(Function):
             if kernels:
                 out = _kernels.log_prob_index(x, known, at, allowed)
             else:
-                out = reference.log_prob(x, at, known, inside=index is None)
+                out = reference.log_prob(x, at, known, inside=inside or index is None)
         return _shaped(out, *lead, *batch), new_index, new_logsumexp
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        logits, allowed, logsumexp, _, index, ctx.kernels = inputs
+        logits, allowed, logsumexp, _, index, _, ctx.kernels = inputs
         _, new_index, new_logsumexp = output
         ctx.mark_non_differentiable(*(new for new in (new_index, new_logsumexp) if new is not None))
         ctx.set_materialize_grads(False)
@@ -470,7 +470,7 @@ class _LogProb(Function):
     @staticmethod
     def backward(ctx, grad, *_):
         if grad is None:
-            return (None,) * 6
+            return (None,) * 7
         logits, allowed, index, logsumexp = ctx.saved_tensors
         x, allowed = _rows(logits), _rows_of(allowed)
         rows = x.shape[0]
@@ -481,7 +481,7 @@ class _LogProb(Function):
         else:
             out = reference.log_prob_grad(masked(x, allowed), index, grad)
             out = out if allowed is None else torch.where(allowed, out, 0.0)
-        return _shaped(out, *logits.shape), *(None,) * 5
+        return _shaped(out, *logits.shape), *(None,) * 6
 
 
 def log_prob(
@@ -490,6 +490,7 @@ def log_prob(
     logsumexp: Tensor | None,
     value: Tensor | None = None,
     index: Tensor | None = None,
+    inside: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
     """log softmax(logits) at the one-hot `value` or at `index`, differentiable in the logits.
 
@@ -499,6 +500,7 @@ def log_prob(
         logsumexp: [rows], where the caller has it.
         value: [*draws, *batch, columns] of any float, integer or bool dtype; its first maximum counts.
         index: int64 [*draws, *batch], in place of `value`. Outside 0 .. columns - 1 the result is NaN.
+        inside: True where every index is known to be inside.
 
     Returns:
         log_prob: [*draws, *batch] in the compute dtype.
@@ -506,8 +508,8 @@ def log_prob(
     """
     value = value.detach() if value is not None and value.requires_grad else value
     if not (kernels := uses_kernels(logits.device)) and _is_small(logits):
-        return _LogProb.forward(logits, None, None, value, index, False)[0], logsumexp
-    out, _, new = _apply(_LogProb, logits, allowed, logsumexp, value, index, kernels)
+        return _LogProb.forward(logits, None, None, value, index, inside, False)[0], logsumexp
+    out, _, new = _apply(_LogProb, logits, allowed, logsumexp, value, index, inside, kernels)
     return out, new if logsumexp is None else logsumexp
 
 

@@ -182,7 +182,7 @@ def _broadcasts_to(shape: torch.Size, target: torch.Size) -> bool:
 
 def sample_shape(shape: int | Sequence[int] | None) -> torch.Size:
     """`shape` as a torch.Size; None is ()."""
-    if shape is None or shape == ():
+    if shape is None:
         return torch.Size()
     if isinstance(shape, torch.Size):
         return shape
@@ -225,8 +225,8 @@ def value_shape(value: Any, batch: torch.Size, event: torch.Size) -> None:
 def one_hot(value: Tensor, index: Tensor) -> None:
     """Checks that every row of `value`, whose maximum is at `index`, is a single 1 among zeros."""
     # In half the time of count_nonzero.
-    count = reference.by_rows(lambda v: v.bool().sum(-1), value.reshape(-1, value.shape[-1])).view(index.shape)
-    good = (count == 1) & (value.gather(-1, index.unsqueeze(-1)).squeeze(-1) == 1)
+    count = reference.by_rows(lambda v: v.bool().sum(-1), value if value.dim() > 1 else value.unsqueeze(0))
+    good = (count.view(index.shape) == 1) & (value.gather(-1, index.unsqueeze(-1)).squeeze(-1) == 1)
     if not _is_true(good.all(), "value: expected one-hot rows"):
         at = _first(~good)
         row = value[tuple(at)]

@@ -258,7 +258,7 @@ def sample_index(
                 inside = x.expand(*lead, columns).gather(-1, column.clamp(max=columns - 1))
                 if columns % group:
                     inside = torch.where(column < columns, inside, -torch.inf)
-                if not some:
+                if lead[0] and not some:
                     logsumexps.append(_logsumexp_from(inside[0], weight, winner[0]))
                 winner = winner * group + choose(_softmax(inside), lead, winner)
             some.append(winner)
@@ -357,7 +357,7 @@ def argmax(tensor: Tensor) -> Tensor:
         return tensor.max(-1)[1]
     group = group_length(columns)
     first = group * _of_groups(torch.amax, tensor, group).argmax(-1)
-    column = first.unsqueeze(-1) + torch.arange(group)
+    column = first.unsqueeze(-1) + torch.arange(group, device=tensor.device)
     return first + tensor.gather(-1, column.clamp(max=columns - 1)).argmax(-1)
 
 

@@ -379,17 +379,33 @@ def test_empty_batch(batch, sample_shape, method, backend):
     assert D.kl_divergence(dist, dist).shape == batch
 
 
+@pytest.mark.parametrize("columns", [5, 700])
 @each_method
-def test_sample_shape_0(method, backend):
-    x = torch.zeros(3, 5, requires_grad=True)
+def test_sample_shape_0(method, columns, backend):
+    x = torch.zeros(3, columns, requires_grad=True)
     dist = OneHotCategorical(x, grad_method=method)
     drawn, log_prob = dist.rsample_and_log_prob((0,))
-    assert drawn.shape == dist.sample((0,)).shape == (0, 3, 5)
+    assert drawn.shape == dist.sample((0,)).shape == (0, 3, columns)
     assert log_prob.shape == dist.sample_index((0,)).shape == dist.log_prob(drawn).shape == (0, 3)
     (drawn.sum() + log_prob.sum()).backward()
     assert x.grad is not None
     assert (x.grad == 0).all()
-    torch.testing.assert_close(dist.log_prob_index(torch.tensor(0)), torch.full((3,), 0.2).log())
+    torch.testing.assert_close(dist.log_prob_index(torch.tensor(0)), torch.full((3,), 1 / columns).log())
+
+
+@pytest.mark.parametrize("columns", [3, 5, 5000])
+@each_method
+def test_the_default_device_is_not_asked(method, columns):
+    x = torch.randn(2, columns, requires_grad=True)
+    with torch.device("meta"):
+        dist = OneHotCategorical(x, grad_method=method)
+        drawn, log_prob = dist.rsample_and_log_prob((2,))
+        checked = (
+            dist.log_prob(drawn) + dist.log_prob_index(drawn.argmax(-1)) + dist.entropy() + (drawn * dist.mode).sum(-1)
+        )
+        (drawn.sum() + log_prob.sum() + checked.sum()).backward()
+    assert x.grad is not None
+    assert {t.device.type for t in (drawn, log_prob, checked, x.grad, dist.sample())} == {"cpu"}
 
 
 @each_method

@@ -88,14 +88,9 @@ def _apply(function: type[Function], *args: Any) -> Any:
     return function.forward(*args)  # pyright: ignore
 
 
-# Up to so many elements, the Python of an autograd Function and of its backward costs more than the memory that torch's
-# own operations keep for theirs.
-_SMALL = 2**16
-
-
-def _is_small(logits: Tensor) -> bool:
-    """Whether autograd is to record the eager forward itself: one block of operations that are differentiable."""
-    return reference.can_look_at(logits) and logits.numel() <= _SMALL and reference.is_short(logits)
+def _records_forward(logits: Tensor) -> bool:
+    """Whether autograd is to record the eager forward itself."""
+    return reference.is_differentiated(logits) and reference.is_small(logits)
 
 
 # Parameters -----------------------------------------------------------------------------------------------------------
@@ -201,7 +196,8 @@ def _draw(
         one_hot = None if draw.dtype is None else _shaped(one_hot, *shape, columns)
         return one_hot, _shaped(index, *shape), logsumexp, all_valid
     choose = reference.race(noise) if noise else reference.choice(columns, x.device, draw.generator)
-    index, logsumexp, all_valid = reference.sample_index(x, draws, choose, reference.group_length(columns), all_valid)
+    group = columns if reference.is_small(x) else reference.group_length(columns)
+    index, logsumexp, all_valid = reference.sample_index(x, draws, choose, group, all_valid)
     index = _shaped(index, *shape)
     one_hot = None if draw.dtype is None else reference.one_hot(index, columns, draw.dtype, all_valid)
     return one_hot, index, logsumexp, all_valid
@@ -336,7 +332,7 @@ def rsample(
     """
     relaxed = method is ReparamGradientStrategy.RelaxedOneHot
     kernels = uses_kernels(logits.device)
-    if not relaxed and logits.requires_grad and torch.is_grad_enabled() and not kernels and _is_small(logits):
+    if not relaxed and not kernels and _records_forward(logits):
         one_hot, index, logsumexp, all_valid = _draw(logits.detach(), None, None, draw)
         assert one_hot is not None
         probs = torch.softmax(logits, -1, dtype=reference.compute_dtype(logits.dtype)).to(logits.dtype)
@@ -445,7 +441,7 @@ class _LogProb(Function):
             out, new_index, new = _kernels.log_prob(x, known, _shaped(value, draws, rows, columns), allowed)
             new_logsumexp = new if known is None else None
         else:
-            if known is None and (kernels or not reference.is_short(x)):
+            if known is None and (kernels or not (reference.is_short(x) or reference.is_differentiated(x))):
                 known = new_logsumexp = _kernels.logsumexp(x, allowed) if kernels else reference.logsumexp(x)
             if index is None:
                 at = new_index = reference.one_hot_index(value)
@@ -507,7 +503,7 @@ def log_prob(
         logsumexp: [rows] in the compute dtype, without gradient; None where it was neither given nor computed.
     """
     value = value.detach() if value is not None and value.requires_grad else value
-    if not (kernels := uses_kernels(logits.device)) and _is_small(logits):
+    if not (kernels := uses_kernels(logits.device)) and _records_forward(logits):
         return _LogProb.forward(logits, None, None, value, index, inside, False)[0], logsumexp
     out, _, new = _apply(_LogProb, logits, allowed, logsumexp, value, index, inside, kernels)
     return out, new if logsumexp is None else logsumexp
@@ -549,6 +545,6 @@ class _Entropy(Function):
 def entropy(logits: Tensor, allowed: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """The entropy of softmax(logits), differentiable in the logits, and its logsumexp [rows], without gradient, or None
     where it was not computed: both in the compute dtype."""
-    if not (kernels := uses_kernels(logits.device)) and _is_small(logits):
+    if not (kernels := uses_kernels(logits.device)) and _records_forward(logits):
         return _Entropy.forward(logits, None, False)
     return _apply(_Entropy, logits, allowed, kernels)

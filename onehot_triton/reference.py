@@ -19,6 +19,9 @@ from torch.nn import Parameter
 # Elements in one block of scratch: 2 MiB of float32, which stays in the cache. Large inputs are worked through block by
 # block, so that no second copy of the logits, the probabilities or the noise ever exists.
 _BLOCK = 2**19
+# Up to so many elements, a call costs more than the work: an autograd Function and its backward more than the memory that
+# torch's own operations keep for theirs, a second stage of a draw more than what it saves.
+_SMALL = 2**16
 # Up to so many elements, a second thread costs more than it helps.
 _ONE_THREAD = 2**12
 # Rows up to this length are one group. Longer ones are cut into groups of about sqrt(columns), which makes the least of
@@ -59,6 +62,16 @@ def in_transform() -> bool:
 def can_look_at(tensor: Tensor) -> bool:
     """Whether its values can be looked at now, by the call alone: on a CPU, in no recorded or transformed program."""
     return tensor.is_cpu and not is_recorded(tensor) and not in_transform()
+
+
+def is_small(logits: Tensor) -> bool:
+    """Whether few operations matter more than few passes. In a recorded program, a compiler joins them."""
+    return can_look_at(logits) and logits.numel() <= _SMALL
+
+
+def is_differentiated(logits: Tensor) -> bool:
+    """Whether autograd records what is computed of them."""
+    return logits.requires_grad and torch.is_grad_enabled()
 
 
 def is_short(logits: Tensor) -> bool:
@@ -293,7 +306,9 @@ def _softmax(logits: Tensor) -> Tensor:
 
 
 def _log_softmax(logits: Tensor) -> Tensor:
-    return torch.log_softmax(logits, -1, dtype=compute_dtype(logits.dtype))
+    out = torch.log_softmax(logits, -1, dtype=compute_dtype(logits.dtype))
+    # Less what `_log_total` says of its sum: 0, but for rounding, and so without gradient.
+    return out if is_short(logits) else out - out.detach().exp().sum(-1, keepdim=True).log()
 
 
 def _log_total(weight: Tensor, total: Tensor) -> Tensor:
@@ -364,7 +379,7 @@ def argmax(tensor: Tensor) -> Tensor:
 def log_prob(logits: Tensor, index: Tensor, logsumexp: Tensor | None = None, *, inside: bool = False) -> Tensor:
     """log p_k for `index` [draws, rows], in the compute dtype; NaN where k is no column, which is nowhere if `inside`.
 
-    The logsumexp can be left out where `is_short(logits)`; the result is then differentiable.
+    Without the logsumexp it costs a normalised copy of a block of rows, and is differentiable.
     """
     at = (index if inside else index.clamp(0, logits.shape[-1] - 1)).t()
     if logsumexp is None:
@@ -387,24 +402,24 @@ def log_prob_grad(logits: Tensor, index: Tensor, grad: Tensor) -> Tensor:
 def entropy(logits: Tensor) -> tuple[Tensor, Tensor | None]:
     """H = -sum_j p_j log p_j with 0 log 0 = 0, [rows], and the logsumexp, [rows] or None, in the compute dtype.
 
-    Where `is_short(logits)`, by that formula, which is differentiable. Else, with d = x - max x and w in proportion to
-    exp d, H = log sum exp d - (sum w d) / sum w: two numbers that are not negative, and one exponential.
+    Short rows, and what is to be differentiated, by that formula. Else, with d = x - max x and w in proportion to exp d,
+    H = log sum exp d - (sum w d) / sum w: two numbers that are not negative, and one exponential.
     """
 
-    def short(x: Tensor) -> Tensor:
+    def direct(x: Tensor) -> Tensor:
         log_p = _log_softmax(x)
         p = log_p.exp()
         # Any finite number in the place of -inf makes its product with 0 a 0.
         lowest = torch.finfo(p.dtype).min
-        if x.requires_grad and torch.is_grad_enabled():
+        if is_differentiated(x):
             product = p * log_p.clamp_min(lowest)
         else:
             product = p.mul_(log_p.clamp_min_(lowest))
         # Not -sum, which is -0 for a certain outcome; no term is positive.
         return product.sum(-1).abs()
 
-    if is_short(logits):
-        return by_rows(short, logits), None
+    if is_short(logits) or is_differentiated(logits):
+        return by_rows(direct, logits), None
     entropies, logsumexps = [], []
     for part in blocks(*logits.shape):
         entropy, logsumexp = _long_entropy(_at(logits, part))

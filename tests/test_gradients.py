@@ -11,7 +11,7 @@ from torch import distributions as D
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
 
-from onehot_triton import OneHotCategorical, ReparamGradientStrategy, ops
+from onehot_triton import OneHotCategorical, ReparamGradientStrategy, reference
 
 COLUMNS = 6
 PASS, RELAXED = ReparamGradientStrategy.PassThrough, ReparamGradientStrategy.RelaxedOneHot
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 @pytest.fixture(autouse=True, params=[2**16, 0], ids=["torch's operations", "a Function"])
 def small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways of eager torch to record a gradient: that of small batches, which all of these are, and of others."""
-    monkeypatch.setattr(ops, "_SMALL", request.param)
+    monkeypatch.setattr(reference, "_SMALL", request.param)
 
 
 each_batch = pytest.mark.parametrize("batch", [(), (3,), (2, 3)], ids=str)

@@ -555,7 +555,7 @@ def test_change_in_place_between_forward_and_backward_changes_no_gradient():
 
 
 def test_change_in_place_between_forward_and_backward_is_an_error(monkeypatch):
-    monkeypatch.setattr(ops, "_SMALL", 0)
+    monkeypatch.setattr(reference, "_SMALL", 0)
     x = torch.randn(4, requires_grad=True)
     logits = x * 1
     log_prob = OneHotCategorical(logits).log_prob_index(torch.tensor(0))

@@ -29,6 +29,8 @@ _ONE_THREAD = 2**12
 _ONE_GROUP = 512
 # exp x, and sums of it, are normal float32 numbers for |x| up to this.
 _SAFE = 60.0
+# exp of it is 0, in float64 too, where 0 log 0 wants a finite number, which no product of a derivative makes infinite.
+_LOWEST = -1e4
 # Rows up to this length are drawn by a race on a CPU, too: the README's example promises its numbers.
 _RACED = 4
 
@@ -409,12 +411,10 @@ def entropy(logits: Tensor) -> tuple[Tensor, Tensor | None]:
     def direct(x: Tensor) -> Tensor:
         log_p = _log_softmax(x)
         p = log_p.exp()
-        # Any finite number in the place of -inf makes its product with 0 a 0.
-        lowest = torch.finfo(p.dtype).min
         if is_differentiated(x):
-            product = p * log_p.clamp_min(lowest)
+            product = p * log_p.clamp_min(_LOWEST)
         else:
-            product = p.mul_(log_p.clamp_min_(lowest))
+            product = p.mul_(log_p.clamp_min_(_LOWEST))
         # Not -sum, which is -0 for a certain outcome; no term is positive.
         return product.sum(-1).abs()
 
@@ -447,7 +447,7 @@ def entropy_grad(logits: Tensor, grad: Tensor) -> Tensor:
 
     def block(x: Tensor, g: Tensor) -> Tensor:
         dtype = compute_dtype(x.dtype)
-        d = (x.to(dtype) - x.detach().amax(-1, keepdim=True).to(dtype)).clamp_min(torch.finfo(dtype).min)
+        d = (x.to(dtype) - x.detach().amax(-1, keepdim=True).to(dtype)).clamp_min(_LOWEST)
         return (softmax_backward(torch.softmax(d, -1), d) * -g.unsqueeze(-1)).to(x.dtype)
 
     return by_rows(block, logits, grad)

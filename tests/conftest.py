@@ -11,7 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from onehot_triton import use_backend
+from onehot_triton import reference, use_backend
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -61,6 +61,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(params=[2**16, 0], ids=["as a small batch", "as a large batch"])
+def small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both ways of eager torch: small batches are recorded by autograd itself, and their long rows drawn in one stage."""
+    monkeypatch.setattr(reference, "_SMALL", request.param)
 
 
 @pytest.fixture(params=["eager", "triton"])

@@ -11,19 +11,12 @@ from torch import distributions as D
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
 
-from onehot_triton import OneHotCategorical, ReparamGradientStrategy, reference
+from onehot_triton import OneHotCategorical, ReparamGradientStrategy
 
 COLUMNS = 6
 PASS, RELAXED = ReparamGradientStrategy.PassThrough, ReparamGradientStrategy.RelaxedOneHot
 
-pytestmark = pytest.mark.usefixtures("one_thread")
-
-
-@pytest.fixture(autouse=True, params=[2**16, 0], ids=["torch's operations", "a Function"])
-def small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways of eager torch to record a gradient: that of small batches, which all of these are, and of others."""
-    monkeypatch.setattr(reference, "_SMALL", request.param)
-
+pytestmark = pytest.mark.usefixtures("one_thread", "small")
 
 each_batch = pytest.mark.parametrize("batch", [(), (3,), (2, 3)], ids=str)
 each_dtype = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
@@ -95,6 +88,33 @@ def test_density_gradient(density, batch, dtype, kind, unimix):
     # Between a weight and its logits lies a logarithm, rounded to the dtype that is computed in.
     assert gradient(ours).dtype == dtype
     assert_gradient_accurate(gradient(ours), gradient(oracle))
+
+
+@each_dtype
+@pytest.mark.parametrize("columns", [513, 2000])
+def test_gradients_of_long_rows(columns, dtype):
+    """First and second derivatives, a category switched off among them."""
+    param = (3 * torch.randn(2, columns, dtype=torch.float64)).to(dtype)
+    param[:, 7] = -math.inf
+    index = torch.tensor([0, columns - 1])
+    weight, direction = torch.randn(2, 2, columns).to(dtype)
+    found = []
+    for leaf, oracle in zip(leaves(param), (False, True), strict=True):
+        if oracle:
+            log_p = torch.log_softmax(leaf, -1)
+            p = log_p.exp()
+            entropy, log_prob = -(p * log_p.nan_to_num(neginf=0.0)).sum(-1), log_p[[0, 1], index]
+        else:
+            dist = OneHotCategorical(leaf, grad_method=PASS)
+            p, log_prob, entropy = dist.rsample(), dist.log_prob_index(index), dist.entropy()
+        for loss in (entropy.sum(), log_prob.sum(), (p * weight.to(p.dtype)).sum()):
+            (first,) = torch.autograd.grad(loss, leaf, create_graph=True)
+            (second,) = torch.autograd.grad((first * direction.to(leaf.dtype)).sum(), leaf, retain_graph=True)
+            found.append((first, second))
+    for (first, second), (expected_first, expected_second) in zip(found[:3], found[3:], strict=True):
+        assert_gradient_accurate(first, expected_first)
+        tolerance = 40 * torch.finfo(dtype).eps
+        torch.testing.assert_close(second.double(), expected_second, rtol=tolerance, atol=tolerance)
 
 
 @each_kind

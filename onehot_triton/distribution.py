@@ -133,8 +133,7 @@ class OneHotCategorical(Distribution):
     @property
     def logits(self) -> Tensor:
         """Normalised log-probabilities, [*batch, columns]: computed when asked for."""
-        logits = self._masked_logits()
-        return torch.log_softmax(logits, -1, dtype=reference.compute_dtype(logits.dtype)).to(self._param.dtype)
+        return reference.log_softmax(self._masked_logits()).to(self._param.dtype)
 
     @property
     def probs(self) -> Tensor:
@@ -142,8 +141,7 @@ class OneHotCategorical(Distribution):
         return self._probs().to(self._param.dtype)
 
     def _probs(self) -> Tensor:
-        logits = self._masked_logits()
-        return torch.softmax(logits, -1, dtype=reference.compute_dtype(logits.dtype))
+        return reference.softmax(self._masked_logits())
 
     @property
     def param_shape(self) -> torch.Size:
@@ -419,8 +417,7 @@ def _version(param: Tensor, mask: Tensor | None) -> int | None:
 def _log_probs(dist: OneHotCategorical | TorchOneHotCategorical) -> Tensor:
     """Normalised log-probabilities in float32 at least, with -inf where the probability is 0."""
     if isinstance(dist, OneHotCategorical):
-        logits = dist._masked_logits()
-        return torch.log_softmax(logits, -1, dtype=reference.compute_dtype(logits.dtype))
+        return reference.log_softmax(dist._masked_logits())
     # torch clamps the logarithm of a probability.
     logits = torch.where(dist.probs == 0, -torch.inf, dist.logits)
     return logits.to(reference.compute_dtype(logits.dtype))

@@ -143,7 +143,7 @@ def logits_of(param: Tensor, is_probs: bool, unimix: float, mask: Tensor | None 
         return logits, None
     # 0 / 0 where nothing is allowed: no distribution.
     uniform = 1 / logits.shape[-1] if mask is None else mask.to(logits.dtype) / mask.sum(-1, keepdim=True)
-    return _apply(_Log, torch.softmax(logits, -1) * (1 - unimix) + unimix * uniform), None
+    return _apply(_Log, reference.softmax(logits) * (1 - unimix) + unimix * uniform), None
 
 
 # Sampling -------------------------------------------------------------------------------------------------------------
@@ -335,7 +335,7 @@ def rsample(
     if not relaxed and not kernels and _records_forward(logits):
         one_hot, index, logsumexp, all_valid = _draw(logits.detach(), None, None, draw)
         assert one_hot is not None
-        probs = torch.softmax(logits, -1, dtype=reference.compute_dtype(logits.dtype)).to(logits.dtype)
+        probs = reference.nearly_softmax(logits).to(logits.dtype)
         smooth = probs - probs.detach()
         # p - p is 0 exactly, but NaN in a row that is no distribution.
         return one_hot + (smooth if all_valid else smooth.nan_to_num(0.0)), index, logsumexp

@@ -19,8 +19,8 @@ from torch.nn import Parameter
 # Elements in one block of scratch: 2 MiB of float32, which stays in the cache. Large inputs are worked through block by
 # block, so that no second copy of the logits, the probabilities or the noise ever exists.
 _BLOCK = 2**19
-# Up to so many elements, a call costs more than the work: an autograd Function and its backward more than the memory that
-# torch's own operations keep for theirs, a second stage of a draw more than what it saves.
+# Up to so many elements, a call costs more than the work: an autograd Function and its backward more than the memory
+# that torch's own operations keep for theirs, a second stage of a draw more than it saves.
 _SMALL = 2**16
 # Up to so many elements, a second thread costs more than it helps.
 _ONE_THREAD = 2**12
@@ -29,8 +29,9 @@ _ONE_THREAD = 2**12
 _ONE_GROUP = 512
 # exp x, and sums of it, are normal float32 numbers for |x| up to this.
 _SAFE = 60.0
-# exp of it is 0, in float64 too, where 0 log 0 wants a finite number, which no product of a derivative makes infinite.
-_LOWEST = -1e4
+# exp of it is 0, in float64 too, where 0 log 0 wants a finite number that no product of a derivative makes infinite. An
+# int: a compiler takes a float of a module for an input of the graph, and compiles twice.
+_LOWEST = -10_000
 # Rows up to this length are drawn by a race on a CPU, too: the README's example promises its numbers.
 _RACED = 4
 
@@ -72,8 +73,9 @@ def is_small(logits: Tensor) -> bool:
 
 
 def is_differentiated(logits: Tensor) -> bool:
-    """Whether autograd records what is computed of them."""
-    return logits.requires_grad and torch.is_grad_enabled()
+    """Whether autograd may record what is computed of them, which must then not be changed in place."""
+    # A transform may differentiate what does not say so.
+    return in_transform() or (logits.requires_grad and torch.is_grad_enabled())
 
 
 def is_short(logits: Tensor) -> bool:
@@ -131,6 +133,42 @@ def _joined(parts: list[Tensor], dim: int = 0) -> Tensor:
 def valid_rows(logits: Tensor) -> Tensor:
     """Which rows of `logits` [..., columns] are distributions, bool [...]: amax keeps NaN."""
     return logits.amax(-1).isfinite()
+
+
+# Softmax --------------------------------------------------------------------------------------------------------------
+#
+# torch's softmax and log_softmax divide by a sum that they add up one term after the other: behind a large one, of 2^20
+# small ones a part is lost, 1e-3 of the whole. Where rows are long, what they give is added up again, by `sum`, in a
+# tree, and divided by that, which is 1 but for the loss: no gradient flows through it.
+
+
+def softmax(logits: Tensor) -> Tensor:
+    """softmax(x), [..., columns], in the compute dtype."""
+    p = nearly_softmax(logits)
+    if is_short(logits):
+        return p
+    total = p.detach().sum(-1, keepdim=True)
+    return p / total if is_differentiated(logits) else p.div_(total)
+
+
+def log_softmax(logits: Tensor) -> Tensor:
+    """log softmax(x), [..., columns], in the compute dtype."""
+    log_p = torch.log_softmax(logits, -1, dtype=compute_dtype(logits.dtype))
+    if is_short(logits):
+        return log_p
+    log_total = log_p.detach().exp().sum(-1, keepdim=True).log()
+    return log_p - log_total if is_differentiated(logits) else log_p.sub_(log_total)
+
+
+def nearly_softmax(logits: Tensor) -> Tensor:
+    """softmax(x) but for that loss, which is one number for a row: weights need not add up to 1, and of a gradient it
+    is a part of 1e-3 at most, as in torch's own backward."""
+    return torch.softmax(logits, -1, dtype=compute_dtype(logits.dtype))
+
+
+def _log_total(weight: Tensor, total: Tensor) -> Tensor:
+    """log sum_j exp(x_j - max x), [rows], from weights w in proportion to softmax(x), and their sum."""
+    return (total / weight.amax(-1)).log()
 
 
 # Noise ----------------------------------------------------------------------------------------------------------------
@@ -259,7 +297,7 @@ def sample_index(
     for part in blocks(rows, scratch):
         x = _at(logits, part)
         if groups > 1:
-            weight, known = by_rows(lambda x: _of_groups(torch.sum, _softmax(x), group), x), all_valid
+            weight, known = by_rows(lambda x: _of_groups(torch.sum, nearly_softmax(x), group), x), all_valid
         else:
             weight, known = _weights(x, all_valid)
         some = []
@@ -275,7 +313,7 @@ def sample_index(
                     inside = torch.where(column < columns, inside, -torch.inf)
                 if lead[0] and not some:
                     logsumexps.append(_logsumexp_from(inside[0], weight, winner[0]))
-                winner = winner * group + choose(_softmax(inside), lead, winner)
+                winner = winner * group + choose(nearly_softmax(inside), lead, winner)
             some.append(winner)
         index = _joined(some)
         if not known:
@@ -294,32 +332,13 @@ def _weights(logits: Tensor, all_valid: bool) -> tuple[Tensor, bool]:
         low, high = logits.aminmax()
         if low.item() > -_SAFE and high.item() < _SAFE:
             return logits.to(compute_dtype(logits.dtype)).exp(), True
-    return _softmax(logits), all_valid
+    return nearly_softmax(logits), all_valid
 
 
 def _logsumexp_from(logits: Tensor, weight: Tensor, winner: Tensor) -> Tensor:
     """logsumexp of a row, [rows], from the logits of one of its groups, [rows, group], and the weights of all."""
     share = weight.gather(-1, winner.unsqueeze(-1)).squeeze(-1) / weight.sum(-1)
     return logits.to(weight.dtype).logsumexp(-1) - share.log()
-
-
-def _softmax(logits: Tensor) -> Tensor:
-    return torch.softmax(logits, -1, dtype=compute_dtype(logits.dtype))
-
-
-def _log_softmax(logits: Tensor) -> Tensor:
-    out = torch.log_softmax(logits, -1, dtype=compute_dtype(logits.dtype))
-    # Less what `_log_total` says of its sum: 0, but for rounding, and so without gradient.
-    return out if is_short(logits) else out - out.detach().exp().sum(-1, keepdim=True).log()
-
-
-def _log_total(weight: Tensor, total: Tensor) -> Tensor:
-    """log sum_j exp(x_j - max x), [rows], from weights w in proportion to softmax(x), and their sum.
-
-    A softmax divides by a sum that it adds up one term after the other: behind a large one, of 2^20 small ones a part
-    is lost. sum w / max w is that sum as `sum` adds it up, in a tree.
-    """
-    return (total / weight.amax(-1)).log()
 
 
 def _of_groups(reduction: Callable[..., Tensor], tensor: Tensor, group: int) -> Tensor:
@@ -349,7 +368,7 @@ def logsumexp(logits: Tensor) -> Tensor:
     """log sum_j exp x_j, [rows], in the compute dtype; NaN for a row that is no distribution."""
 
     def block(x: Tensor) -> Tensor:
-        weight = _softmax(x)
+        weight = nearly_softmax(x)
         return x.amax(-1) + _log_total(weight, weight.sum(-1))
 
     return by_rows(block, logits)
@@ -385,7 +404,7 @@ def log_prob(logits: Tensor, index: Tensor, logsumexp: Tensor | None = None, *, 
     """
     at = (index if inside else index.clamp(0, logits.shape[-1] - 1)).t()
     if logsumexp is None:
-        chosen = by_rows(lambda x, k: _log_softmax(x).gather(-1, k), logits, at).t()
+        chosen = by_rows(lambda x, k: log_softmax(x).gather(-1, k), logits, at).t()
     else:
         chosen = logits.gather(-1, at).t().to(logsumexp.dtype) - logsumexp
     return chosen if inside else torch.where(index == at.t(), chosen, torch.nan)
@@ -395,7 +414,7 @@ def log_prob_grad(logits: Tensor, index: Tensor, grad: Tensor) -> Tensor:
     """sum_s g_s (onehot(k_s) - p), [rows, columns], for `index` and `grad` [draws, rows]."""
 
     def block(x: Tensor, k: Tensor, g: Tensor) -> Tensor:
-        smooth = _softmax(x) * -g.sum(-1, keepdim=True)
+        smooth = nearly_softmax(x) * -g.sum(-1, keepdim=True)
         return smooth.scatter_add(-1, k, g.to(smooth.dtype)).to(x.dtype)
 
     return by_rows(block, logits, index.clamp(0, logits.shape[-1] - 1).t(), grad.t())
@@ -404,17 +423,14 @@ def log_prob_grad(logits: Tensor, index: Tensor, grad: Tensor) -> Tensor:
 def entropy(logits: Tensor) -> tuple[Tensor, Tensor | None]:
     """H = -sum_j p_j log p_j with 0 log 0 = 0, [rows], and the logsumexp, [rows] or None, in the compute dtype.
 
-    Short rows, and what is to be differentiated, by that formula. Else, with d = x - max x and w in proportion to exp d,
+    Short rows, and what is differentiated, by that formula. Else, with d = x - max x and w in proportion to exp d,
     H = log sum exp d - (sum w d) / sum w: two numbers that are not negative, and one exponential.
     """
 
     def direct(x: Tensor) -> Tensor:
-        log_p = _log_softmax(x)
+        log_p = log_softmax(x)
         p = log_p.exp()
-        if is_differentiated(x):
-            product = p * log_p.clamp_min(_LOWEST)
-        else:
-            product = p.mul_(log_p.clamp_min_(_LOWEST))
+        product = p * log_p.clamp_min(_LOWEST) if is_differentiated(x) else p.mul_(log_p.clamp_min_(_LOWEST))
         # Not -sum, which is -0 for a certain outcome; no term is positive.
         return product.sum(-1).abs()
 
@@ -432,7 +448,7 @@ def _long_entropy(x: Tensor) -> tuple[Tensor, Tensor]:
     dtype = compute_dtype(x.dtype)
     m = x.amax(-1).to(dtype)
     d = torch.sub(x.to(dtype), m.unsqueeze(-1))
-    weight = torch.softmax(d, -1)
+    weight = nearly_softmax(d)
     total = weight.sum(-1)
     log_total = _log_total(weight, total)
     # 0 -inf is NaN, and counts 0. In a row that is no distribution, the total is NaN.
@@ -448,7 +464,7 @@ def entropy_grad(logits: Tensor, grad: Tensor) -> Tensor:
     def block(x: Tensor, g: Tensor) -> Tensor:
         dtype = compute_dtype(x.dtype)
         d = (x.to(dtype) - x.detach().amax(-1, keepdim=True).to(dtype)).clamp_min(_LOWEST)
-        return (softmax_backward(torch.softmax(d, -1), d) * -g.unsqueeze(-1)).to(x.dtype)
+        return (softmax_backward(nearly_softmax(d), d) * -g.unsqueeze(-1)).to(x.dtype)
 
     return by_rows(block, logits, grad)
 
@@ -458,10 +474,10 @@ def entropy_grad(logits: Tensor, grad: Tensor) -> Tensor:
 
 def softmax_grad(logits: Tensor, grad: Tensor) -> Tensor:
     """The PassThrough gradient p (g - <p, g>), [rows, columns], for `grad` of that shape."""
-    dtype = compute_dtype(logits.dtype)
 
     def block(x: Tensor, g: Tensor) -> Tensor:
-        return softmax_backward(torch.softmax(x, -1, dtype=dtype), g.to(dtype)).to(x.dtype)
+        p = nearly_softmax(x)
+        return softmax_backward(p, g.to(p.dtype)).to(x.dtype)
 
     return by_rows(block, logits, grad)
 
@@ -490,12 +506,12 @@ def relaxed_grad(
         noise: E, of `grad`'s shape, of either sign.
         winner_noise: E_k, of `index`'s shape, of the same sign.
     """
-    p = _softmax(logits)
+    p = nearly_softmax(logits)
     inverse = temperature.to(p.dtype).reciprocal().unsqueeze(-1)
     # p = 0 makes the ratio infinite and the weight 0. E_j / E_k can overflow float32 to the same effect.
     ratio = (noise / winner_noise.unsqueeze(-1)).to(p.dtype) / p
     z = (torch.log1p(ratio) * -inverse).scatter(-1, index.clamp(min=0).unsqueeze(-1), 0.0)
-    y = torch.softmax(z, -1)
+    y = nearly_softmax(z)
     return (softmax_backward(y, grad.to(y.dtype)) * inverse).sum(0).to(logits.dtype)
 
 
@@ -505,6 +521,6 @@ def relaxed(logits: Tensor, temperature: Tensor, draws: int, noise: Noise) -> Te
     def block(x: Tensor, t: Tensor) -> Tensor:
         gumbel = -torch.log(-noise((draws, *x.shape), None))
         score = (x + gumbel.to(compute_dtype(x.dtype))) / t.unsqueeze(-1)
-        return torch.softmax(score, -1).to(x.dtype)
+        return softmax(score).to(x.dtype)
 
     return by_rows(block, logits, temperature.to(compute_dtype(logits.dtype)), scratch=4 * draws, dim=1)

@@ -66,14 +66,12 @@ class RelaxedOneHotCategorical(Distribution):
     @property
     def logits(self) -> Tensor:
         """Normalised log-probabilities, [*batch, columns]."""
-        dtype = reference.compute_dtype(self._param.dtype)
-        return torch.log_softmax(self._logits(), -1, dtype=dtype).to(self._param.dtype)
+        return reference.log_softmax(self._logits()).to(self._param.dtype)
 
     @property
     def probs(self) -> Tensor:
         """Probabilities, [*batch, columns]."""
-        dtype = reference.compute_dtype(self._param.dtype)
-        return torch.softmax(self._logits(), -1, dtype=dtype).to(self._param.dtype)
+        return reference.softmax(self._logits()).to(self._param.dtype)
 
     @property
     def param_shape(self) -> torch.Size:
@@ -119,7 +117,7 @@ class RelaxedOneHotCategorical(Distribution):
         t = t.reshape(()) if t.numel() == 1 else t
         log_y = value.to(dtype).log()
         score = self._logits().to(dtype) - t.unsqueeze(-1) * log_y
-        density = torch.log_softmax(score, -1).sum(-1) - log_y.sum(-1)
+        density = reference.log_softmax(score).sum(-1) - log_y.sum(-1)
         return (density + torch.lgamma(t.new_tensor(columns)) + (columns - 1) * t.log()).to(self._param.dtype)
 
     def expand(

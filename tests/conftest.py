@@ -65,7 +65,7 @@ def one_thread() -> Iterator[None]:
 
 @pytest.fixture(params=[2**16, 0], ids=["as a small batch", "as a large batch"])
 def small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Both ways of eager torch: small batches are recorded by autograd itself, and their long rows drawn in one stage."""
+    """Both ways of eager torch: small batches are recorded by autograd itself, their long rows drawn in one stage."""
     monkeypatch.setattr(reference, "_SMALL", request.param)
 
 

@@ -17,7 +17,7 @@ from scipy import stats
 from torch import Tensor
 from torch import distributions as D
 
-from onehot_triton import OneHotCategorical, ReparamGradientStrategy, ops, reference
+from onehot_triton import OneHotCategorical, ReparamGradientStrategy, reference
 
 INF, NAN = math.inf, math.nan
 PASS, RELAXED = ReparamGradientStrategy.PassThrough, ReparamGradientStrategy.RelaxedOneHot
@@ -259,6 +259,12 @@ def test_no_small_term_is_lost_behind_a_large_one(columns, error, requires_grad)
         log_prob, entropy = dist.log_prob_index(at).detach(), dist.entropy().detach()
         torch.testing.assert_close(log_prob.double(), exact.log_prob(at), rtol=2e-7, atol=error)
         torch.testing.assert_close(entropy.double(), exact.entropy(), rtol=1e-6, atol=error)
+        torch.testing.assert_close(dist.probs.detach().double(), exact.probs, rtol=2 * error, atol=0)
+        torch.testing.assert_close(dist.logits.detach().double(), exact.logits, rtol=2e-7, atol=error)
+        if requires_grad:
+            # e_0 - p, to what torch's own backward loses.
+            (grad,) = torch.autograd.grad(dist.log_prob_index(torch.zeros_like(at)).sum(), x)
+            torch.testing.assert_close(-grad[:, 1:].double(), exact.probs[:, 1:], rtol=4e-3, atol=0)
     if columns > 513:
         assert (torch.log_softmax(x, -1)[0, at[0]] - exact.log_prob(at)[0]).abs() > 1e-5
 

@@ -239,7 +239,7 @@ def inversion(device: torch.device, generator: torch.Generator | None) -> Choice
 
     def choose(weight: Tensor, lead: tuple[int, int], winner: Tensor | None) -> Tensor:
         # In place where vmap need not have a rule: fresh memory costs more than the sums.
-        cumulative = weight.to(torch.float64, copy=True)
+        cumulative = weight.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
         cumulative = cumulative.cumsum(-1) if in_transform() else cumulative.cumsum_(-1)
         u = _uniform(lead, device, generator)
         # All draws of a row search it at once, if they have it in common.

@@ -130,7 +130,7 @@ def test_draws_are_numbered() -> None:
     assert_same([m[:2] for m in many], few)
 
 
-@pytest.mark.parametrize("columns", [2, 1000, 5000])
+@pytest.mark.parametrize("columns", [2, 40, 1000, 5000])
 def test_eager_strides(columns: int) -> None:
     """In eager torch too, a sample does not depend on strides."""
     logits = torch.randn(3, columns)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,6 +60,8 @@ class OneHotCategorical(Distribution):
     """The number of parameters that make one distribution: TorchRL asks for it."""
     _mask: Tensor | None = None
     """bool [*batch, columns], the categories that a subclass allows; None for all."""
+    _drawn: tuple[weakref.ref[Tensor], int, Tensor, bool] | None = None
+    """The last one-hot draw, how often it had been changed in place, its index, and whether that is all columns."""
 
     def __init__(
         self,
@@ -120,8 +123,8 @@ class OneHotCategorical(Distribution):
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        for name in ("_logits", "_allowed", "_version", "_all_valid", "_logsumexp"):
-            del state[name]
+        for name in ("_logits", "_allowed", "_version", "_all_valid", "_logsumexp", "_drawn"):
+            state.pop(name, None)
         return state
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -166,8 +169,8 @@ class OneHotCategorical(Distribution):
         logits = self._current_logits()
         checks.generator(generator, logits.device)
         draw = ops.Draw(checks.sample_shape(shape), dtype, generator, self._all_valid)
-        one_hot, index, logsumexp = ops.sample(logits, self._allowed, draw)
-        self._keep(logsumexp)
+        one_hot, index, logsumexp, all_valid = ops.sample(logits, self._allowed, draw)
+        self._remember(one_hot, index, logsumexp, all_valid)
         return one_hot, index, logsumexp
 
     def _rsample(self, shape: Any, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor | None]:
@@ -175,9 +178,29 @@ class OneHotCategorical(Distribution):
         checks.generator(generator, logits.device)
         draw = ops.Draw(checks.sample_shape(shape), logits.dtype, generator, self._all_valid)
         method = self.grad_method or ReparamGradientStrategy.PassThrough
-        one_hot, index, logsumexp = ops.rsample(logits, self._allowed, draw, method, self.temperature)
+        one_hot, index, logsumexp, all_valid = ops.rsample(logits, self._allowed, draw, method, self.temperature)
+        one_hot = one_hot.to(self._param.dtype)
+        self._remember(one_hot, index, logsumexp, all_valid)
+        return one_hot, index, logsumexp
+
+    def _remember(self, one_hot: Tensor | None, index: Tensor, logsumexp: Tensor | None, all_valid: bool) -> None:
+        """Keeps what a draw found out, its index too: the next log_prob is most often that of the last draw."""
+        self._all_valid = all_valid
         self._keep(logsumexp)
-        return one_hot.to(self._param.dtype), index, logsumexp
+        if one_hot is None or torch.compiler.is_compiling() or reference.in_transform() or one_hot.is_inference():
+            return
+        self._drawn = weakref.ref(one_hot), one_hot._version, index, all_valid
+
+    def _drawn_index(self, value: Tensor) -> tuple[Tensor, bool] | None:
+        """The index of `value`, and whether that is all columns, if `value` is the last draw and unchanged since."""
+        if self._drawn is None or torch.compiler.is_compiling() or reference.in_transform():
+            return None
+        last, version, index, all_valid = self._drawn
+        draw = last()
+        # A draw detached from its gradient is another tensor, with the same memory.
+        if draw is None or draw._version != version or not (value is draw or _is_same_memory(value, draw)):
+            return None
+        return index, all_valid
 
     def sample(self, sample_shape: SampleShape = (), *, generator: torch.Generator | None = None) -> Tensor:
         """One-hot draws, without gradient.
@@ -232,7 +255,7 @@ class OneHotCategorical(Distribution):
             (tensor([1, 0]), tensor(0.))
         """
         one_hot, index, logsumexp = self._sample(sample_shape, self.dtype, generator)
-        return one_hot, self._log_prob_at(index, logsumexp)
+        return one_hot, self._log_prob_at(index, logsumexp, self._all_valid)
 
     def rsample_and_log_prob(
         self, sample_shape: SampleShape = (), *, generator: torch.Generator | None = None
@@ -244,7 +267,7 @@ class OneHotCategorical(Distribution):
             (tensor([1., 0.]), tensor(0.))
         """
         one_hot, index, logsumexp = self._rsample(sample_shape, generator)
-        return one_hot, self._log_prob_at(index, logsumexp)
+        return one_hot, self._log_prob_at(index, logsumexp, self._all_valid)
 
     @property
     def mode(self) -> Tensor:
@@ -294,10 +317,13 @@ class OneHotCategorical(Distribution):
         """
         checks.value_shape(value, self._batch_shape, self._event_shape)
         lead = value.shape[:-1]
+        # A row that was no distribution has drawn no 1, which is an error where values are validated.
+        if (drawn := self._drawn_index(value)) is not None and (drawn[1] or not self._validate_args):
+            return self._log_prob_at(drawn[0], inside=drawn[1])
         if self._validate_args:
             index = reference.one_hot_index(value)
             checks.one_hot(value, index)
-            return self._log_prob_at(index)
+            return self._log_prob_at(index, inside=True)
         if lead[len(lead) - len(self._batch_shape) :] != self._batch_shape:
             return self._log_prob_at(reference.one_hot_index(value))
         logits = self._current_logits()
@@ -323,14 +349,12 @@ class OneHotCategorical(Distribution):
             tensor([-1.3863, -0.2877])
         """
         checks.index(index, self._batch_shape, self.num_samples, self._validate_args)
-        return self._log_prob_at(index.long())
+        return self._log_prob_at(index.long(), inside=self._validate_args)
 
-    def _log_prob_at(self, index: Tensor, logsumexp: Tensor | None = None) -> Tensor:
+    def _log_prob_at(self, index: Tensor, logsumexp: Tensor | None = None, inside: bool = False) -> Tensor:
         logits, batch = self._current_logits(), self._batch_shape
         logsumexp = self._logsumexp if logsumexp is None else logsumexp
         if index.shape[max(index.dim() - len(batch), 0) :] == batch:
-            # Then a value or an index was checked, too.
-            inside = self._all_valid
             out, logsumexp = ops.log_prob(logits, self._allowed, logsumexp, index=index, inside=inside)
             self._keep(logsumexp)
             return self._log_prob_result(out)
@@ -338,7 +362,7 @@ class OneHotCategorical(Distribution):
         full = shape + self._event_shape
         logsumexp = None if logsumexp is None else logsumexp.view(batch).expand(shape).reshape(-1)
         allowed = None if self._allowed is None else self._allowed.expand(full)
-        out, _ = ops.log_prob(logits.expand(full), allowed, logsumexp, index=index.expand(shape))
+        out, _ = ops.log_prob(logits.expand(full), allowed, logsumexp, index=index.expand(shape), inside=inside)
         return self._log_prob_result(out)
 
     def _log_prob_result(self, log_prob: Tensor) -> Tensor:
@@ -400,6 +424,10 @@ class OneHotCategorical(Distribution):
         if self.dtype != torch.int64:
             options.append(f"dtype: {self.dtype}")
         return f"{type(self).__name__}({', '.join(options)})"
+
+
+def _is_same_memory(value: Tensor, other: Tensor) -> bool:
+    return type(value) is Tensor and value.dtype == other.dtype and value.is_set_to(other)
 
 
 def _version(param: Tensor, mask: Tensor | None) -> int | None:

@@ -203,7 +203,7 @@ def _draw(
     return one_hot, index, logsumexp, all_valid
 
 
-def sample(logits: Tensor, allowed: Tensor | None, draw: Draw) -> tuple[Tensor | None, Tensor, Tensor | None]:
+def sample(logits: Tensor, allowed: Tensor | None, draw: Draw) -> tuple[Tensor | None, Tensor, Tensor | None, bool]:
     """Draws from softmax(logits), without a gradient.
 
     Args:
@@ -216,9 +216,10 @@ def sample(logits: Tensor, allowed: Tensor | None, draw: Draw) -> tuple[Tensor |
         index: int64 [*sample_shape, *batch]; -1 for such a row.
         logsumexp: [rows] in the compute dtype, NaN for such a row; None where it is no by-product. It stays inside of
             the library, so nobody gives it the batch's shape, which is an operator more.
+        all_valid: True where every row is now known to be a distribution.
     """
     seed = rng.next_seed(logits, draw.generator) if uses_kernels(logits.device) else None
-    return _draw(logits.detach() if logits.requires_grad else logits, allowed, seed, draw)[:3]
+    return _draw(logits.detach() if logits.requires_grad else logits, allowed, seed, draw)
 
 
 def _noise_of(seed: Tensor) -> reference.Noise:
@@ -320,7 +321,7 @@ def rsample(
     draw: Draw,
     method: ReparamGradientStrategy,
     temperature: Tensor | float,
-) -> tuple[Tensor, Tensor, Tensor | None]:
+) -> tuple[Tensor, Tensor, Tensor | None, bool]:
     """`sample` in the logits' dtype, with the gradient of `method` in the logits.
 
     Args:
@@ -330,19 +331,23 @@ def rsample(
         method: the gradient.
         temperature: of RelaxedOneHot; a tensor broadcasts to the batch. No gradient flows to it.
     """
+    if not reference.is_differentiated(logits):
+        one_hot, index, logsumexp, all_valid = sample(logits, allowed, draw)
+        assert one_hot is not None
+        return one_hot, index, logsumexp, all_valid
     relaxed = method is ReparamGradientStrategy.RelaxedOneHot
     kernels = uses_kernels(logits.device)
-    if not relaxed and not kernels and _records_forward(logits):
+    if not relaxed and not kernels and reference.is_small(logits):
         one_hot, index, logsumexp, all_valid = _draw(logits.detach(), None, None, draw)
         assert one_hot is not None
         probs = reference.nearly_softmax(logits).to(logits.dtype)
         smooth = probs - probs.detach()
         # p - p is 0 exactly, but NaN in a row that is no distribution.
-        return one_hot + (smooth if all_valid else smooth.nan_to_num(0.0)), index, logsumexp
+        return one_hot + (smooth if all_valid else smooth.nan_to_num(0.0)), index, logsumexp, all_valid
     seed = rng.next_seed(logits, draw.generator) if kernels else rng.Seed(None, 0, 0)
     at = _row_temperature(temperature, logits).detach() if relaxed else None
     one_hot, index, logsumexp, _ = _apply(_StraightThrough, logits, allowed, at, *seed, kernels, draw)
-    return one_hot, index, logsumexp
+    return one_hot, index, logsumexp, draw.all_valid
 
 
 def _row_temperature(temperature: Tensor | float, logits: Tensor) -> Tensor:

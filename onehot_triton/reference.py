@@ -436,23 +436,24 @@ def entropy(logits: Tensor) -> tuple[Tensor, Tensor | None]:
 
     if is_short(logits) or is_differentiated(logits):
         return by_rows(direct, logits), None
-    entropies, logsumexps = [], []
-    for part in blocks(*logits.shape):
-        entropy, logsumexp = _long_entropy(_at(logits, part))
-        entropies.append(entropy)
-        logsumexps.append(logsumexp)
-    return _joined(entropies), _joined(logsumexps)
-
-
-def _long_entropy(x: Tensor) -> tuple[Tensor, Tensor]:
-    dtype = compute_dtype(x.dtype)
-    m = x.amax(-1).to(dtype)
-    d = torch.sub(x.to(dtype), m.unsqueeze(-1))
-    weight = nearly_softmax(d)
-    total = weight.sum(-1)
-    log_total = _log_total(weight, total)
-    # 0 -inf is NaN, and counts 0. In a row that is no distribution, the total is NaN.
-    return log_total - weight.mul_(d).nansum(-1) / total, log_total + m
+    rows, columns = logits.shape
+    dtype = compute_dtype(logits.dtype)
+    parts = blocks(rows, columns)
+    entropies, logsumexps = logits.new_empty((2, rows), dtype=dtype)
+    # The same memory for each block: fresh pages cost more than the work on them.
+    scratch = logits.new_empty((2, parts[0].stop, columns), dtype=dtype)
+    for part in parts:
+        x = _at(logits, part)
+        d, weight = scratch[:, : x.shape[0]]
+        m = x.amax(-1, keepdim=True).to(dtype)
+        torch.sub(x, m, out=d)
+        torch.softmax(d, -1, out=weight)
+        total = weight.sum(-1)
+        log_total = _log_total(weight, total)
+        # 0 -inf is NaN, and counts 0. In a row that is no distribution, the total is NaN.
+        entropies[part] = log_total - weight.mul_(d).nansum(-1) / total
+        logsumexps[part] = log_total + m.squeeze(-1)
+    return entropies, logsumexps
 
 
 def entropy_grad(logits: Tensor, grad: Tensor) -> Tensor:

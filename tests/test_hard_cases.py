@@ -3,9 +3,12 @@
 Each section is a row of the design's table.
 """
 
+import copy
 import math
+import pickle
 import subprocess
 import sys
+import weakref
 from collections.abc import Callable
 from fractions import Fraction
 from typing import Any, cast
@@ -571,6 +574,73 @@ def test_change_in_place_between_forward_and_backward_is_an_error(monkeypatch):
     logits.mul_(2)
     with pytest.raises(RuntimeError, match="modified by an inplace operation"):
         log_prob.backward()
+
+
+# The last draw, whose index is remembered -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("draw", ["sample", "rsample", "sample_and_log_prob", "rsample_and_log_prob"])
+@pytest.mark.parametrize("shape", [(), (3,), (2, 3)], ids=str)
+def test_the_log_prob_of_the_last_draw_is_that_of_its_copy(draw, shape, small, backend, monkeypatch):
+    x = torch.randn(4, 5, requires_grad=True)
+    dist = OneHotCategorical(x)
+    drawn = getattr(dist, draw)(shape)
+    drawn = drawn[0] if isinstance(drawn, tuple) else drawn
+    (expected,) = torch.autograd.grad(dist.log_prob(drawn.clone()).exp().sum(), x)
+    # Nothing of a value is looked at.
+    monkeypatch.setattr(reference, "one_hot_index", None)
+    for value in (drawn, drawn.detach()):
+        log_prob = dist.log_prob(value)
+        assert log_prob.shape == (*shape, 4)
+        torch.testing.assert_close(log_prob, (drawn * torch.log_softmax(x, -1)).sum(-1))
+        torch.testing.assert_close(torch.autograd.grad(log_prob.exp().sum(), x)[0], expected)
+
+
+@pytest.mark.parametrize("validate", [True, False])
+def test_what_is_no_longer_the_last_draw_is_looked_at(validate, backend):
+    """Changed in place, another view of its memory, a draw before the last, or new memory where an old draw was."""
+    logits = torch.randn(4, 4)
+    dist = OneHotCategorical(logits, validate_args=validate)
+
+    def assert_right(value: Tensor) -> None:
+        expected = (value * torch.log_softmax(logits, -1)).sum(-1)
+        torch.testing.assert_close(dist.log_prob(value), expected)
+
+    first, drawn = dist.sample(), dist.sample()
+    for value in (first, drawn, drawn[:2].repeat(2, 1), drawn.flip(0), drawn.bool(), drawn.t().contiguous().t()):
+        assert_right(value)
+    with torch.no_grad():
+        drawn.copy_(drawn.roll(1, -1))
+    assert_right(drawn)
+    for _ in range(20):
+        dist.sample()
+        assert_right(torch.eye(4, dtype=torch.int64))
+    # The parameter may change; the draw is the same.
+    drawn = dist.sample()
+    logits.copy_(60 * torch.eye(4).roll(1, -1))
+    assert_right(drawn)
+    drawn = dist.sample()
+    assert_right(drawn.t())
+
+
+def test_a_draw_that_is_not_one_hot_is_still_an_error():
+    logits = torch.zeros(2, 3)
+    dist = OneHotCategorical(logits, validate_args=True)
+    logits[1] = NAN
+    with pytest.raises(ValueError, match="value: expected one-hot rows"):
+        dist.log_prob(dist.sample())
+    unchecked = OneHotCategorical(logits, validate_args=False)
+    log_prob = unchecked.log_prob(unchecked.sample())
+    assert log_prob.isnan().tolist() == [False, True]
+
+
+def test_the_last_draw_is_not_kept_alive():
+    dist = OneHotCategorical(torch.zeros(2, 3))
+    drawn = weakref.ref(dist.sample())
+    assert drawn() is None
+    kept = dist.sample()
+    for copied in (pickle.loads(pickle.dumps(dist)), copy.deepcopy(dist), dist.expand((2,))):
+        torch.testing.assert_close(copied.log_prob(kept), torch.full((2,), 1 / 3).log())
 
 
 def test_an_optimiser_step_is_seen():

@@ -97,6 +97,18 @@ def test_kernels_launched_by_a_sample(launched: list[str], shape: tuple[int, ...
         assert launched == expected
 
 
+def test_the_log_prob_of_the_last_draw_reads_no_row(launched: list[str]) -> None:
+    """Its index and the logsumexp are known: only logits at the indices are read."""
+    with use_backend("triton"):
+        dist = OneHotCategorical(logits=torch.randn(3, 5000), validate_args=False)
+        drawn = dist.rsample()
+        launched.clear()
+        dist.log_prob(drawn)
+        assert launched == ["_log_prob_index_kernel"]
+        dist.log_prob(drawn.clone())
+        assert launched[1:] == ["_log_prob_kernel"]
+
+
 # Memory on the CPU path -----------------------------------------------------------------------------------------------
 
 

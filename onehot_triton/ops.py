@@ -196,7 +196,10 @@ def _draw(
         one_hot = None if draw.dtype is None else _shaped(one_hot, *shape, columns)
         return one_hot, _shaped(index, *shape), logsumexp, all_valid
     choose = reference.race(noise) if noise else reference.choice(columns, x.device, draw.generator)
-    group = columns if reference.is_small(x) else reference.group_length(columns)
+    group = reference.group_length(columns)
+    # One search in place of two stages where calls are what costs, or second stages would look at more than a row has.
+    if not noise and x.is_cpu and (reference.is_small(x) or draws * group >= columns):
+        group = columns
     index, logsumexp, all_valid = reference.sample_index(x, draws, choose, group, all_valid)
     index = _shaped(index, *shape)
     one_hot = None if draw.dtype is None else reference.one_hot(index, columns, draw.dtype, all_valid)

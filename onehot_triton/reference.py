@@ -37,7 +37,7 @@ _RACED = 4
 
 Noise = Callable[[tuple[int, ...], Tensor | None], Tensor]
 """(shape, winning group or None in the group stage) -> Exp(1) noise of that shape, up to its sign."""
-Choice = Callable[[Tensor, tuple[int, int], Tensor | None], Tensor]
+Choice = Callable[[Tensor, tuple[int, ...], Tensor | None], Tensor]
 """(weights [rows, n] or [draws, rows, n], (draws, rows), winning group or None in the group stage) -> int64
 [draws, rows], an index drawn in proportion to its weight."""
 
@@ -79,8 +79,8 @@ def is_differentiated(logits: Tensor) -> bool:
 
 
 def is_short(logits: Tensor) -> bool:
-    """Whether torch's softmax, which adds up one term after the other, is right to 2e-6 all the same."""
-    return logits.shape[-1] <= _ONE_GROUP
+    """Whether torch's softmax, which on a CPU adds up one term after the other, is right to 2e-6 all the same."""
+    return logits.shape[-1] <= _ONE_GROUP or not logits.is_cpu
 
 
 def blocks(rows: int, elements_per_row: int) -> list[slice]:
@@ -137,9 +137,9 @@ def valid_rows(logits: Tensor) -> Tensor:
 
 # Softmax --------------------------------------------------------------------------------------------------------------
 #
-# torch's softmax and log_softmax divide by a sum that they add up one term after the other: behind a large one, of 2^20
-# small ones a part is lost, 1e-3 of the whole. Where rows are long, what they give is added up again, by `sum`, in a
-# tree, and divided by that, which is 1 but for the loss: no gradient flows through it.
+# On a CPU, torch's softmax and log_softmax divide by a sum that they add up one term after the other: behind a large
+# one, of 2^20 small ones a part is lost, 1e-3 of the whole. Where rows are long, what they give is added up again, by
+# `sum`, in a tree, and divided by that, which is 1 but for the loss: no gradient flows through it.
 
 
 def softmax(logits: Tensor) -> Tensor:
@@ -227,7 +227,16 @@ def race(noise: Noise) -> Choice:
     """The index of the smallest E / w, E iid Exp(1): of exponentials divided by their rates, each is the smallest with
     a probability in proportion to its rate. It is Gumbel-max, with -log E for the Gumbel variate, and what the kernels
     do."""
-    return lambda weight, lead, winner: (weight / noise((*lead, weight.shape[-1]), winner)).argmin(-1)
+
+    def choose(weight: Tensor, lead: tuple[int, ...], winner: Tensor | None) -> Tensor:
+        draws, rows = lead
+        some = []
+        for part in blocks(draws, 3 * rows * weight.shape[-1]) if weight.dim() == 2 else [slice(0, draws)]:
+            e = noise((part.stop - part.start, rows, weight.shape[-1]), winner)
+            some.append((weight / e).argmin(-1))
+        return _joined(some)
+
+    return choose
 
 
 def inversion(device: torch.device, generator: torch.Generator | None) -> Choice:
@@ -237,15 +246,22 @@ def inversion(device: torch.device, generator: torch.Generator | None) -> Choice
     first above it.
     """
 
-    def choose(weight: Tensor, lead: tuple[int, int], winner: Tensor | None) -> Tensor:
+    def choose(weight: Tensor, lead: tuple[int, ...], winner: Tensor | None) -> Tensor:
         # In place where vmap need not have a rule: fresh memory costs more than the sums.
         cumulative = weight.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
         cumulative = cumulative.cumsum(-1) if in_transform() else cumulative.cumsum_(-1)
-        u = _uniform(lead, device, generator)
-        # All draws of a row search it at once, if they have it in common.
-        u = u.t().contiguous() if weight.dim() == 2 else u.unsqueeze(-1)
-        index = torch.searchsorted(cumulative, u * cumulative[..., -1:], right=True)
-        return index.t() if weight.dim() == 2 else index.squeeze(-1)
+
+        total = cumulative[..., -1:]
+        if weight.dim() == 3:
+            u = _uniform((*lead, 1), device, generator)
+            return torch.searchsorted(cumulative, u * total, right=True).squeeze(-1)
+        # The draws of a row have its sums in common.
+        draws, rows = lead
+        some = []
+        for part in blocks(draws, 3 * rows):
+            u = _uniform((part.stop - part.start, rows), device, generator)
+            some.append(torch.searchsorted(cumulative, (u.t() * total).contiguous(), right=True).t())
+        return _joined(some)
 
     return choose
 
@@ -300,22 +316,20 @@ def sample_index(
             weight, known = by_rows(lambda x: _of_groups(torch.sum, nearly_softmax(x), group), x), all_valid
         else:
             weight, known = _weights(x, all_valid)
-        some = []
-        for chunk in blocks(draws, scratch * x.shape[0]):
-            lead = (chunk.stop - chunk.start, x.shape[0])
-            winner = choose(weight, lead, None)
-            if groups > 1:
-                # In a row that is no distribution, a search ends anywhere.
-                winner = winner.clamp(max=groups - 1)
+        index = choose(weight, (draws, x.shape[0]), None)
+        if groups > 1:
+            # In a row that is no distribution, a search ends anywhere.
+            winners, some = index.clamp(max=groups - 1), []
+            for chunk in blocks(draws, 3 * group * x.shape[0]):
+                winner = _at(winners, chunk)
                 column = winner.unsqueeze(-1) * group + torch.arange(group, device=x.device)
-                inside = x.expand(*lead, columns).gather(-1, column.clamp(max=columns - 1))
+                inside = x.expand(*winner.shape, columns).gather(-1, column.clamp(max=columns - 1))
                 if columns % group:
                     inside = torch.where(column < columns, inside, -torch.inf)
-                if lead[0] and not some:
+                if draws and not some:
                     logsumexps.append(_logsumexp_from(inside[0], weight, winner[0]))
-                winner = winner * group + choose(nearly_softmax(inside), lead, winner)
-            some.append(winner)
-        index = _joined(some)
+                some.append(winner * group + choose(nearly_softmax(inside), winner.shape, winner))
+            index = _joined(some)
         if not known:
             # With a NaN or +inf in a row, or -inf alone, every element of its softmax is NaN.
             first = weight[:, 0]

@@ -103,6 +103,17 @@ def test_one_graph(backend: str, method: ReparamGradientStrategy | None, validat
     assert graphs.count == 1
 
 
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("backend", ["eager", "aot_eager"])
+def test_one_graph_of_long_rows(backend: str, requires_grad: bool) -> None:
+    graphs = Graphs(backend)
+    compiled = torch.compile(step, fullgraph=True, backend=graphs, dynamic=True)
+    for rows in (5, 9):
+        logits = torch.randn(rows, 3000, requires_grad=requires_grad)
+        check(compiled(logits, None, False), logits, False)
+    assert graphs.count == 1
+
+
 @pytest.mark.parametrize("validate", [False, True])
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("backend", ["eager", "aot_eager"])

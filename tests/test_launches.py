@@ -183,6 +183,18 @@ def test_cpu_path_allocates_blocks_alone(logits: Tensor, call: Callable[[Any, Te
     assert extra <= SCRATCH, f"{extra / 2**20:.1f} MiB"
 
 
+@pytest.mark.parametrize("columns", [100, 5000, 131_072])
+def test_many_draws_share_the_sums_of_their_row(columns: int) -> None:
+    """A row is added up once, and its draws come in few pieces, of which each takes O(draws)."""
+    x = torch.randn(columns)
+    with use_backend("eager"), Operators() as operators, Allocations(x) as allocations:
+        index = OneHotCategorical(logits=x).sample_index((300_000,))
+    assert operators.names.count("aten.cumsum_.default") == 1
+    assert len(operators.names) < 60
+    # The row's probabilities in float32 and their sums in float64; and the pieces, which are joined.
+    assert allocations.most_beside(index) <= 12 * x.numel() + index.nbytes + SCRATCH
+
+
 @pytest.mark.parametrize(
     "call",
     [

@@ -116,10 +116,13 @@ def _shared_by_stages():
     def noise(shape, winner):
         fresh = _exact(shape)
         if winner is None:
-            kept[:] = [fresh]
+            kept.append(fresh)
         else:
-            width = min(shape[-1], kept[0].shape[-1])
-            fresh[..., :width] = kept[0][..., :width]
+            # Both stages take some draws at a time, the second fewer.
+            words = torch.cat(kept)
+            width = min(shape[-1], words.shape[-1])
+            fresh[..., :width] = words[: shape[0], :, :width]
+            kept[:] = [words[shape[0] :]]
         return fresh
 
     return noise
@@ -140,8 +143,10 @@ def _stuck_generator(shift: int):
 
 def _search(weight: Tensor, u: Tensor) -> Tensor:
     """reference.inversion with uniforms u [draws, rows] that are given."""
-    cumulative = weight.cumsum(-1, dtype=torch.float64).expand(*u.shape, -1).contiguous()
-    return torch.searchsorted(cumulative, u.unsqueeze(-1) * cumulative[..., -1:], right=True).squeeze(-1)
+    cumulative = weight.cumsum(-1, dtype=torch.float64)
+    if weight.dim() == 3:
+        return torch.searchsorted(cumulative, u.unsqueeze(-1) * cumulative[..., -1:], right=True).squeeze(-1)
+    return torch.searchsorted(cumulative, u.t().contiguous() * cumulative[..., -1:], right=True).t()
 
 
 def _by_search(name: str, make_choice, *rejected_by: str) -> Fault:
@@ -160,7 +165,10 @@ def _one_uniform_for_both_stages():
     def choose(weight, lead, winner):
         if winner is None:
             kept[:] = [torch.rand(lead, dtype=torch.float64)]
-        return _search(weight, kept[0])
+            return _search(weight, kept[0])
+        # The second stage takes so many draws at a time.
+        u, kept[0] = kept[0][: lead[0]], kept[0][lead[0] :]
+        return _search(weight, u)
 
     return choose
 

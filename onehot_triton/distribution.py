@@ -121,6 +121,10 @@ class OneHotCategorical(Distribution):
         if logsumexp is not None and self._logsumexp is None and not reference.in_transform():
             self._logsumexp = logsumexp
 
+    def _in_param_dtype(self, result: Tensor) -> Tensor:
+        """`result` in the parameters' dtype; itself where it has it: even `to` is a call through the dispatcher."""
+        return result if result.dtype == self._param.dtype else result.to(self._param.dtype)
+
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
         for name in ("_logits", "_allowed", "_version", "_all_valid", "_logsumexp", "_drawn"):
@@ -136,12 +140,12 @@ class OneHotCategorical(Distribution):
     @property
     def logits(self) -> Tensor:
         """Normalised log-probabilities, [*batch, columns]: computed when asked for."""
-        return reference.log_softmax(self._masked_logits()).to(self._param.dtype)
+        return self._in_param_dtype(reference.log_softmax(self._masked_logits()))
 
     @property
     def probs(self) -> Tensor:
         """Probabilities, [*batch, columns]: computed when asked for."""
-        return self._probs().to(self._param.dtype)
+        return self._in_param_dtype(self._probs())
 
     def _probs(self) -> Tensor:
         return reference.softmax(self._masked_logits())
@@ -179,7 +183,7 @@ class OneHotCategorical(Distribution):
         draw = ops.Draw(checks.sample_shape(shape), logits.dtype, generator, self._all_valid)
         method = self.grad_method or ReparamGradientStrategy.PassThrough
         one_hot, index, logsumexp, all_valid = ops.rsample(logits, self._allowed, draw, method, self.temperature)
-        one_hot = one_hot.to(self._param.dtype)
+        one_hot = self._in_param_dtype(one_hot)
         self._remember(one_hot, index, logsumexp, all_valid)
         return one_hot, index, logsumexp
 
@@ -366,7 +370,7 @@ class OneHotCategorical(Distribution):
         return self._log_prob_result(out)
 
     def _log_prob_result(self, log_prob: Tensor) -> Tensor:
-        return log_prob.to(self._param.dtype)
+        return self._in_param_dtype(log_prob)
 
     def entropy(self) -> Tensor:
         """-sum p log p in nats, [*batch], with 0 log 0 = 0; differentiable.
@@ -378,7 +382,7 @@ class OneHotCategorical(Distribution):
         logits = self._current_logits()
         out, logsumexp = ops.entropy(logits, self._allowed)
         self._keep(logsumexp)
-        return out.to(self._param.dtype)
+        return self._in_param_dtype(out)
 
     @property
     def mean(self) -> Tensor:
@@ -389,7 +393,7 @@ class OneHotCategorical(Distribution):
     def variance(self) -> Tensor:
         """p (1 - p) of each category, [*batch, columns]."""
         probs = self._probs()
-        return (probs * (1 - probs)).to(self._param.dtype)
+        return self._in_param_dtype(probs * (1 - probs))
 
     # House ------------------------------------------------------------------------------------------------------------
 

@@ -102,25 +102,27 @@ def philox_noise(
 ) -> Callable[[tuple[int, ...], Tensor | None], Tensor]:
     """The `noise` argument of `reference.sample_index`: the noise of the sample kernel.
 
-    The twin asks for it in blocks: all draws of some rows, then of the next rows; and for each block of draws first
-    for the groups (where there is more than one), then for the columns of the winning group. This follows along, so
-    one such function serves one call of the twin, with group=GROUP.
+    The twin asks for it in blocks: all draws of some rows, then of the next rows; and of these first for the groups
+    (where there is more than one), then for the columns of the winning groups, each some draws at a time. This follows
+    along, so one such function serves one call of the twin, with group=GROUP.
     """
-    at = {"row": row_offset, "draw": 0}
+    at = {"row": row_offset, "group draw": 0, "draw": 0}
     groups = -(-columns // GROUP)
 
     def noise(shape: tuple[int, ...], winner: Tensor | None) -> Tensor:
         count, rows, width = shape
-        draw = (at["draw"] + np.arange(count))[:, None, None]
+        of_groups = winner is None and groups > 1
+        stage = "group draw" if of_groups else "draw"
+        draw = (at[stage] + np.arange(count))[:, None, None]
         row = (at["row"] + np.arange(rows))[None, :, None]
-        if winner is None and groups > 1:
+        at[stage] += count
+        if of_groups:
             high, low = group_words(seed, offset, row, draw, np.arange(width))
         else:
             start = 0 if winner is None else winner.cpu().numpy()[..., None] * GROUP
             high, low = element_words(seed, offset, columns, row, draw, start + np.arange(width))
-            at["draw"] += count
             if at["draw"] == draws:
-                at["draw"], at["row"] = 0, at["row"] + rows
+                at.update({"row": at["row"] + rows, "group draw": 0, "draw": 0})
         device = torch.device("cpu") if winner is None else winner.device
         return -torch.from_numpy(exponential(high, low)).to(device)
 

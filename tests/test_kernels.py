@@ -316,6 +316,17 @@ def test_sample_is_the_twins_draw_for_draw(columns: int, draws: int) -> None:
         assert_as_good_as(logsumexp, reference.logsumexp(logits), exact, dtype)
 
 
+@pytest.mark.parametrize("columns", [100, 5000])
+def test_the_twin_draws_the_same_in_pieces(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces of rows, and of draws, of which the race of groups takes more at a time than that of elements."""
+    logits = torch.randn(3, columns)
+    whole = twin_sample(logits, 500, torch.bool, 7, 0)
+    for block in (2**14, 2**16):
+        monkeypatch.setattr(reference, "_BLOCK", block)
+        for found, expected in zip(twin_sample(logits, 500, torch.bool, 7, 0), whole, strict=True):
+            torch.testing.assert_close(found, expected)
+
+
 @pytest.mark.parametrize("seed", [0, -1, 2**63 - 1, -(2**63)])
 @pytest.mark.parametrize("offset", [0, 4, 2**33, 2**40 + 12])
 def test_sample_takes_every_seed_and_offset(seed: int, offset: int) -> None:

@@ -320,7 +320,6 @@ class OneHotCategorical(Distribution):
             tensor(-1.3863)
         """
         checks.value_shape(value, self._batch_shape, self._event_shape)
-        lead = value.shape[:-1]
         # A row that was no distribution has drawn no 1, which is an error where values are validated.
         if (drawn := self._drawn_index(value)) is not None and (drawn[1] or not self._validate_args):
             return self._log_prob_at(drawn[0], inside=drawn[1])
@@ -328,6 +327,7 @@ class OneHotCategorical(Distribution):
             index = reference.one_hot_index(value)
             checks.one_hot(value, index)
             return self._log_prob_at(index, inside=True)
+        lead = value.shape[:-1]
         if lead[len(lead) - len(self._batch_shape) :] != self._batch_shape:
             return self._log_prob_at(reference.one_hot_index(value))
         logits = self._current_logits()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -121,9 +120,9 @@ def by_rows(function: Callable[..., Tensor], *tensors: Tensor, scratch: int = 1,
     return out
 
 
-def _at(tensor: Any, part: slice) -> Any:
+def _at(tensor: Tensor, part: slice) -> Tensor:
     """The rows `part` of a tensor: itself where that is all of it, since a slice costs as much as a small operation."""
-    return tensor if tensor is None or part.stop - part.start == tensor.shape[0] else tensor[part]
+    return tensor if part.stop - part.start == tensor.shape[0] else tensor[part]
 
 
 def _joined(parts: list[Tensor], dim: int = 0) -> Tensor:
@@ -250,7 +249,6 @@ def inversion(device: torch.device, generator: torch.Generator | None) -> Choice
         # In place where vmap need not have a rule: fresh memory costs more than the sums.
         cumulative = weight.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
         cumulative = cumulative.cumsum(-1) if in_transform() else cumulative.cumsum_(-1)
-
         total = cumulative[..., -1:]
         if weight.dim() == 3:
             u = _uniform((*lead, 1), device, generator)

@@ -154,8 +154,8 @@ def test_allocations_are_seen_while_they_live() -> None:
 
 
 ROWS, COLUMNS = 200, 131_072
-# Three float32 blocks of 2^20 elements at once, and numbers for each row and group: an eighth of the logits' 100 MiB.
-SCRATCH = 12.5 * 2**20
+# Three float32 blocks of 2^19 elements at once, and numbers for each row and group: a 16th of the logits' 100 MiB.
+SCRATCH = 6.25 * 2**20
 
 
 @pytest.fixture

@@ -252,7 +252,7 @@ class OneHotCategorical(Distribution):
     def sample_and_log_prob(
         self, sample_shape: SampleShape = (), *, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """`sample` and its `log_prob`, from one pass over the logits.
+        """`sample` and its `log_prob`: one pass over the logits by the kernels, and for large batches of long rows.
 
         Example:
             >>> OneHotCategorical(torch.tensor([0.0, float("-inf")])).sample_and_log_prob()
@@ -264,7 +264,7 @@ class OneHotCategorical(Distribution):
     def rsample_and_log_prob(
         self, sample_shape: SampleShape = (), *, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
-        """`rsample` and its `log_prob`, from one pass over the logits.
+        """`rsample` and its `log_prob`: one pass over the logits by the kernels, and for large batches of long rows.
 
         Example:
             >>> OneHotCategorical(torch.tensor([0.0, float("-inf")])).rsample_and_log_prob()

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-gpu static-cost docs build clean
+.PHONY: help demo test lint bench bench-gpu ptx static-cost docs build clean
 
 help: ## says what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,10 @@ bench: $(VENV)/.test ## times the library against its peers on this CPU, then ma
 
 bench-gpu: ## checks the compiled kernels, then times them, with the python3 that is there
 	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py
+
+ptx: $(VENV)/.test ## runs the compiled kernels on a CPU: the detectors, then every operation (ARGS: see tests/ptx)
+	PYTHONPATH=tests $(BIN)/python tests/ptx/check.py --self-test
+	PYTHONPATH=tests $(BIN)/python tests/ptx/check.py $(ARGS)
 
 static-cost: $(VENV)/.test ## compiles the kernels and counts their instructions, for the predictions of docs/scaling.md
 	$(BIN)/python benchmarks/static_cost.py --arch sm_90 --json > static_cost.json

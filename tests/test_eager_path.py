@@ -17,6 +17,7 @@ from onehot_triton import (
     OneHotCategorical,
     ReparamGradientStrategy,
     library,
+    ops,
     reference,
     rng,
     use_backend,
@@ -287,3 +288,35 @@ def test_the_backward_of_a_kernel_reads_the_noise_of_its_draw(monkeypatch: pytes
     assert torch.equal(out.detach(), one_hot)
     expected = library.operators.relaxed_grad(x, logsumexp, index, grad, t, None, 7, 12, 0, None)
     torch.testing.assert_close(found, expected)
+
+
+# What else a fault planted by hand passed -----------------------------------------------------------------------------
+
+
+def test_the_log_prob_that_comes_with_draws_of_long_rows(small: None) -> None:
+    """Its logsumexp is that of one of the drawn groups, divided by the group's share."""
+    x = torch.randn(4, LONG, dtype=torch.float64) * 3
+    for draws in (1, 3):
+        drawn, log_prob = OneHotCategorical(x).sample_and_log_prob((draws,))
+        expected = x.log_softmax(-1).expand(draws, -1, -1).gather(-1, drawn.argmax(-1, keepdim=True)).squeeze(-1)
+        torch.testing.assert_close(log_prob, expected)
+
+
+def test_an_inner_choice_of_backend_leaves_the_outer() -> None:
+    pytest.importorskip("triton")
+    x = torch.zeros(2, 3)
+    with use_backend("triton"):
+        with use_backend("eager"):
+            assert not ops.uses_kernels(x.device)
+        assert ops.uses_kernels(x.device)
+    assert not ops.uses_kernels(x.device)
+
+
+def test_each_row_has_a_uniform_of_its_own(small: None) -> None:
+    """50 draws of 5 or 600 equal categories agree with a probability below 1e-34."""
+    for columns in (5, LONG):
+        index = OneHotCategorical(torch.zeros(2, columns)).sample_index((50,))
+        assert not torch.equal(index[:, 0], index[:, 1])
+        group = reference.group_length(columns)
+        within = index % group
+        assert (within != within[:1]).any(0).all()

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-gpu ptx static-cost docs build clean
+.PHONY: help demo test mutants lint bench bench-gpu ptx static-cost docs build clean
 
 help: ## says what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,6 +15,9 @@ demo: $(VENV)/.demo ## the library at work on this machine: example, self-check,
 
 test: $(VENV)/.test ## the whole test suite; make test ARGS="-k name" for a part
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 $(ARGS)
+
+mutants: $(VENV)/.test ## plants faults one by one and says which no test sees; make mutants ARGS="--sample 20"
+	$(BIN)/python tests/mutants/run.py --check $(ARGS)
 
 lint: $(VENV)/.test ## ruff and pyright
 	$(BIN)/ruff check .

@@ -72,8 +72,8 @@ def draw_scores(row: Tensor) -> tuple[float, float]:
     """Scores of `DRAWS` draws of each of `ROWS` rows equal to `row`, all counted together.
 
     Returns:
-        The p-value of Pearson's chi-square, in cells of at least ten expected draws: small too where rows share noise, as
-        counts then vary more than those of independent draws; and the z-score of the mean log-probability of what was
+        The p-value of Pearson's chi-square, in cells of at least ten expected draws: small too where rows share noise,
+        as counts then vary more than those of independent draws; and the z-score of the mean log-probability of what was
         drawn, which is minus the entropy: large where the draws follow p^a for an `a` near 1.
     """
     dist = OneHotCategorical(row.expand(ROWS, -1))

@@ -48,8 +48,10 @@ def test_draws_pass() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fault", "score"), [(Powered, "z"), (NoiseShared, "p"), (LastNeverDrawn, "p")], ids=lambda x: getattr(x, "__name__", x)
-)  # fmt: skip
+    ("fault", "score"),
+    [(Powered, "z"), (NoiseShared, "p"), (LastNeverDrawn, "p")],
+    ids=["weights^1.01", "rows that share noise", "a category never drawn"],
+)
 def test_a_fault_of_the_draws(fault: type, score: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(demo, "OneHotCategorical", fault)
     p_value, z = demo.draw_scores(demo.zipf_logits(1, demo.COLUMNS, CPU)[0])

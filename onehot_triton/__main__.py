@@ -73,8 +73,8 @@ def draw_scores(row: Tensor) -> tuple[float, float]:
 
     Returns:
         The p-value of Pearson's chi-square, in cells of at least ten expected draws: small too where rows share noise,
-        as counts then vary more than those of independent draws; and the z-score of the mean log-probability of what was
-        drawn, which is minus the entropy: large where the draws follow p^a for an `a` near 1.
+        as counts then vary more than those of independent draws; and the z-score of the mean log-probability of what
+        was drawn, which is minus the entropy: large where the draws follow p^a for an `a` near 1.
     """
     dist = OneHotCategorical(row.expand(ROWS, -1))
     counts = torch.zeros(len(row), dtype=torch.float64, device=row.device)
@@ -133,7 +133,8 @@ def relaxed_z_score(columns: int, device: torch.device) -> float:
     """
     rows = RELAXED_ROWS[columns]
     logits = zipf_logits(1, columns, device).expand(rows, columns)
-    cell = torch.arange(columns, device=device) * RELAXED_CELLS // columns
+    # Neighbours, which the second stage of a draw chooses between, are of different cells.
+    cell = torch.arange(columns, device=device) % RELAXED_CELLS
     of_cell = torch.nn.functional.one_hot(cell, RELAXED_CELLS).double()
     # The same for all of a cell: else the gradients of its many columns cancel, and little is left to compare.
     grad = torch.randn(RELAXED_CELLS, device=device)[cell].expand(rows, columns)

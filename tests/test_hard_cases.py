@@ -343,6 +343,7 @@ BAD_VALUES = {
     "not a one": ([0, 0.5, 0], "0 ones and 1 other values than 0 and 1"),
     "soft": ([0.5, 0.5, 0], "0 ones and 2 other values than 0 and 1"),
     "one and -1": ([1, -1, 0], "1 ones and 1 other values than 0 and 1"),
+    "ones whose sum is 1": ([1, -1, 1], "2 ones and 1 other values than 0 and 1"),
     "NaN": ([1, NAN, 0], "1 ones and 1 other values than 0 and 1"),
     "two": ([0, 0, 2], "0 ones and 1 other values than 0 and 1"),
 }
@@ -770,6 +771,10 @@ BAD_INPUT: dict[str, tuple[Callable[[], object], str]] = {
     "temperature NaN in a row": (
         lambda: OneHotCategorical(ZEROS, temperature=torch.tensor([1.0, NAN])),
         "temperature: expected finite numbers above 0, found nan at [1]",
+    ),
+    "temperature infinite in a row": (
+        lambda: OneHotCategorical(ZEROS, temperature=torch.tensor([1.0, INF])),
+        "temperature: expected finite numbers above 0, found inf at [1]",
     ),
     "sample_shape by name": (
         lambda: DIST.sample(wrong("ab")),

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import pytest
 import torch
-from philox import GROUP, exponential, philox_noise, philox_relaxed_noise, relaxed_exponential, relaxed_words, words
+from philox import GROUP, philox_relaxed_noise, posterior_noise, twin_sample
 from torch import Tensor
 
 from onehot_triton import reference
@@ -294,13 +294,6 @@ def test_log_prob_takes_the_first_maximum(columns: int, launched: str) -> None:
 # Samples --------------------------------------------------------------------------------------------------------------
 
 
-def twin_sample(logits: Tensor, draws: int, dtype: torch.dtype, seed: int, offset: int, row_offset: int = 0):
-    noise = philox_noise(seed, offset, logits.shape[1], draws, row_offset)
-    index, logsumexp, all_valid = reference.sample_index(logits, draws, reference.race(noise), GROUP)
-    one_hot = None if dtype is None else reference.one_hot(index, logits.shape[1], dtype, all_valid)
-    return one_hot, index, logsumexp
-
-
 @pytest.mark.parametrize("columns", [*COLUMNS, 70_000])
 @pytest.mark.parametrize("draws", [1, 3])
 def test_sample_is_the_twins_draw_for_draw(columns: int, draws: int) -> None:
@@ -445,14 +438,6 @@ def test_relaxed_keeps_its_noise_beside_large_logits(columns: int, launched: str
     near, far = relaxed.relaxed(logits, t, 1, 1, 0), relaxed.relaxed(logits + 2.0**20, t, 1, 1, 0)
     torch.testing.assert_close(far, near)
     assert torch.equal(sample.sample(logits, 4, None, 1, 0)[1], sample.sample(logits + 2.0**20, 4, None, 1, 0)[1])
-
-
-def posterior_noise(seed: int, offset: int, draws: int, rows: int, columns: int) -> tuple[Tensor, Tensor]:
-    """(E_j, E_k) of the backward, from the words of the oracle."""
-    draw, row = np.arange(draws)[:, None], np.arange(rows)[None, :]
-    high, low, _, _ = words(seed, offset, 3, 2**30 - 1, row, draw)
-    each = relaxed_words(seed, offset, columns, row[..., None], draw[..., None], np.arange(columns), stage=3)
-    return torch.from_numpy(relaxed_exponential(each)), torch.from_numpy(exponential(high, low))
 
 
 @each_launch(*COLUMNS)

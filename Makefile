@@ -41,7 +41,7 @@ static-cost: $(VENV)/.test ## compiles the kernels and counts their instructions
 	$(BIN)/python benchmarks/report.py
 
 docs: $(VENV)/.test ## the API reference, from the docstrings, in build/docs
-	$(BIN)/python -W error -m pdoc -d google -o build/docs onehot_triton onehot_triton.integrations.torchrl
+	$(BIN)/python -W error -m pdoc -d google -o build/docs onehot_triton onehot_triton.integrations.torchrl onehot_triton.integrations.pyro
 
 build: $(VENV)/.test ## a wheel and an sdist, in dist
 	$(BIN)/python -m build --no-isolation

@@ -4,6 +4,7 @@ Each section is a row of the design's table.
 """
 
 import copy
+import enum
 import math
 import pickle
 import subprocess
@@ -707,6 +708,16 @@ BAD_INPUT: dict[str, tuple[Callable[[], object], str]] = {
         lambda: OneHotCategorical(ZEROS, grad_method=wrong(1)),
         "grad_method: expected None, ReparamGradientStrategy.PassThrough or ReparamGradientStrategy.RelaxedOneHot, "
         "found 1",
+    ),
+    "grad_method of another enumeration": (
+        lambda: OneHotCategorical(ZEROS, grad_method=wrong(enum.Enum("Strategy", ["PassThrough"]).PassThrough)),
+        "grad_method: expected None, ReparamGradientStrategy.PassThrough or ReparamGradientStrategy.RelaxedOneHot, "
+        "found <Strategy.PassThrough: 1>",
+    ),
+    "grad_method that is not here": (
+        lambda: OneHotCategorical(ZEROS, grad_method=wrong(enum.Enum("ReparamGradientStrategy", ["Other"]).Other)),
+        "grad_method: expected None, ReparamGradientStrategy.PassThrough or ReparamGradientStrategy.RelaxedOneHot, "
+        "found <ReparamGradientStrategy.Other: 1>",
     ),
     "unimix below 0": (
         lambda: OneHotCategorical(ZEROS, unimix=-0.1),

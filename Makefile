@@ -25,8 +25,8 @@ bench: $(VENV)/.test ## times the library against its peers on this CPU, then ma
 	$(BIN)/python -m pytest -s -q -rs -W ignore --benchmark-quiet --save benchmarks/bench_*.py
 	$(BIN)/python benchmarks/report.py
 
-bench-gpu: ## checks the compiled kernels, then times them, with the python3 that is there
-	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py
+bench-gpu: ## checks the compiled kernels, then times them, with the python3 that is there; ARGS=--dry-run on a CPU
+	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py $(ARGS)
 
 static-cost: $(VENV)/.test ## compiles the kernels and counts their instructions, for the predictions of docs/scaling.md
 	$(BIN)/python benchmarks/static_cost.py --arch sm_90 --json > static_cost.json

@@ -110,8 +110,8 @@ def _train_step_fault(out: tuple[tuple[Tensor, Tensor, Tensor], Tensor], given: 
 def _relaxed_fault(out: tuple[Tensor, Tensor], given: Inputs) -> str | None:
     """The mean gradient of equal rows with one incoming gradient is the mean of y (g - <y, g>), y = softmax(x + G).
 
-    Each row is paired with a draw of the direct construction. The differences d_i are symmetric about 0, and given
-    their sizes |sum d_i| >= z sqrt(sum d_i^2) has a probability of at most 2 exp(-z^2 / 2) (Hoeffding), for each column.
+    Each row is paired with a draw of the direct construction. The differences d_i are symmetric about 0; given their
+    sizes |sum d_i| >= z sqrt(sum d_i^2) has a probability of at most 2 exp(-z^2 / 2) (Hoeffding), for each column.
     """
     draw, gradient = out
     columns = gradient.shape[-1]

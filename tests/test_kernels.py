@@ -454,9 +454,11 @@ def test_relaxed_keeps_its_noise_beside_large_logits(columns: int, launched: str
     assert torch.equal(sample.sample(logits, 4, None, 1, 0)[1], sample.sample(logits + 2.0**20, 4, None, 1, 0)[1])
 
 
-def posterior_noise(seed: int, offset: int, draws: int, rows: int, columns: int) -> tuple[Tensor, Tensor]:
+def posterior_noise(
+    seed: int, offset: int, draws: int, rows: int, columns: int, row_offset: int = 0
+) -> tuple[Tensor, Tensor]:
     """(E_j, E_k) of the backward, from the words of the oracle."""
-    draw, row = np.arange(draws)[:, None], np.arange(rows)[None, :]
+    draw, row = np.arange(draws)[:, None], row_offset + np.arange(rows)[None, :]
     high, low, _, _ = words(seed, offset, 3, 2**30 - 1, row, draw)
     each = relaxed_words(seed, offset, columns, row[..., None], draw[..., None], np.arange(columns), stage=3)
     return torch.from_numpy(relaxed_exponential(each)), torch.from_numpy(exponential(high, low))

@@ -28,8 +28,8 @@ bench: $(VENV)/.test ## times the library against its peers on this CPU, then ma
 	$(BIN)/python -m pytest -s -q -rs -W ignore --benchmark-quiet --save benchmarks/bench_*.py
 	$(BIN)/python benchmarks/report.py
 
-bench-gpu: ## checks the compiled kernels, then times them, with the python3 that is there
-	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py
+bench-gpu: ## checks the compiled kernels, then times them, with the python3 that is there; ARGS=--dry-run on a CPU
+	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py $(ARGS)
 
 ptx: $(VENV)/.test ## runs the compiled kernels on a CPU: the detectors, then every operation (ARGS: see tests/ptx)
 	PYTHONPATH=tests $(BIN)/python tests/ptx/check.py --self-test

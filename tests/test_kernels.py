@@ -54,6 +54,12 @@ def _index(columns: int, rows: int) -> Tensor:
     return torch.arange(2 * rows).view(2, rows) * 7 % columns
 
 
+def _hot(x: Tensor, draws: int) -> Tensor:
+    """One-hots of `_index`, [draws, rows, columns]."""
+    index = _index(x.shape[1], x.shape[0])[:draws]
+    return torch.zeros(*index.shape, x.shape[1]).scatter_(-1, index[..., None], 1)
+
+
 CASES = [
     Case("logsumexp", lambda x, g, r: entropy.logsumexp(x), lambda x, g, r: reference.logsumexp(x)),
     Case(
@@ -74,12 +80,12 @@ CASES = [
     ),
     Case(
         "log_prob",
-        lambda x, g, r: log_prob.log_prob(x, None, torch.eye(x.shape[1])[_index(x.shape[1], x.shape[0])])[0],
+        lambda x, g, r: log_prob.log_prob(x, None, _hot(x, 2))[0],
         lambda x, g, r: reference.log_prob(x, _index(x.shape[1], x.shape[0]), reference.logsumexp(x)),
     ),
     Case(
         "log_prob_of_one_draw",
-        lambda x, g, r: log_prob.log_prob(x, None, torch.eye(x.shape[1])[_index(x.shape[1], x.shape[0])[:1]])[0],
+        lambda x, g, r: log_prob.log_prob(x, None, _hot(x, 1))[0],
         lambda x, g, r: reference.log_prob(x, _index(x.shape[1], x.shape[0])[:1], reference.logsumexp(x)),
     ),
     Case(
@@ -220,7 +226,8 @@ def _ramp(x: Tensor) -> Tensor:
 
 
 def _one_hot(x: Tensor, draws: int) -> Tensor:
-    return torch.eye(x.shape[1])[torch.arange(draws * len(x)).view(draws, -1) * 7 % x.shape[1]]
+    index = torch.arange(draws * len(x)).view(draws, -1, 1) * 7 % x.shape[1]
+    return torch.zeros(draws, len(x), x.shape[1]).scatter_(-1, index, 1)
 
 
 def _relaxed_grad(x: Tensor, m: Tensor | None) -> Tensor:

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-gpu static-cost docs build clean
+.PHONY: help demo test test-quick lint bench bench-gpu static-cost docs build clean
 
 help: ## says what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -15,6 +15,13 @@ demo: $(VENV)/.demo ## the library at work on this machine: example, self-check,
 
 test: $(VENV)/.test ## the whole test suite; make test ARGS="-k name" for a part
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 $(ARGS)
+
+# What says most about the distributions in the least time: interpreted kernels and compilers take the rest.
+QUICK := tests/test_api_reference.py tests/test_distribution.py tests/test_masked.py tests/test_relaxed.py \
+	tests/test_rng.py tests/test_self_check.py tests/test_report.py
+
+test-quick: $(VENV)/.test ## the eager path alone; make test-quick ARGS=tests/test_x.py adds a file
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 -k "not triton" $(QUICK) $(ARGS)
 
 lint: $(VENV)/.test ## ruff and pyright
 	$(BIN)/ruff check .

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test mutants lint bench bench-gpu ptx static-cost docs build clean
+.PHONY: help demo test test-quick mutants lint bench bench-gpu ptx static-cost docs build clean
 
 help: ## says what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -18,6 +18,13 @@ test: $(VENV)/.test ## the whole test suite; make test ARGS="-k name" for a part
 
 mutants: $(VENV)/.test ## plants faults one by one and says which no test sees; make mutants ARGS="--sample 20"
 	$(BIN)/python tests/mutants/run.py --check $(ARGS)
+
+# What says most about the distributions in the least time: interpreted kernels and compilers take the rest.
+QUICK := tests/test_api_reference.py tests/test_distribution.py tests/test_masked.py tests/test_relaxed.py \
+	tests/test_rng.py tests/test_self_check.py tests/test_report.py
+
+test-quick: $(VENV)/.test ## the eager path alone; make test-quick ARGS=tests/test_x.py adds a file
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 -k "not triton" $(QUICK) $(ARGS)
 
 lint: $(VENV)/.test ## ruff and pyright
 	$(BIN)/ruff check .

@@ -72,7 +72,7 @@ print(json.dumps([
 # The masked loop costs more, and is not what a long row costs.
 MASKED = LISTING.replace("LDG.E.U16", "LDG.E.128").replace(
     "@P1 BRA 0x50",
-    "MUFU.EX2 R9, R9 ;  /* 0x00 */\n        /*0064*/ MUFU.EX2 R9, R9 ;  /* 0x00 */\n        /*0068*/ @P1 BRA 0x50",
+    "MUFU.EX2 R9, R9 ; /* 0x0 */\n /*0064*/ MUFU.EX2 R9, R9 ; /* 0x0 */\n /*0068*/ @P1 BRA 0x50",
 )
 OVER = f"""
 import contextlib, io, json, static_cost

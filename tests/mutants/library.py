@@ -1,0 +1,426 @@
+"""Faults in the checks, the distributions, the seeds, TorchRL's tables, the self-check and the benchmarks."""
+
+from mutants.mutant import Mutant
+
+PACKAGE = "onehot_triton/"
+CHECKS, DISTRIBUTION, MASKED = PACKAGE + "checks.py", PACKAGE + "distribution.py", PACKAGE + "masked.py"
+RELAXED, RNG, DEMO = PACKAGE + "relaxed.py", PACKAGE + "rng.py", PACKAGE + "__main__.py"
+TORCHRL = PACKAGE + "integrations/torchrl.py"
+CORRECTNESS, MEASURE, COST = "benchmarks/correctness.py", "benchmarks/measure.py", "benchmarks/static_cost.py"
+OPERATIONS = "benchmarks/operations.py"
+
+BAD = "tests/test_hard_cases.py -k test_bad_input"
+BAD_VALUE = "tests/test_hard_cases.py -k test_bad_one_hot_values"
+BAD_MASK = "tests/test_masked.py -k 'test_bad_input or unchecked_allows_none'"
+EXPAND = "tests/test_distribution.py -k expand"
+SEEDS = "tests/test_rng.py"
+DEMO_TESTS = "tests/test_self_check.py"
+STATUS = DEMO_TESTS + " -k status"
+PROVIDERS = "tests/test_benchmarks.py -k 'slightly or not_timed or each_dtype or cannot'"
+LISTING = "tests/test_static_cost.py -k 'listing or masked_loop'"
+
+MUTANTS = [
+    # checks.py
+    Mutant(
+        CHECKS,
+        "    if not bad_rows.any():\n        return\n",
+        "",
+        "maxima whose sum overflows",
+        "tests/test_distribution.py -k overflows",
+    ),
+    Mutant(
+        CHECKS,
+        "bad = ~((value > 0) & (value < torch.inf))",
+        "bad = ~(value > 0)",
+        "an infinite temperature in a tensor",
+        BAD,
+    ),
+    Mutant(
+        CHECKS,
+        "(value > 0) & (value < torch.inf)",
+        "(value >= 0) & (value < torch.inf)",
+        "a temperature of 0 in a tensor",
+        BAD,
+    ),
+    Mutant(CHECKS, "0 < value < math.inf", "0 < value", "an infinite temperature", BAD),
+    Mutant(CHECKS, "v.bool().sum(-1)", "v.sum(-1)", "ones counted by their sum: [1, -1, 1]", BAD_VALUE),
+    Mutant(
+        CHECKS,
+        " & (value.gather(-1, index.unsqueeze(-1)).squeeze(-1) == 1)",
+        "",
+        "a value of 0.5 taken as a one",
+        BAD_VALUE,
+    ),
+    Mutant(CHECKS, "bad & (value != padding)", "bad & (value == padding)", "padding asked for the wrong way", BAD_MASK),
+    Mutant(
+        CHECKS,
+        "bad if padding is None else bad & (value != padding)",
+        "bad if padding is None else bad & (value == shape[-1])",
+        "bad indices pass beside padding",
+        BAD_MASK,
+    ),
+    Mutant(
+        CHECKS, "(value < 0) | (value >= shape[-1])", "(value >= shape[-1])", "negative indices of a mask", BAD_MASK
+    ),
+    Mutant(
+        CHECKS,
+        "(value < 0) | (value >= columns)",
+        "(value < 0) | (value > columns)",
+        "an index one beyond the last",
+        BAD,
+    ),
+    Mutant(CHECKS, "0 <= weight <= 1", "0 <= weight", "a share of more than 1", BAD),
+    Mutant(CHECKS, "any(n < 0 for n in size)", "any(n < -1 for n in size)", "a dimension of -1", BAD),
+    Mutant(CHECKS, "len(shape) <= len(target) and all(", "all(", "a temperature of too many dimensions", BAD),
+    Mutant(
+        CHECKS,
+        "a != b and a != 1 and b != 1",
+        "a != b and a != 1 and b == 1",
+        "leading dimensions that do not broadcast",
+        BAD,
+    ),
+    Mutant(CHECKS, "not value < 0:", "value > 0:", "a neg_inf of NaN", BAD_MASK),
+    Mutant(CHECKS, "if value.is_complex():", "if False:", "complex values", BAD),
+    Mutant(
+        CHECKS,
+        "row = torch.where(mask[tuple(at)], row, 0.0",
+        "row = torch.where(~mask[tuple(at)], row, 0.0",
+        "the message looks at what is masked",
+        "tests/test_masked.py -k bad",
+    ),
+    # distribution.py
+    Mutant(
+        DISTRIBUTION,
+        "logsumexp.view(self._batch_shape).expand(batch).reshape(-1)",
+        "logsumexp.repeat(batch.numel() // max(1, logsumexp.numel()))",
+        "(3, 1) to (3, 4) scrambles the rows' logsumexp",
+        EXPAND,
+    ),
+    Mutant(
+        DISTRIBUTION,
+        "new._all_valid = self._all_valid",
+        "new._all_valid = True",
+        "bad rows called valid by expand",
+        EXPAND,
+    ),
+    Mutant(
+        DISTRIBUTION,
+        "            setattr(new, name, getattr(self, name))",
+        "            value = getattr(self, name)\n            setattr(new, name, value.flip(0) "
+        "if isinstance(value, Tensor) else value)",
+        "temperatures of the rows reversed by expand",
+        EXPAND,
+    ),
+    Mutant(
+        DISTRIBUTION,
+        "new._param = self._param.expand(batch + self._event_shape)",
+        "new._param = self._param.expand(batch + self._event_shape).contiguous()",
+        "expand that copies",
+        EXPAND,
+    ),
+    Mutant(
+        DISTRIBUTION,
+        "new._validate_args = self._validate_args",
+        "new._validate_args = True",
+        "expand turns the checks on",
+        EXPAND,
+    ),
+    Mutant(
+        DISTRIBUTION,
+        "draw._version != version or ",
+        "",
+        "a draw changed in place is taken for the last",
+        "tests/test_hard_cases.py -k 'no_longer_the_last'",
+    ),
+    Mutant(
+        DISTRIBUTION,
+        "(drawn[1] or not self._validate_args)",
+        "True",
+        "a draw of a bad row passes as one-hot",
+        "tests/test_hard_cases.py -k 'not_one_hot_is_still'",
+    ),
+    Mutant(
+        DISTRIBUTION,
+        "probs * (1 - probs)",
+        "probs * probs",
+        "variance",
+        "tests/test_distribution.py -k 'test_moment and variance'",
+    ),
+    Mutant(
+        DISTRIBUTION,
+        "return self.grad_method is not None",
+        "return True",
+        "an rsample without a gradient promised",
+        "tests/test_distribution.py -k has_rsample",
+    ),
+    Mutant(
+        DISTRIBUTION,
+        "values.expand(columns, *self._batch_shape, columns) if expand else values",
+        "values.expand(columns, *self._batch_shape, columns)",
+        "expand left out of account",
+        "tests/test_distribution.py -k enumerate_support",
+    ),
+    Mutant(
+        DISTRIBUTION,
+        "log_p.masked_fill(never, 0.0) - log_q.masked_fill(never, 0.0)",
+        "log_p - log_q",
+        "0 log 0 in the divergence",
+        "tests/test_distribution.py -k kl",
+    ),
+    Mutant(
+        DISTRIBUTION,
+        "torch.where(dist.probs == 0, -torch.inf, dist.logits)",
+        "dist.logits",
+        "a probability of 0 that torch clamps",
+        "tests/test_distribution.py -k kl",
+    ),
+    Mutant(DISTRIBUTION, "if p.event_shape != q.event_shape:", "if False:", "a divergence of other lengths", BAD),
+    Mutant(
+        DISTRIBUTION,
+        "            index = index.masked_fill(~reference.valid_rows(self._masked_logits().detach()), -1)\n",
+        "            pass\n",
+        "the mode of a bad row",
+        EXPAND,
+    ),
+    Mutant(
+        DISTRIBUTION,
+        "param._version + mask._version",
+        "param._version",
+        "a mask changed in place",
+        "tests/test_masked.py -k place",
+    ),
+    # masked.py
+    Mutant(
+        MASKED,
+        "self._finite(super().logits)",
+        "super().logits",
+        "neg_inf not in logits",
+        "tests/test_masked.py -k neg_inf",
+    ),
+    Mutant(
+        MASKED,
+        "return self._finite(super()._log_prob_result(log_prob))",
+        "return super()._log_prob_result(log_prob)",
+        "neg_inf not in log_prob",
+        "tests/test_masked.py -k neg_inf",
+    ),
+    Mutant(
+        MASKED,
+        "new.neg_inf = self.neg_inf",
+        "new.neg_inf = -math.inf",
+        "neg_inf lost by expand",
+        "tests/test_masked.py -k expand",
+    ),
+    Mutant(
+        MASKED,
+        "none = (indices < 0) | (indices >= columns)",
+        "none = indices < 0",
+        "an index beyond the last, unchecked",
+        BAD_MASK,
+    ),
+    Mutant(
+        MASKED, "none |= indices == padding", "none = indices == padding", "padding in place of the bounds", BAD_MASK
+    ),
+    Mutant(MASKED, "none |= indices == padding", "none &= indices == padding", "padding that is a category", BAD_MASK),
+    # relaxed.py
+    Mutant(
+        RELAXED,
+        "t = t.reshape(()) if t.numel() == 1 else t",
+        "pass",
+        "a temperature of shape (1,) adds a dimension",
+        "tests/test_relaxed.py -k one_element",
+    ),
+    Mutant(
+        RELAXED,
+        "new._param, new._name = self._param.expand(batch + self._event_shape), self._name",
+        "new._param, new._name = self._param.expand(batch + self._event_shape).contiguous(), self._name",
+        "expand that copies",
+        "tests/test_relaxed.py -k test_expand",
+    ),
+    Mutant(
+        RELAXED,
+        "density = reference.log_softmax(score).sum(-1) - log_y.sum(-1)",
+        "density = reference.log_softmax(score).sum(-1)",
+        "the Jacobian of the simplex",
+        "tests/test_relaxed.py -k integrates",
+    ),
+    Mutant(
+        RELAXED,
+        "(columns - 1) * t.log()",
+        "columns * t.log()",
+        "the power of the temperature",
+        "tests/test_relaxed.py -k integrates",
+    ),
+    Mutant(
+        RELAXED,
+        "torch.lgamma(t.new_tensor(columns))",
+        "torch.lgamma(t.new_tensor(columns + 1))",
+        "the factorial",
+        "tests/test_relaxed.py -k integrates",
+    ),
+    Mutant(
+        RELAXED,
+        "        with torch.no_grad():\n",
+        "        with torch.enable_grad():\n",
+        "a sample with a gradient",
+        "tests/test_relaxed.py -k has_no_gradient",
+    ),
+    Mutant(
+        RELAXED,
+        "new._validate_args = self._validate_args",
+        "new._validate_args = False",
+        "checks lost by expand",
+        "tests/test_relaxed.py -k test_expand",
+    ),
+    # rng.py
+    Mutant(RNG, "2**63 - 1, (), device", "2**31 - 1, (), device", "63 bits cut to 31", SEEDS),
+    Mutant(RNG, "    generator.set_offset(offset + _OFFSET_STEP)\n", "", "the generator not advanced", SEEDS),
+    Mutant(RNG, "_OFFSET_STEP = 4", "_OFFSET_STEP = 1", "a word in place of a counter", SEEDS),
+    Mutant(RNG, "key - 2**64 if key >= 2**63 else key", "key", "a key that no int64 holds", SEEDS),
+    Mutant(RNG, "key >= 2**63", "key > 2**63", "the sign at the very border", SEEDS),
+    Mutant(RNG, " or torch.cuda.is_current_stream_capturing()", "", "a captured graph would replay one draw", SEEDS),
+    Mutant(RNG, " or is_recorded(logits)", "", "a traced graph would keep one seed", SEEDS),
+    Mutant(
+        RNG,
+        "torch.cuda.current_device() if device.index is None else device.index",
+        "torch.cuda.current_device()",
+        "another device's generator",
+        SEEDS,
+    ),
+    Mutant(
+        RNG, "(), device=device, generator=generator)", "(), device=device)", "the given generator not asked", SEEDS
+    ),
+    # integrations/
+    Mutant(
+        TORCHRL,
+        "by_repr[str(cls).lower()] = cls",
+        "by_repr[str(cls)] = cls",
+        "a name that is looked up in small letters",
+        "tests/test_torchrl.py -k register",
+    ),
+    Mutant(
+        TORCHRL,
+        "by_type[cls] = True",
+        "by_type[cls] = False",
+        "an entropy that is sampled",
+        "tests/test_torchrl.py -k register",
+    ),
+    Mutant(
+        TORCHRL,
+        "InteractionType.MODE",
+        "InteractionType.MEAN",
+        "the mean for the mode",
+        "tests/test_torchrl.py -k 'register or independent'",
+    ),
+    # __main__.py
+    Mutant(DEMO, "return 1 if off else 0", "return 0", "a status that is always 0", STATUS),
+    Mutant(
+        DEMO,
+        "return [check.name for check in found if not check.good]",
+        "return [check.name for check in found[:1] if not check.good]",
+        "one check alone counts",
+        STATUS,
+    ),
+    Mutant(DEMO, "value < bound, f", "not value >= bound, f", "a score of NaN is good", STATUS),
+    Mutant(DEMO, "p_value > SIGNIFICANCE", "p_value > 0", "any p-value is good", STATUS),
+    Mutant(
+        DEMO,
+        '"log_prob, largest error in nats", errors["log_prob"]',
+        '"log_prob, largest error in nats", errors["entropy"]',
+        "one error shown twice",
+        STATUS,
+    ),
+    Mutant(
+        DEMO,
+        "gradient.T @ draw",
+        "gradient.T @ torch.ones_like(draw)",
+        "the gradient alone, without its draw",
+        DEMO_TESTS + " -k relaxed",
+    ),
+    Mutant(
+        DEMO,
+        "(variance / draws).sqrt()",
+        "(variance / DRAWS).sqrt()",
+        "the rows not counted as draws",
+        DEMO_TESTS + " -k draws",
+    ),
+    Mutant(
+        DEMO,
+        "torch.tensor((cells - 1) / 2",
+        "torch.tensor(cells / 2",
+        "a degree of freedom too many",
+        DEMO_TESTS + " -k scipys",
+    ),
+    Mutant(DEMO, "row.expand(ROWS, -1)", "row.expand(1, -1)", "one row alone is drawn from", DEMO_TESTS + " -k draws"),
+    Mutant(
+        DEMO,
+        ").abs().max() / oracle.grad",
+        ").max() / oracle.grad",
+        "errors of one sign alone",
+        DEMO_TESTS,
+        "the other sign is as large in a row that sums to 0",
+    ),
+    # benchmarks/
+    Mutant(CORRECTNESS, "bound = max(1e-3,", "bound = max(1e-1,", "a tolerance a hundred times wider", PROVIDERS),
+    Mutant(
+        CORRECTNESS, "near = max(1e-5,", "near = max(1e-3,", "nearly one-hot within a hundred times more", PROVIDERS
+    ),
+    Mutant(CORRECTNESS, "if z > 6.5", "if z > 650", "a z-score a hundred times larger", PROVIDERS),
+    Mutant(CORRECTNESS, "if p > SIGNIFICANCE", "if p >= 0", "any frequencies", PROVIDERS),
+    Mutant(
+        CORRECTNESS,
+        "return _draw_fault(draw, given) or _log_prob_fault(log_prob, given, draw)",
+        "return _draw_fault(draw, given)",
+        "the log_prob of a draw not looked at",
+        PROVIDERS,
+    ),
+    Mutant(
+        MEASURE,
+        "                self.wrong[key] = why\n",
+        "                self._right.add(key)\n",
+        "a wrong provider is timed",
+        PROVIDERS,
+    ),
+    Mutant(
+        MEASURE,
+        "key = (name, case.operation, case.dtype)",
+        'key = (name, case.operation, "")',
+        "one dtype speaks for all",
+        PROVIDERS,
+    ),
+    Mutant(MEASURE, 'return {"wrong": why}', "pass", "a wrong provider is timed all the same", PROVIDERS),
+    Mutant(
+        MEASURE,
+        "max(0, most - _bytes_of(results))",
+        "most",
+        "results counted as memory",
+        "tests/test_benchmarks.py -k peak_memory",
+    ),
+    Mutant(
+        OPERATIONS,
+        "logits = given.logits.detach().requires_grad_()",
+        "logits = given.logits.detach().clone().requires_grad_() * 1",
+        "a gradient of a copy",
+        "tests/test_benchmarks.py -k a_backward",
+        "the copy is the leaf's equal: its gradient is the same, and only the time differs",
+    ),
+    Mutant(COST, "if turns and not is_masked(loop):", "if turns:", "masked loops counted", LISTING),
+    Mutant(
+        COST, '> LIMITS[entry["operation"]]', '> 10 * LIMITS[entry["operation"]]', "a limit never reported", LISTING
+    ),
+    Mutant(COST, 'over = f"  over {LIMITS', 'over = f"" and f"  over {LIMITS', "a limit found and not shown", LISTING),
+    Mutant(
+        COST,
+        'entry["columns"] >= LIMIT_FROM',
+        'entry["columns"] > LIMIT_FROM',
+        "the limit from one column later",
+        LISTING,
+    ),
+    Mutant(
+        COST,
+        'main_width(i for i in stored if i.opcode.startswith("STG"))',
+        "main_width(stored)",
+        "every instruction taken as a store",
+        LISTING,
+    ),
+]

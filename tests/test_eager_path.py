@@ -355,3 +355,11 @@ def test_relaxed_draws_by_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert out.shape == (3, 7, 5)
     torch.testing.assert_close(out.sum(-1), torch.ones(3, 7))
     assert len(out.flatten(0, 1).unique(dim=0)) == 21
+
+
+def test_small_weights_behind_a_large_one_are_summed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """2e-9 beside 1: nothing in float32, where the largest uniform would fall on the first category."""
+    monkeypatch.setattr(reference, "_uniform", lambda shape, *_: torch.full(shape, 1 - 2.0**-53, dtype=torch.float64))
+    x = torch.full((1, 40), -20.0)
+    x[0, 0] = 0.0
+    assert OneHotCategorical(x).sample_index().item() == 39

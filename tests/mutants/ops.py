@@ -136,7 +136,7 @@ MUTANTS = [
         "weight.to(torch.float64, copy=True",
         "weight.to(torch.float32, copy=True",
         "sums in float32",
-        hard("float32_cannot_tell"),
+        eager("small_weights_behind"),
     ),
     _reference(
         "if columns > _RACED and",

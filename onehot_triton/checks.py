@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import numbers
 from collections.abc import Sequence
+from enum import Enum
 from typing import Any
 
 import torch
@@ -66,6 +68,8 @@ def parameter(**parameters: Tensor | None) -> tuple[Tensor, str]:
     param, name = exactly_one(**parameters)
     if not isinstance(param, Tensor):
         raise _error(name, "a tensor", type(param).__name__)
+    if param.is_nested or param.layout != torch.strided:
+        raise _error(name, "a dense tensor", "a nested one" if param.is_nested else f"layout {param.layout}")
     if param.dtype not in _PARAMETER_DTYPES:
         raise _error(name, "float16, bfloat16, float32 or float64", param.dtype)
     if param.dim() == 0 or param.shape[-1] == 0:
@@ -138,15 +142,29 @@ def neg_inf(value: Any) -> None:
         raise _error("neg_inf", "a number below 0", repr(value))
 
 
-def grad_method(method: Any) -> None:
-    if method is not None and not isinstance(method, ReparamGradientStrategy):
-        names = " or ".join(f"ReparamGradientStrategy.{member.name}" for member in ReparamGradientStrategy)
-        raise _error("grad_method", f"None, {names}", repr(method))
+def grad_method(method: Any) -> ReparamGradientStrategy | None:
+    """`method` as a member of this library's enumeration. TorchRL's, of the same name, is known by its members' names:
+    to ask for its type would be to import TorchRL."""
+    if method is None or isinstance(method, ReparamGradientStrategy):
+        return method
+    members = ReparamGradientStrategy.__members__
+    if isinstance(method, Enum) and type(method).__name__ == "ReparamGradientStrategy" and method.name in members:
+        return members[method.name]
+    names = " or ".join(f"ReparamGradientStrategy.{name}" for name in members)
+    raise _error("grad_method", f"None, {names}", repr(method))
 
 
-def unimix(weight: Any) -> None:
-    if not isinstance(weight, (int, float)) or not 0 <= weight <= 1:
+def unimix(weight: Any) -> float:
+    """The weight as a number, from one of Python or NumPy, or from a tensor of one element."""
+    if isinstance(weight, Tensor):
+        if weight.requires_grad:
+            raise _error("unimix", "a number in [0, 1]", "a tensor that requires a gradient, which it would not get")
+        if weight.numel() != 1:
+            raise _error("unimix", "a number in [0, 1]", f"shape {list(weight.shape)}")
+        weight = weight.item()
+    if not isinstance(weight, numbers.Real) or not 0 <= weight <= 1:
         raise _error("unimix", "a number in [0, 1]", repr(weight))
+    return float(weight)
 
 
 def dtype(value: Any) -> None:
@@ -154,12 +172,12 @@ def dtype(value: Any) -> None:
         raise _error("dtype", "one of " + ", ".join(str(d) for d in _SAMPLE_DTYPES), repr(value))
 
 
-def temperature(value: Any, batch: torch.Size, validate: bool) -> None:
-    """Checks a temperature: above 0, and a tensor of one element or one that broadcasts to the batch."""
+def temperature(value: Any, batch: torch.Size, validate: bool) -> float | Tensor:
+    """The temperature, above 0: as Python's number, or a tensor of one element or one that broadcasts to the batch."""
     if not isinstance(value, Tensor):
-        if not isinstance(value, (int, float)) or not 0 < value < math.inf:
+        if not isinstance(value, numbers.Real) or not 0 < value < math.inf:
             raise _error("temperature", "a finite number above 0", repr(value))
-        return
+        return float(value)
     if not value.is_floating_point():
         raise _error("temperature", "a floating tensor", value.dtype)
     if value.numel() != 1 and not _broadcasts_to(value.shape, batch):
@@ -169,6 +187,7 @@ def temperature(value: Any, batch: torch.Size, validate: bool) -> None:
         if not _is_true(~bad.any(), "temperature: expected finite numbers above 0"):
             at = _first(bad)
             raise _error("temperature", "finite numbers above 0", f"{value[tuple(at)].item()} at {at}")
+    return value
 
 
 def _broadcasts_to(shape: torch.Size, target: torch.Size) -> bool:
@@ -242,8 +261,8 @@ def index(value: Any, batch: torch.Size, columns: int, validate: bool) -> None:
     if not isinstance(value, Tensor) or value.dtype not in _INDEX_DTYPES:
         raise _error("index", "an integer tensor", value.dtype if isinstance(value, Tensor) else type(value).__name__)
     _broadcastable("index", value.shape, batch)
-    if validate:
-        bad = (value < 0) | (value >= columns)
-        if not _is_true(~bad.any(), f"index: expected 0 .. {columns - 1}"):
-            at = _first(bad)
+    if validate and value.numel():
+        low, high = value.aminmax()
+        if not _is_true((low >= 0) & (high < columns), f"index: expected 0 .. {columns - 1}"):
+            at = _first((value < 0) | (value >= columns))
             raise _error("index", f"0 .. {columns - 1}", f"{value[tuple(at)].item()} at {at}")

@@ -21,20 +21,21 @@ SampleShape = int | Sequence[int] | None
 class OneHotCategorical(Distribution):
     """A categorical distribution that reads and produces one-hot encodings.
 
-    Give exactly one of `logits` and `probs`. Results are computed in float32 at least and given in the dtype of the
-    parameters, samples in `dtype`. A row is drawn with exact tail probabilities: see `docs/design.md`.
+    Give exactly one of `logits` and `probs`. Everything is computed in float32 at least. Densities, entropies and KL are
+    given so; moments, `rsample` and gradients in the dtype of the parameters, samples in `dtype`. A row is drawn with exact tail probabilities: see `docs/design.md`.
 
     Args:
         logits: [*batch, columns] unnormalised log-probabilities, in float16, bfloat16, float32 or float64. A category
             with -inf is never drawn, has log_prob -inf and gradient 0.
         probs: [*batch, columns] in place of `logits`: non-negative weights, normalised here by their sum. A category
             with weight 0 is treated as one with logit -inf.
-        grad_method: the gradient of `rsample`; None means PassThrough, and leaves `has_rsample` False.
+        grad_method: the gradient of `rsample`; None means PassThrough, and leaves `has_rsample` False. A member of
+            TorchRL's enumeration becomes the one of that name here.
         temperature: of the RelaxedOneHot gradient, above 0; a tensor broadcasts to the batch.
-        unimix: e in [0, 1]: the distribution is (1 - e) softmax(logits) + e / columns, in all that it does (Hafner et
+        unimix: e in [0, 1], a number or a tensor of one element: the distribution is (1 - e) softmax(logits) + e / columns, in all that it does (Hafner et
             al. 2023, https://arxiv.org/abs/2301.04104).
         dtype: of `sample`, `mode` and `enumerate_support`: bool, uint8, a signed integer, or a floating dtype of at
-            least 16 bits.
+            least 16 bits. None is int64 without a `grad_method`, and with one the dtype of the parameters, as `rsample`.
         validate_args: True checks parameters and values, False does not; None checks on a CPU where torch's own default
             does, and not on a GPU, where a check is a pass over the row and a device synchronisation.
 
@@ -60,8 +61,8 @@ class OneHotCategorical(Distribution):
     """The number of parameters that make one distribution: TorchRL asks for it."""
     _mask: Tensor | None = None
     """bool [*batch, columns], the categories that a subclass allows; None for all."""
-    _drawn: tuple[weakref.ref[Tensor], int, Tensor, bool] | None = None
-    """The last one-hot draw, how often it had been changed in place, its index, and whether that is all columns."""
+    _drawn: tuple[weakref.ref[Tensor], int, Tensor] | None = None
+    """The last one-hot draw, how often it had been changed in place, and where its ones were: a column in every row."""
 
     def __init__(
         self,
@@ -70,43 +71,37 @@ class OneHotCategorical(Distribution):
         grad_method: ReparamGradientStrategy | None = None,
         *,
         temperature: float | Tensor = 1.0,
-        unimix: float = 0.0,
-        dtype: torch.dtype = torch.int64,
+        unimix: float | Tensor = 0.0,
+        dtype: torch.dtype | None = None,
         validate_args: bool | None = None,
     ) -> None:
         self._param, self._name = checks.parameter(logits=logits, probs=probs)
-        checks.grad_method(grad_method)
-        checks.unimix(unimix)
-        checks.dtype(dtype)
-        self.grad_method = grad_method
-        self.temperature = temperature
-        self.unimix = unimix
-        self.dtype = dtype
+        if dtype is not None:
+            checks.dtype(dtype)
+        self.grad_method = checks.grad_method(grad_method)
+        self.unimix = checks.unimix(unimix)
+        self.dtype = self._default_dtype if dtype is None else dtype
         shape = self._param.shape
         # Not torch's validation: it checks normalised parameters, and reads the row several times.
         super().__init__(shape[:-1], shape[-1:], validate_args=False)
         self._validate_args = checks.resolve(validate_args, self._param)
-        checks.temperature(temperature, shape[:-1], self._validate_args)
+        self.temperature = checks.temperature(temperature, shape[:-1], self._validate_args)
         self._compute_logits()
         if self._validate_args:
             logits = ops.masked(self._logits, self._allowed)
             checks.rows(logits.detach(), self._param, self._name, self._mask)
-            self._all_valid = True
 
-    # The logits and what is known of them ----------------------------------------------------------------------------
+    # The logits -------------------------------------------------------------------------------------------------------
 
     def _compute_logits(self) -> None:
         """Sets the unnormalised logits that everything is computed from, with the mask that kernels are to apply to
-        them, and forgets what was known of the last."""
+        them."""
         self._logits, self._allowed = ops.logits_of(self._param, self._name == "probs", self.unimix, self._mask)
         self._version = _version(self._param, self._mask)
-        # Whether every row is known to be a distribution.
-        self._all_valid = False
-        self._logsumexp: Tensor | None = None
 
     def _current_logits(self) -> Tensor:
-        """The unnormalised logits, anew where the parameter or the mask was changed in place: no statistic of their old
-        values is ever mixed with the new ones. And anew where a mask was left to kernels that compute no more."""
+        """The unnormalised logits, anew where the parameter or the mask was changed in place, and where a mask was left
+        to kernels that compute no more. Every member takes them, so that two states are never mixed."""
         changed = self._version is None or self._version != _version(self._param, self._mask)
         if changed or (self._allowed is not None and not ops.uses_kernels(self._param.device)):
             self._compute_logits()
@@ -116,18 +111,17 @@ class OneHotCategorical(Distribution):
         """The unnormalised logits with -inf at masked categories, for what torch computes."""
         return ops.masked(self._current_logits(), self._allowed)
 
-    def _keep(self, logsumexp: Tensor | None) -> None:
-        """Remembers a logsumexp that came as a by-product, but not one that belongs to a transform of torch.func."""
-        if logsumexp is not None and self._logsumexp is None and not reference.in_transform():
-            self._logsumexp = logsumexp
-
     def _in_param_dtype(self, result: Tensor) -> Tensor:
         """`result` in the parameters' dtype; itself where it has it: even `to` is a call through the dispatcher."""
         return result if result.dtype == self._param.dtype else result.to(self._param.dtype)
 
+    @property
+    def _default_dtype(self) -> torch.dtype:
+        return torch.int64 if self.grad_method is None else self._param.dtype
+
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        for name in ("_logits", "_allowed", "_version", "_all_valid", "_logsumexp", "_drawn"):
+        for name in ("_logits", "_allowed", "_version", "_drawn"):
             state.pop(name, None)
         return state
 
@@ -169,42 +163,49 @@ class OneHotCategorical(Distribution):
 
     def _sample(
         self, shape: Any, dtype: torch.dtype | None, generator: torch.Generator | None
-    ) -> tuple[Any, Tensor, Tensor | None]:
+    ) -> tuple[Any, Tensor, Tensor | None, bool]:
         logits = self._current_logits()
         checks.generator(generator, logits.device)
-        draw = ops.Draw(checks.sample_shape(shape), dtype, generator, self._all_valid)
+        draw = ops.Draw(checks.sample_shape(shape), dtype, generator)
         one_hot, index, logsumexp, all_valid = ops.sample(logits, self._allowed, draw)
-        self._remember(one_hot, index, logsumexp, all_valid)
-        return one_hot, index, logsumexp
+        self._remember(one_hot, index, all_valid)
+        return one_hot, index, logsumexp, all_valid
 
-    def _rsample(self, shape: Any, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor | None]:
+    def _rsample(self, shape: Any, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor | None, bool]:
         logits = self._current_logits()
         checks.generator(generator, logits.device)
-        draw = ops.Draw(checks.sample_shape(shape), logits.dtype, generator, self._all_valid)
+        draw = ops.Draw(checks.sample_shape(shape), logits.dtype, generator)
         method = self.grad_method or ReparamGradientStrategy.PassThrough
         one_hot, index, logsumexp, all_valid = ops.rsample(logits, self._allowed, draw, method, self.temperature)
         one_hot = self._in_param_dtype(one_hot)
-        self._remember(one_hot, index, logsumexp, all_valid)
-        return one_hot, index, logsumexp
+        self._remember(one_hot, index, all_valid)
+        return one_hot, index, logsumexp, all_valid
 
-    def _remember(self, one_hot: Tensor | None, index: Tensor, logsumexp: Tensor | None, all_valid: bool) -> None:
-        """Keeps what a draw found out, its index too: the next log_prob is most often that of the last draw."""
-        self._all_valid = all_valid
-        self._keep(logsumexp)
-        if one_hot is None or torch.compiler.is_compiling() or reference.in_transform() or one_hot.is_inference():
+    def _remember(self, one_hot: Tensor | None, index: Tensor, all_valid: bool) -> None:
+        """Keeps where the ones of a draw are: the next log_prob is most often that of the last draw."""
+        # What cannot be looked at cannot be checked.
+        if one_hot is None or not reference.can_look_at(one_hot) or one_hot.is_inference():
             return
-        self._drawn = weakref.ref(one_hot), one_hot._version, index, all_valid
+        if not ops.uses_kernels(one_hot.device):
+            self._drawn = weakref.ref(one_hot), one_hot._version, index if all_valid else index.clamp(min=0)
 
-    def _drawn_index(self, value: Tensor) -> tuple[Tensor, bool] | None:
-        """The index of `value`, and whether that is all columns, if `value` is the last draw and unchanged since."""
-        if self._drawn is None or torch.compiler.is_compiling() or reference.in_transform():
+    def _drawn_index(self, value: Tensor) -> Tensor | None:
+        """The index of `value`, if it is the last draw, with its ones where they were.
+
+        It is looked at, one number a row, because a change through NumPy, `.data` or DLPack leaves no trace in the
+        tensor's version.
+        """
+        if self._drawn is None or not reference.can_look_at(value):
             return None
-        last, version, index, all_valid = self._drawn
+        last, version, index = self._drawn
         draw = last()
         # A draw detached from its gradient is another tensor, with the same memory.
         if draw is None or draw._version != version or not (value is draw or _is_same_memory(value, draw)):
             return None
-        return index, all_valid
+        if value.shape[:-1] != index.shape:
+            return None
+        ones = value.detach().gather(-1, index.unsqueeze(-1)) == 1
+        return index if ones.all().item() else None
 
     def sample(self, sample_shape: SampleShape = (), *, generator: torch.Generator | None = None) -> Tensor:
         """One-hot draws, without gradient.
@@ -258,8 +259,8 @@ class OneHotCategorical(Distribution):
             >>> OneHotCategorical(torch.tensor([0.0, float("-inf")])).sample_and_log_prob()
             (tensor([1, 0]), tensor(0.))
         """
-        one_hot, index, logsumexp = self._sample(sample_shape, self.dtype, generator)
-        return one_hot, self._log_prob_at(index, logsumexp, self._all_valid)
+        one_hot, index, logsumexp, all_valid = self._sample(sample_shape, self.dtype, generator)
+        return one_hot, self._log_prob_at(index, logsumexp, all_valid)
 
     def rsample_and_log_prob(
         self, sample_shape: SampleShape = (), *, generator: torch.Generator | None = None
@@ -270,8 +271,8 @@ class OneHotCategorical(Distribution):
             >>> OneHotCategorical(torch.tensor([0.0, float("-inf")])).rsample_and_log_prob()
             (tensor([1., 0.]), tensor(0.))
         """
-        one_hot, index, logsumexp = self._rsample(sample_shape, generator)
-        return one_hot, self._log_prob_at(index, logsumexp, self._all_valid)
+        one_hot, index, logsumexp, all_valid = self._rsample(sample_shape, generator)
+        return one_hot, self._log_prob_at(index, logsumexp, all_valid)
 
     @property
     def mode(self) -> Tensor:
@@ -281,12 +282,11 @@ class OneHotCategorical(Distribution):
             >>> OneHotCategorical(torch.tensor([0.0, 1.0, 1.0])).mode
             tensor([0, 1, 0])
         """
-        # Mixing with the uniform distribution keeps the order, but may round two values to one.
-        self._current_logits()
-        index = reference.argmax(ops.masked(self._param.detach(), self._mask))
-        if not self._all_valid:
-            index = index.masked_fill(~reference.valid_rows(self._masked_logits().detach()), -1)
-        return reference.one_hot(index, self.num_samples, self.dtype, self._all_valid)
+        logits = self._masked_logits().detach()
+        index = reference.argmax(logits)
+        # NaN counts as the maximum: in a row that is no distribution, it is not finite.
+        valid = logits.gather(-1, index.unsqueeze(-1)).squeeze(-1).isfinite()
+        return reference.one_hot(index.masked_fill(~valid, -1), self.num_samples, self.dtype)
 
     @property
     def deterministic_sample(self) -> Tensor:
@@ -307,10 +307,11 @@ class OneHotCategorical(Distribution):
 
         Args:
             value: [..., columns] of any float, integer or bool dtype; its leading dimensions broadcast against the
-                batch. Where arguments are not validated, the first maximum of a row counts.
+                batch. Where arguments are not validated, the first maximum of a row counts. Of the last draw, unchanged
+                as far as torch knows, one number a row is read where its ones are still there.
 
         Returns:
-            The broadcast leading dimensions, in the parameters' dtype.
+            The broadcast leading dimensions, in float32, or float64 for parameters in float64.
 
         Raises:
             ValueError: the last dimension is not the number of categories, or, validated, a row is not one-hot.
@@ -320,9 +321,8 @@ class OneHotCategorical(Distribution):
             tensor(-1.3863)
         """
         checks.value_shape(value, self._batch_shape, self._event_shape)
-        # A row that was no distribution has drawn no 1, which is an error where values are validated.
-        if (drawn := self._drawn_index(value)) is not None and (drawn[1] or not self._validate_args):
-            return self._log_prob_at(drawn[0], inside=drawn[1])
+        if (drawn := self._drawn_index(value)) is not None:
+            return self._log_prob_at(drawn, inside=True)
         if self._validate_args:
             index = reference.one_hot_index(value)
             checks.one_hot(value, index)
@@ -330,10 +330,7 @@ class OneHotCategorical(Distribution):
         lead = value.shape[:-1]
         if lead[len(lead) - len(self._batch_shape) :] != self._batch_shape:
             return self._log_prob_at(reference.one_hot_index(value))
-        logits = self._current_logits()
-        out, logsumexp = ops.log_prob(logits, self._allowed, self._logsumexp, value=value)
-        self._keep(logsumexp)
-        return self._log_prob_result(out)
+        return self._log_prob_result(ops.log_prob(self._current_logits(), self._allowed, None, value=value)[0])
 
     def log_prob_index(self, index: Tensor) -> Tensor:
         """The log-probability of categories given as indices, differentiable in the parameters.
@@ -342,7 +339,7 @@ class OneHotCategorical(Distribution):
             index: an integer tensor that broadcasts against the batch.
 
         Returns:
-            The broadcast shape, in the parameters' dtype.
+            The broadcast shape, in float32, or float64 for parameters in float64.
 
         Raises:
             ValueError: `index` is no integer tensor, does not broadcast, or, validated, is outside 0 .. columns - 1.
@@ -357,10 +354,8 @@ class OneHotCategorical(Distribution):
 
     def _log_prob_at(self, index: Tensor, logsumexp: Tensor | None = None, inside: bool = False) -> Tensor:
         logits, batch = self._current_logits(), self._batch_shape
-        logsumexp = self._logsumexp if logsumexp is None else logsumexp
         if index.shape[max(index.dim() - len(batch), 0) :] == batch:
-            out, logsumexp = ops.log_prob(logits, self._allowed, logsumexp, index=index, inside=inside)
-            self._keep(logsumexp)
+            out, _ = ops.log_prob(logits, self._allowed, logsumexp, index=index, inside=inside)
             return self._log_prob_result(out)
         shape = torch.broadcast_shapes(index.shape, batch)
         full = shape + self._event_shape
@@ -370,19 +365,16 @@ class OneHotCategorical(Distribution):
         return self._log_prob_result(out)
 
     def _log_prob_result(self, log_prob: Tensor) -> Tensor:
-        return self._in_param_dtype(log_prob)
+        return log_prob
 
     def entropy(self) -> Tensor:
-        """-sum p log p in nats, [*batch], with 0 log 0 = 0; differentiable.
+        """-sum p log p in nats, [*batch], with 0 log 0 = 0, in float32 at least; differentiable.
 
         Example:
             >>> OneHotCategorical(probs=torch.tensor([0.5, 0.5, 0.0])).entropy()
             tensor(0.6931)
         """
-        logits = self._current_logits()
-        out, logsumexp = ops.entropy(logits, self._allowed)
-        self._keep(logsumexp)
-        return self._in_param_dtype(out)
+        return ops.entropy(self._current_logits(), self._allowed)[0]
 
     @property
     def mean(self) -> Tensor:
@@ -410,9 +402,6 @@ class OneHotCategorical(Distribution):
         new._param = self._param.expand(batch + self._event_shape)
         new._logits = new._param if logits is self._param else logits.expand(batch + self._event_shape)
         new._version = _version(new._param, new._mask)
-        logsumexp = self._logsumexp
-        new._logsumexp = None if logsumexp is None else logsumexp.view(self._batch_shape).expand(batch).reshape(-1)
-        new._all_valid = self._all_valid
         Distribution.__init__(new, batch, self._event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
@@ -425,7 +414,7 @@ class OneHotCategorical(Distribution):
             options.append(f"temperature: {self.temperature}")
         if self.unimix:
             options.append(f"unimix: {self.unimix}")
-        if self.dtype != torch.int64:
+        if self.dtype != self._default_dtype:
             options.append(f"dtype: {self.dtype}")
         return f"{type(self).__name__}({', '.join(options)})"
 
@@ -455,19 +444,14 @@ def _log_probs(dist: OneHotCategorical | TorchOneHotCategorical) -> Tensor:
     return logits.to(reference.compute_dtype(logits.dtype))
 
 
-def _dtype(dist: OneHotCategorical | TorchOneHotCategorical) -> torch.dtype:
-    return dist._param.dtype
-
-
 @kl.register_kl(OneHotCategorical, OneHotCategorical)
 @kl.register_kl(OneHotCategorical, TorchOneHotCategorical)
 @kl.register_kl(TorchOneHotCategorical, OneHotCategorical)
 def _kl_one_hot(p: OneHotCategorical | TorchOneHotCategorical, q: OneHotCategorical | TorchOneHotCategorical) -> Tensor:
-    """sum p (log p - log q), [*batch]: 0 where p is 0, whatever q is there; inf where q alone is 0."""
+    """sum p (log p - log q), [*batch], in float32 at least: 0 where p is 0, whatever q is there; inf where q alone is 0."""
     if p.event_shape != q.event_shape:
         raise ValueError(f"q: expected {p.event_shape[0]} categories, as in p, found {q.event_shape[0]}")
     log_p, log_q = _log_probs(p), _log_probs(q)
     # Taken out before the subtraction: -inf - -inf is NaN, and so would be its gradient.
     never = log_p == -torch.inf
-    out = (log_p.exp() * (log_p.masked_fill(never, 0.0) - log_q.masked_fill(never, 0.0))).sum(-1)
-    return out.to(torch.promote_types(_dtype(p), _dtype(q)))
+    return (log_p.exp() * (log_p.masked_fill(never, 0.0) - log_q.masked_fill(never, 0.0))).sum(-1)

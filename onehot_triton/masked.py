@@ -58,8 +58,8 @@ class MaskedOneHotCategorical(OneHotCategorical):
         grad_method: ReparamGradientStrategy | None = None,
         *,
         temperature: float | Tensor = 1.0,
-        unimix: float = 0.0,
-        dtype: torch.dtype = torch.int64,
+        unimix: float | Tensor = 0.0,
+        dtype: torch.dtype | None = None,
         validate_args: bool | None = None,
     ) -> None:
         param, _ = checks.parameter(logits=logits, probs=probs)

@@ -231,10 +231,20 @@ def _noise_of(seed: Tensor) -> reference.Noise:
     return lambda shape, winner: _kernels.seeded_exponential(seed + next(requests), shape)
 
 
+_BATCHED = torch._C.DispatchKeySet(torch._C._parse_dispatch_key("VmapMode"))
+
+
 def _noise_again(seed: Tensor) -> reference.Noise:
     """The twin's noise of a backward, the same at each pass; a compiler and a transform see an operator."""
     if reference.can_look_at(seed):
-        return reference.noise_from(seed.device, torch.Generator(seed.device).manual_seed(int(seed.item())))
+        noise = reference.noise_from(seed.device, torch.Generator(seed.device).manual_seed(int(seed.item())))
+
+        def of_seed(shape: tuple[int, ...], winner: Tensor | None) -> Tensor:
+            # A batch of gradients (is_grads_batched) refuses random operators; what the seed alone decides is not one.
+            with torch._C._ExcludeDispatchKeyGuard(_BATCHED):
+                return noise(shape, winner)
+
+        return of_seed
     return lambda shape, winner: _kernels.seeded_exponential(seed, shape)
 
 

@@ -380,8 +380,9 @@ def logsumexp(logits: Tensor) -> Tensor:
     """log sum_j exp x_j, [rows], in the compute dtype; NaN for a row that is no distribution."""
 
     def block(x: Tensor) -> Tensor:
-        weight = nearly_softmax(x)
-        return x.amax(-1) + _log_total(weight, weight.sum(-1))
+        x = x.to(compute_dtype(x.dtype))
+        top = x.amax(-1, keepdim=True)
+        return top.squeeze(-1) + (x - top).exp_().sum(-1).log()
 
     return by_rows(block, logits)
 

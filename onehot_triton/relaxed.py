@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -52,7 +53,7 @@ class RelaxedOneHotCategorical(Distribution):
         shape = self._param.shape
         super().__init__(shape[:-1], shape[-1:], validate_args=False)
         self._validate_args = checks.resolve(validate_args, self._param)
-        checks.temperature(temperature, shape[:-1], self._validate_args)
+        temperature = checks.temperature(temperature, shape[:-1], self._validate_args)
         if not isinstance(temperature, Tensor):
             dtype = reference.compute_dtype(self._param.dtype)
             temperature = torch.full((), temperature, dtype=dtype, device=self._param.device)
@@ -106,7 +107,7 @@ class RelaxedOneHotCategorical(Distribution):
             value: [..., columns], positive and summing to 1; its leading dimensions broadcast against the batch.
 
         Returns:
-            The broadcast leading dimensions, in the parameters' dtype.
+            The broadcast leading dimensions, in float32, or float64 for parameters in float64.
         """
         checks.value_shape(value, self._batch_shape, self._event_shape)
         if self._validate_args:
@@ -118,7 +119,7 @@ class RelaxedOneHotCategorical(Distribution):
         log_y = value.to(dtype).log()
         score = self._logits().to(dtype) - t.unsqueeze(-1) * log_y
         density = reference.log_softmax(score).sum(-1) - log_y.sum(-1)
-        return (density + torch.lgamma(t.new_tensor(columns)) + (columns - 1) * t.log()).to(self._param.dtype)
+        return density + (columns - 1) * t.log() + math.lgamma(columns)
 
     def expand(
         self, batch_shape: Sequence[int], _instance: RelaxedOneHotCategorical | None = None

@@ -150,6 +150,8 @@ def test_sample_dtype() -> None:
     assert D.OneHotCategorical(logits=LOGITS).sample().dtype == torch.float32
     assert OneHotCategorical(LOGITS).sample().dtype == torch.int64
     assert OneHotCategorical(LOGITS, dtype=torch.bool).sample().dtype == torch.bool
+    method = ReparamGradientStrategy.PassThrough
+    assert OneHotCategorical(LOGITS, grad_method=method).mode.dtype == LOGITS.dtype
 
 
 def test_mode_at_ties() -> None:
@@ -239,6 +241,13 @@ def test_mean_and_variance() -> None:
     torch.testing.assert_close(ours.variance, torchs.variance)
 
 
+def test_mode_and_cdf() -> None:
+    for dist in (OneHotCategorical(LOGITS), D.OneHotCategorical(logits=LOGITS)):
+        assert isinstance(dist.mode, Tensor)
+        with pytest.raises(NotImplementedError):
+            dist.cdf(dist.sample())
+
+
 def test_half_precision() -> None:
     logits = 4 * torch.randn(64, 1000)
     half = logits.bfloat16()
@@ -252,6 +261,8 @@ def test_half_precision() -> None:
     def entropy_error(dist: D.Distribution) -> float:
         return (dist.entropy().double() - exact.entropy()).abs().mean().item()
 
+    assert OneHotCategorical(half).log_prob(value).dtype == OneHotCategorical(half).entropy().dtype == torch.float32
+    assert TheirOneHotCategorical(half).log_prob(value).dtype == torch.bfloat16
     assert error(OneHotCategorical(half)) < error(TheirOneHotCategorical(half))
     assert entropy_error(OneHotCategorical(half)) < entropy_error(TheirOneHotCategorical(half)) / 2
 
@@ -310,10 +321,17 @@ def test_grad_method_none() -> None:
     assert OneHotCategorical(logits, grad_method=None).rsample().requires_grad
 
 
-def test_their_strategy_is_not_ours() -> None:
-    with pytest.raises(ValueError, match="ReparamGradientStrategy"):
-        OneHotCategorical(LOGITS, grad_method=TheirStrategy.PassThrough)
+def test_strategies_of_both() -> None:
+    assert TheirStrategy is not ReparamGradientStrategy
     assert {s.name: s.value for s in TheirStrategy} == {s.name: s.value for s in ReparamGradientStrategy}
+    for theirs in TheirStrategy:
+        for ours in (
+            OneHotCategorical(LOGITS, grad_method=theirs),
+            MaskedOneHotCategorical(LOGITS, mask=MASK, grad_method=theirs),
+        ):
+            assert ours.grad_method is ReparamGradientStrategy[theirs.name]
+            assert ours.has_rsample
+            assert ours.rsample().requires_grad == LOGITS.requires_grad
 
 
 # The masked class -----------------------------------------------------------------------------------------------------

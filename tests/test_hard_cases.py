@@ -4,6 +4,7 @@ Each section is a row of the design's table.
 """
 
 import copy
+import enum
 import math
 import pickle
 import subprocess
@@ -20,7 +21,7 @@ from scipy import stats
 from torch import Tensor
 from torch import distributions as D
 
-from onehot_triton import OneHotCategorical, ReparamGradientStrategy, reference
+from onehot_triton import MaskedOneHotCategorical, OneHotCategorical, ReparamGradientStrategy, reference
 
 INF, NAN = math.inf, math.nan
 PASS, RELAXED = ReparamGradientStrategy.PassThrough, ReparamGradientStrategy.RelaxedOneHot
@@ -343,6 +344,7 @@ BAD_VALUES = {
     "not a one": ([0, 0.5, 0], "0 ones and 1 other values than 0 and 1"),
     "soft": ([0.5, 0.5, 0], "0 ones and 2 other values than 0 and 1"),
     "one and -1": ([1, -1, 0], "1 ones and 1 other values than 0 and 1"),
+    "ones whose sum is 1": ([1, -1, 1], "2 ones and 1 other values than 0 and 1"),
     "NaN": ([1, NAN, 0], "1 ones and 1 other values than 0 and 1"),
     "two": ([0, 0, 2], "0 ones and 1 other values than 0 and 1"),
 }
@@ -587,8 +589,8 @@ def test_the_log_prob_of_the_last_draw_is_that_of_its_copy(draw, shape, small, b
     drawn = getattr(dist, draw)(shape)
     drawn = drawn[0] if isinstance(drawn, tuple) else drawn
     (expected,) = torch.autograd.grad(dist.log_prob(drawn.clone()).exp().sum(), x)
-    # Nothing of a value is looked at.
-    monkeypatch.setattr(reference, "one_hot_index", None)
+    if backend == "eager":  # where the ones are is not looked for
+        monkeypatch.setattr(reference, "one_hot_index", None)
     for value in (drawn, drawn.detach()):
         log_prob = dist.log_prob(value)
         assert log_prob.shape == (*shape, 4)
@@ -621,6 +623,83 @@ def test_what_is_no_longer_the_last_draw_is_looked_at(validate, backend):
     assert_right(drawn)
     drawn = dist.sample()
     assert_right(drawn.t())
+
+
+def through_an_alias(tensor: Tensor) -> Tensor:
+    return torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage(), 0, tensor.shape, tensor.stride())
+
+
+# The same memory by another way, of which torch's count of changes does not know.
+BEHIND_TORCH: dict[str, Callable[[Tensor], Any]] = {
+    "numpy": lambda t: t.detach().numpy(),
+    "data": lambda t: t.data,
+    "from_numpy": lambda t: torch.from_numpy(t.detach().numpy()),
+    "dlpack": lambda t: torch.from_dlpack(t.detach()),
+    "storage alias": through_an_alias,
+}
+
+
+@pytest.mark.parametrize("validate", [True, False], ids=["checked", "unchecked"])
+@pytest.mark.parametrize("draw", ["sample", "rsample"])
+@pytest.mark.parametrize("way", BEHIND_TORCH)
+def test_log_prob_of_a_draw_that_was_changed_behind_torch(way, draw, validate, backend):
+    """Some rows of the last draw replaced, as epsilon-greedy exploration does."""
+    x = torch.randn(4, 6, requires_grad=draw == "rsample")
+    dist = OneHotCategorical(x, validate_args=validate)
+    drawn = getattr(dist, draw)()
+    version = drawn._version
+    k = (drawn.argmax(-1) + 1) % 6
+    memory = BEHIND_TORCH[way](drawn)
+    rows = [0, 2]
+    memory[rows] = 0
+    memory[rows, k[rows]] = 1
+    assert drawn._version == version, "torch has seen the change: the case is none"
+    for value in (drawn, drawn.detach()):
+        expected = torch.log_softmax(x, -1).gather(-1, value.argmax(-1, keepdim=True)).squeeze(-1)
+        torch.testing.assert_close(dist.log_prob(value), expected)
+    memory[1] = 0
+    if validate:
+        with pytest.raises(ValueError, match=r"value: expected one-hot rows.* at \[1\]"):
+            dist.log_prob(drawn)
+
+
+@pytest.mark.parametrize("validate", [True, False], ids=["checked", "unchecked"])
+@pytest.mark.parametrize("kind", ["logits", "probs", "unimix", "mask"])
+@pytest.mark.parametrize("way", BEHIND_TORCH)
+def test_parameter_that_was_changed_behind_torch(way, kind, validate):
+    """Logits count as they are now; what was computed from a parameter stays as it was, and all members use that."""
+    old, new = torch.rand(2, 4) + 0.1, torch.tensor([[100.0, 0.2, 90.0, 0.3], [0.1, 0.2, 100.0, 0.4]])
+    param = old.clone()
+    cls: Any = MaskedOneHotCategorical if kind == "mask" else OneHotCategorical
+    options = {"unimix": {"unimix": 0.1}, "mask": {"mask": torch.tensor([True, False, True, True])}}.get(kind, {})
+
+    def make(values: Tensor) -> OneHotCategorical:
+        return cls(**{"probs" if kind == "probs" else "logits": values}, **options, validate_args=validate)
+
+    def results(dist: OneHotCategorical) -> list[Tensor]:
+        torch.manual_seed(1)
+        return [read(dist) for read in READS.values()]
+
+    dist = make(param)
+    dist.entropy()  # what could be remembered, would be
+    dist.log_prob(dist.sample())
+    BEHIND_TORCH[way](param)[:] = new.numpy() if way == "numpy" else new
+    torch.testing.assert_close(results(dist), results(make(new if kind == "logits" else old)))
+
+
+@pytest.mark.parametrize("columns", [3, 40, 2000])
+def test_parameter_that_was_filled_with_nan_behind_torch(columns, small, backend):
+    x = torch.zeros(2, columns)
+    dist = OneHotCategorical(x, grad_method=PASS, validate_args=True)
+    dist.log_prob(dist.sample())
+    x.data.fill_(NAN)
+    assert dist.sample_index().tolist() == [-1, -1]
+    for one_hots in (dist.sample(), dist.rsample(), dist.mode):
+        assert one_hots.count_nonzero() == 0
+    for density in (dist.sample_and_log_prob()[1], dist.rsample_and_log_prob()[1], dist.entropy()):
+        assert density.isnan().all()
+    with pytest.raises(ValueError, match="value: expected one-hot rows"):
+        dist.log_prob(dist.sample())
 
 
 def test_a_draw_that_is_not_one_hot_is_still_an_error():
@@ -707,6 +786,16 @@ BAD_INPUT: dict[str, tuple[Callable[[], object], str]] = {
         "grad_method: expected None, ReparamGradientStrategy.PassThrough or ReparamGradientStrategy.RelaxedOneHot, "
         "found 1",
     ),
+    "grad_method of another enumeration": (
+        lambda: OneHotCategorical(ZEROS, grad_method=wrong(enum.Enum("Strategy", ["PassThrough"]).PassThrough)),
+        "grad_method: expected None, ReparamGradientStrategy.PassThrough or ReparamGradientStrategy.RelaxedOneHot, "
+        "found <Strategy.PassThrough: 1>",
+    ),
+    "grad_method that is not here": (
+        lambda: OneHotCategorical(ZEROS, grad_method=wrong(enum.Enum("ReparamGradientStrategy", ["Other"]).Other)),
+        "grad_method: expected None, ReparamGradientStrategy.PassThrough or ReparamGradientStrategy.RelaxedOneHot, "
+        "found <ReparamGradientStrategy.Other: 1>",
+    ),
     "unimix below 0": (
         lambda: OneHotCategorical(ZEROS, unimix=-0.1),
         "unimix: expected a number in [0, 1], found -0.1",
@@ -770,6 +859,10 @@ BAD_INPUT: dict[str, tuple[Callable[[], object], str]] = {
     "temperature NaN in a row": (
         lambda: OneHotCategorical(ZEROS, temperature=torch.tensor([1.0, NAN])),
         "temperature: expected finite numbers above 0, found nan at [1]",
+    ),
+    "temperature infinite in a row": (
+        lambda: OneHotCategorical(ZEROS, temperature=torch.tensor([1.0, INF])),
+        "temperature: expected finite numbers above 0, found inf at [1]",
     ),
     "sample_shape by name": (
         lambda: DIST.sample(wrong("ab")),

@@ -97,16 +97,37 @@ def test_kernels_launched_by_a_sample(launched: list[str], shape: tuple[int, ...
         assert launched == expected
 
 
-def test_the_log_prob_of_the_last_draw_reads_no_row(launched: list[str]) -> None:
-    """Its index and the logsumexp are known: only logits at the indices are read."""
+def test_log_prob_of_a_draw_is_one_kernel_whose_results_nobody_waits_for(launched: list[str]) -> None:
+    """Also of the last draw, which only the host could look at; and nothing of the draw is kept for it."""
     with use_backend("triton"):
         dist = OneHotCategorical(logits=torch.randn(3, 5000), validate_args=False)
         drawn = dist.rsample()
         launched.clear()
-        dist.log_prob(drawn)
-        assert launched == ["_log_prob_index_kernel"]
-        dist.log_prob(drawn.clone())
-        assert launched[1:] == ["_log_prob_kernel"]
+        with Operators() as operators:
+            dist.log_prob(drawn)
+        assert launched == ["_log_prob_kernel"]
+        assert "aten._local_scalar_dense.default" not in operators.names
+
+
+def test_the_log_prob_of_the_last_draw_reads_one_number_a_row() -> None:
+    x = torch.randn(8, 5000)
+    with use_backend("eager"):
+        dist = OneHotCategorical(logits=x, validate_args=True)
+        drawn = dist.sample()
+        for value, gathers_alone in ((drawn, True), (drawn.detach(), True), (drawn.clone(), False)):
+            with Operators() as operators:
+                dist.log_prob(value)
+            reads = [name for name in operators.names if name.startswith(("aten.sum", "aten.argmax", "aten._to_copy"))]
+            # One sum is that of the logits.
+            assert (len(reads) == 1) == gathers_alone, operators.names
+
+
+def test_indices_are_checked_in_one_pass() -> None:
+    dist = OneHotCategorical(logits=torch.randn(8, 5000), validate_args=True)
+    with Operators() as operators:
+        dist.log_prob_index(torch.zeros(8, dtype=torch.int64))
+    assert operators.names.count("aten.aminmax.default") == 1
+    assert not {"aten.lt.Scalar", "aten.any.default"} & set(operators.names)
 
 
 # Memory on the CPU path -----------------------------------------------------------------------------------------------

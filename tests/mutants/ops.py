@@ -212,12 +212,6 @@ MUTANTS = [
         "0 is written, wherever it is",
     ),
     _reference(
-        "return x.amax(-1) + _log_total",
-        "return x.amin(-1) + _log_total",
-        "the smallest taken for the largest",
-        eager("by_blocks"),
-    ),
-    _reference(
         "return tensor.max(-1)[1]", "return tensor.min(-1)[1]", "the other end of a row", hard("argmax_is_the_first")
     ),
     _reference(

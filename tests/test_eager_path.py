@@ -363,3 +363,8 @@ def test_small_weights_behind_a_large_one_are_summed(monkeypatch: pytest.MonkeyP
     x = torch.full((1, 40), -20.0)
     x[0, 0] = 0.0
     assert OneHotCategorical(x).sample_index().item() == 39
+
+
+def test_a_temperature_of_one_element_serves_a_row_without_batch(backend: str) -> None:
+    out = RelaxedOneHotCategorical(torch.tensor([0.5]), logits=torch.zeros(4)).rsample()
+    assert out.shape == (4,)

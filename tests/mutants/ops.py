@@ -371,7 +371,7 @@ MUTANTS = [
         "    if temperature.numel() == 1:",
         "    if temperature.numel() == 0:",
         "a temperature of shape (1,) in a batch of another rank",
-        relaxed("rsample_gradient or test_sample_shape"),
+        eager("temperature_of_one_element"),
     ),
     _ops(
         "name not in _BACKENDS",

@@ -15,6 +15,7 @@ from torch.func import vmap
 from onehot_triton import (
     MaskedOneHotCategorical,
     OneHotCategorical,
+    RelaxedOneHotCategorical,
     ReparamGradientStrategy,
     library,
     ops,
@@ -159,6 +160,8 @@ def test_results_by_blocks_are_those_of_one_block(monkeypatch: pytest.MonkeyPatc
 
     monkeypatch.setattr(reference, "_SMALL", 0)
     expected = results()
+    log_p = x.double().log_softmax(-1)
+    torch.testing.assert_close(expected[5].double(), log_p.expand(3, 7, LONG).gather(-1, index[..., None])[..., 0])
     monkeypatch.setattr(reference, "_BLOCK", 2 * LONG)
     torch.testing.assert_close(results(), expected)
 
@@ -259,6 +262,9 @@ def test_the_default_generator_is_that_of_the_device(fake_cuda: Any, monkeypatch
     assert rng.next_seed(fake_cuda, None).key == 1
     fake_cuda.device = torch.device("cuda")
     assert rng.next_seed(fake_cuda, None).key == 2
+    fake_cuda.device = torch.device("cuda", 1)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    assert rng.next_seed(fake_cuda, None).key == 2
 
 
 def test_a_captured_stream_takes_its_seed_from_the_device(fake_cuda: Any) -> None:
@@ -312,11 +318,53 @@ def test_an_inner_choice_of_backend_leaves_the_outer() -> None:
     assert not ops.uses_kernels(x.device)
 
 
-def test_each_row_has_a_uniform_of_its_own(small: None) -> None:
-    """50 draws of 5 or 600 equal categories agree with a probability below 1e-34."""
-    for columns in (5, LONG):
-        index = OneHotCategorical(torch.zeros(2, columns)).sample_index((50,))
-        assert not torch.equal(index[:, 0], index[:, 1])
-        group = reference.group_length(columns)
-        within = index % group
-        assert (within != within[:1]).any(0).all()
+@pytest.mark.parametrize("name", ["gpu", "cuda", ""])
+def test_a_backend_that_is_none_is_an_error(name: str) -> None:
+    with pytest.raises(ValueError, match="name: expected one of"), use_backend(name):
+        pass
+
+
+@pytest.mark.parametrize(("columns", "draws"), [(5, 50), (640, 19)])
+def test_each_draw_and_row_has_a_uniform_of_its_own(columns: int, draws: int, small: None) -> None:
+    """19 draws of 640 equal categories are few enough for two stages, of 20 groups of 32."""
+    index = OneHotCategorical(torch.zeros(2, columns)).sample_index((draws,))
+    assert not torch.equal(index[:, 0], index[:, 1])
+    within = index % reference.group_length(columns)
+    assert (within != within[:1]).any(0).all()
+
+
+def test_the_last_column_of_long_rows_is_reached_and_none_behind_it(small: None) -> None:
+    x = torch.zeros(40, LONG)
+    x[:, -1] = 30.0
+    assert (OneHotCategorical(x).sample_index((5,)) == LONG - 1).all()
+
+
+@pytest.mark.parametrize("columns", [2, LONG])
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_entropy_counts_small_probabilities(columns: int, requires_grad: bool, small: None) -> None:
+    x = torch.full((2, columns), -14.0, dtype=torch.float64)
+    x[:, 0] = 0.0
+    p = x.softmax(-1)
+    found = OneHotCategorical(x.clone().requires_grad_(requires_grad)).entropy()
+    torch.testing.assert_close(found.detach(), -(p * p.log()).sum(-1), rtol=1e-9, atol=0)
+
+
+def test_relaxed_draws_by_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reference, "_BLOCK", 100)
+    out = RelaxedOneHotCategorical(0.5, logits=torch.zeros(7, 5)).rsample((3,))
+    assert out.shape == (3, 7, 5)
+    torch.testing.assert_close(out.sum(-1), torch.ones(3, 7))
+    assert len(out.flatten(0, 1).unique(dim=0)) == 21
+
+
+def test_small_weights_behind_a_large_one_are_summed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """2e-9 beside 1: nothing in float32, where the largest uniform would fall on the first category."""
+    monkeypatch.setattr(reference, "_uniform", lambda shape, *_: torch.full(shape, 1 - 2.0**-53, dtype=torch.float64))
+    x = torch.full((1, 40), -20.0)
+    x[0, 0] = 0.0
+    assert OneHotCategorical(x).sample_index().item() == 39
+
+
+def test_a_temperature_of_one_element_serves_a_row_without_batch(backend: str) -> None:
+    out = RelaxedOneHotCategorical(torch.tensor([0.5]), logits=torch.zeros(4)).rsample()
+    assert out.shape == (4,)

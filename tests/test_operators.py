@@ -206,6 +206,7 @@ def test_vmap_with_one_seed_for_all_is_a_loop() -> None:
 def test_vmap_over_seeds_is_a_loop_in_every_randomness() -> None:
     ops, x, seeds = library.operators, torch.randn(ROWS, COLUMNS), torch.tensor([3, 4])
     expected = torch.stack([ops.sample(x, 1, None, s, 0, 0, 0, None)[1] for s in seeds])
+    assert not torch.equal(*expected)
     for randomness in ("error", "different"):
         found = torch.vmap(lambda s: ops.sample(x, 1, None, s, 0, 0, 0, None)[1], randomness=randomness)(seeds)
         assert torch.equal(found, expected)

@@ -173,7 +173,12 @@ def run(
         def all_of(function, arguments, title):
             futures = {pool.submit(in_a_copy, function, *some): key for key, some in arguments.items()}
             progress = tqdm(as_completed(futures), total=len(futures), desc=title, disable=quiet)
-            return {futures[future]: future.result() for future in progress}
+            found = {}
+            for future in progress:
+                result = found[futures[future]] = future.result()
+                if isinstance(result, Result) and result.status in (SURVIVED, BROKEN) and not quiet:
+                    progress.write(f"{result.status}: {result.mutant.file}: {result.mutant.why}", file=sys.stderr)
+            return found
 
         wrong: dict[str, str | None] = {}
         if check:

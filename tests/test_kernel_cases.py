@@ -103,9 +103,9 @@ def stride_of(layout: str, rows: int, columns: int) -> tuple[int, int]:
 
 
 def laid_out(guards: Guards, tensor: Tensor, layout: str) -> Tensor:
-    """[..., rows, columns] between canaries, in that layout; what leads, dense."""
+    """[rows, columns], or [draws, rows, columns] with padding of its own, between canaries, in that layout."""
     rows, columns = tensor.shape[-2:]
-    stride = stride_of(layout, rows, columns)
+    stride = stride_of(layout, rows, columns + 16 * (tensor.dim() == 3 and layout in ("padded", "aligned")))
     lead = (max(1, rows * stride[0], columns * stride[1]),) if tensor.dim() == 3 else ()
     return guards.place(tensor, (*lead, *stride), shift=int(layout == "misaligned"))
 
@@ -195,7 +195,7 @@ def _log_prob(draws: int, known: bool) -> tuple[Callable, Callable]:
         return log_prob.log_prob(given.x, given.logsumexp if known else None, given.value[:draws], given.mask)
 
     def twin(given: Given) -> tuple[Tensor, ...]:
-        logsumexp, index = reference.logsumexp(given.x), given.index[:draws].clamp(min=0)
+        logsumexp, index = reference.logsumexp(given.x), given.index[:draws]
         return reference.log_prob(given.x, index, logsumexp), index, logsumexp
 
     return kernel, twin
@@ -314,6 +314,8 @@ def numbers_of(case: Case) -> tuple[Given, Given]:
     # The maximum once more at the end: the first one counts.
     value = torch.zeros(2, rows, columns).scatter_(-1, index.clamp(min=0).unsqueeze(-1), 1)
     value[..., -1] = 1
+    # A row without a maximum.
+    value[index < 0] = torch.nan
     exact = masked.double()
     temperature = torch.linspace(0.5, 2, rows, dtype=compute)
     temperature = temperature if case.temperature else temperature[:1].expand(rows)
@@ -423,6 +425,26 @@ def test_what_is_allocated_starts_as_canaries() -> None:
         assert torch.empty(3, dtype=torch.bool).all()
         assert (torch.empty(3, dtype=torch.int64) > 2**40).all()
         assert torch.zeros(3).tolist() == [0, 0, 0]
+
+
+def test_log_prob_index_reads_no_logit_beside_the_row() -> None:
+    with Guards() as guards:
+        x = guards.place(torch.zeros(2, 3), (5, 1))
+        index = guards.place(torch.tensor([[-1, 3], [2, 0], [4, -5], [2**40, -(2**40)]]))
+        found = log_prob.log_prob_index(x, guards.place(torch.zeros(2)), index)
+    guards.check()
+    assert found[1].tolist() == [0, 0]
+    assert found[[0, 2, 3]].isnan().all()
+
+
+def test_wide_loads_of_aligned_rows_alone() -> None:
+    """128 bits where every row starts on 16 bytes, as Triton is to assume of them."""
+    x = torch.zeros(8 * 64 + 16)
+    for dtype, width in ((torch.float64, 2), (torch.float32, 4), (torch.bfloat16, 8)):
+        assert launch.vector(x.to(dtype)[:512].view(8, 64)) == width
+        assert launch.vector(x.to(dtype)[1:513].view(8, 64)) == 1
+        assert launch.vector(x.to(dtype)[:512].view(8, 64)[:, :60]) == 1
+        assert launch.vector(x.to(dtype)[: 8 * 60].view(8, 60)[:, :48]) == 1
 
 
 # Samples --------------------------------------------------------------------------------------------------------------

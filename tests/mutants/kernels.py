@@ -672,14 +672,6 @@ MUTANTS = [
         "tests/test_kernel_cases.py -k 'logsumexp-shared and float64'",
     ),
     Mutant(
-        "kernels/rows.py",
-        "tl.maximum(maximum, lane_max(x) * LOG2E)\n    base = or_zero(new)\n    return",
-        "tl.maximum(maximum, lane_max(x))\n    base = or_zero(new)\n    return",
-        "the maximum in nats: a sum that can overflow",
-        "tests/test_kernel_cases.py -k 'log_prob-shared'",
-        "the sum is relative to any number near the maximum; float32 overflows only beyond logits of 280",
-    ),
-    Mutant(
         "kernels/noise.py",
         '("columns", columns, 2**30)',
         '("columns", columns, 2**31)',

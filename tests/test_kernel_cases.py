@@ -103,9 +103,9 @@ def stride_of(layout: str, rows: int, columns: int) -> tuple[int, int]:
 
 
 def laid_out(guards: Guards, tensor: Tensor, layout: str) -> Tensor:
-    """[..., rows, columns] between canaries, in that layout; what leads, dense."""
+    """[rows, columns], or [draws, rows, columns] with padding of its own, between canaries, in that layout."""
     rows, columns = tensor.shape[-2:]
-    stride = stride_of(layout, rows, columns)
+    stride = stride_of(layout, rows, columns + 16 * (tensor.dim() == 3 and layout in ("padded", "aligned")))
     lead = (max(1, rows * stride[0], columns * stride[1]),) if tensor.dim() == 3 else ()
     return guards.place(tensor, (*lead, *stride), shift=int(layout == "misaligned"))
 
@@ -195,7 +195,7 @@ def _log_prob(draws: int, known: bool) -> tuple[Callable, Callable]:
         return log_prob.log_prob(given.x, given.logsumexp if known else None, given.value[:draws], given.mask)
 
     def twin(given: Given) -> tuple[Tensor, ...]:
-        logsumexp, index = reference.logsumexp(given.x), given.index[:draws].clamp(min=0)
+        logsumexp, index = reference.logsumexp(given.x), given.index[:draws]
         return reference.log_prob(given.x, index, logsumexp), index, logsumexp
 
     return kernel, twin
@@ -288,8 +288,8 @@ def _nothing_where_masked(grad: Tensor, given: Given) -> Tensor:
 
 
 def numbers_of(case: Case) -> tuple[Given, Given]:
-    """What a kernel is given, and its twin: rows of which the second is no distribution, the third has a NaN, the first
-    starts with a group that is all -inf."""
+    """What a kernel is given, and its twin: of three rows the second is no distribution, of more the third has a NaN; a
+    long first row starts with a group that is all -inf."""
     rows, columns, dtype = case.rows, case.columns, case.dtype
     compute = reference.compute_dtype(dtype)
     x = (3 * torch.randn(rows, columns)).to(dtype)
@@ -297,8 +297,11 @@ def numbers_of(case: Case) -> tuple[Given, Given]:
         x[0, :1100] = -torch.inf
     if columns > 4:
         x[0, 3] = x[-1, columns // 2] = -torch.inf
+    # Never the last one: what is not written is NaN, too.
     if rows > 2 and case.layout != "expanded":
-        x[1], x[2, -1] = -torch.inf, torch.nan
+        x[1] = -torch.inf
+    if rows > 3 and case.layout != "expanded":
+        x[2, -1] = torch.nan
     mask, masked = None, x
     grad = torch.randn(2, rows, columns).to(dtype)
     if case.layout == "expanded":
@@ -314,6 +317,8 @@ def numbers_of(case: Case) -> tuple[Given, Given]:
     # The maximum once more at the end: the first one counts.
     value = torch.zeros(2, rows, columns).scatter_(-1, index.clamp(min=0).unsqueeze(-1), 1)
     value[..., -1] = 1
+    # A row without a maximum.
+    value[index < 0] = torch.nan
     exact = masked.double()
     temperature = torch.linspace(0.5, 2, rows, dtype=compute)
     temperature = temperature if case.temperature else temperature[:1].expand(rows)
@@ -353,11 +358,15 @@ def launched_as(case: Case, one: bool, rows: int, columns: int, parts: int) -> b
     }[case.kind]
 
 
-def assert_same(found: Tensor, expected: Tensor, dtype: torch.dtype) -> None:
+def assert_same(found: Tensor, expected: Tensor, case: Case) -> None:
     assert found.shape == expected.shape
-    if not found.dtype.is_floating_point or not expected.dtype.is_floating_point:
-        assert torch.equal(found.double(), expected.double())
+    if expected.dtype != torch.float64:
+        assert found.dtype == expected.dtype
+        assert torch.equal(found, expected)
         return
+    # Rows have the logits' dtype, numbers of rows the one that is computed in.
+    rows = found.shape[-1] == case.columns
+    assert found.dtype == (case.dtype if rows else reference.compute_dtype(case.dtype))
     # NaN where the twin is NaN, and nowhere else. The kernels' noise is float32, for float64 too.
     eps = {torch.float64: 2e-6, torch.float32: 2e-5, torch.bfloat16: 2**-7}[found.dtype]
     torch.testing.assert_close(found.double(), expected.double(), rtol=eps, atol=1e-2 * eps, equal_nan=True)
@@ -381,7 +390,7 @@ def test_launch(operation: Operation, case: Case, monkeypatch: pytest.MonkeyPatc
         found = operation.kernel(inputs)
     guards.check()
     for f, e in zip(found, operation.twin(exact), strict=True):
-        assert_same(f, e, case.dtype)
+        assert_same(f, e, case)
 
 
 # What the guards are worth --------------------------------------------------------------------------------------------
@@ -423,6 +432,26 @@ def test_what_is_allocated_starts_as_canaries() -> None:
         assert torch.empty(3, dtype=torch.bool).all()
         assert (torch.empty(3, dtype=torch.int64) > 2**40).all()
         assert torch.zeros(3).tolist() == [0, 0, 0]
+
+
+def test_log_prob_index_reads_no_logit_beside_the_row() -> None:
+    with Guards() as guards:
+        x = guards.place(torch.zeros(2, 3), (5, 1))
+        index = guards.place(torch.tensor([[-1, 3], [2, 0], [4, -5], [2**40, -(2**40)]]))
+        found = log_prob.log_prob_index(x, guards.place(torch.zeros(2)), index)
+    guards.check()
+    assert found[1].tolist() == [0, 0]
+    assert found[[0, 2, 3]].isnan().all()
+
+
+def test_wide_loads_of_aligned_rows_alone() -> None:
+    """128 bits where every row starts on 16 bytes, as Triton is to assume of them."""
+    x = torch.zeros(8 * 64 + 16)
+    for dtype, width in ((torch.float64, 2), (torch.float32, 4), (torch.bfloat16, 8)):
+        assert launch.vector(x.to(dtype)[:512].view(8, 64)) == width
+        assert launch.vector(x.to(dtype)[1:513].view(8, 64)) == 1
+        assert launch.vector(x.to(dtype)[:512].view(8, 64)[:, :60]) == 1
+        assert launch.vector(x.to(dtype)[: 8 * 60].view(8, 60)[:, :48]) == 1
 
 
 # Samples --------------------------------------------------------------------------------------------------------------

@@ -128,11 +128,11 @@ def test_naive_kernel(columns: int) -> None:
 
 def test_a_rare_draw_is_not_doubted() -> None:
     """One of a category that is expected 0.02 times: two runs in a hundred have it."""
-    logits = torch.tensor([1 - 1e-6, 1e-6]).log().expand(20000, 2).contiguous()
-    index = torch.zeros(20000, dtype=torch.int64)
-    index[7] = 1
+    logits = torch.tensor([1e-6, 1 - 1e-6]).log().expand(20000, 2).contiguous()
+    index = torch.ones(20000, dtype=torch.int64)
+    index[7] = 0
     assert frequency_fault(hot(logits, index), logits) is None
-    index[:20] = 1
+    index[:20] = 0
     assert frequency_fault(hot(logits, index), logits) is not None
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,12 +16,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 pytest.importorskip("triton")
 
+import gpu_checks
+import gpu_times
 import measure
 import naive
 from correctness import CHECKS, fault, frequency_fault
+from gpu_steps import Step, run_steps
 from measure import QUESTIONS, Contest, peak_bytes, questions, rotating
 from operations import OPERATIONS, Case, call_of, inputs_from, make_inputs
 from providers import OURS, Provider, providers
@@ -185,6 +192,180 @@ def test_naive_kernel(columns: int) -> None:
     logits = torch.randn(columns, device=device).expand(100, columns).contiguous()
     assert frequency_fault(naive.sample(logits), logits) is None
     assert frequency_fault(hot(logits, naive.sample_index(logits.bfloat16())), logits) is None
+
+
+def test_a_rare_draw_is_not_doubted() -> None:
+    """One of a category that is expected 0.02 times: two runs in a hundred have it."""
+    logits = torch.tensor([1e-6, 1 - 1e-6]).log().expand(20000, 2).contiguous()
+    index = torch.ones(20000, dtype=torch.int64)
+    index[7] = 0
+    assert frequency_fault(hot(logits, index), logits) is None
+    index[:20] = 0
+    assert frequency_fault(hot(logits, index), logits) is not None
+
+
+# make bench-gpu -------------------------------------------------------------------------------------------------------
+
+
+def steps_of(run: Callable[[str], object]) -> list[Step]:
+    """A check and a timing of each of two operations."""
+    return [
+        step
+        for name in ("first", "second")
+        for step in (
+            Step("", f"check {name}", lambda n=name: run(f"check {n}"), 5.0, vouches=frozenset({name})),
+            Step("", f"time {name}", lambda n=name: run(f"time {n}"), 5.0, needs=frozenset({name}), record="times"),
+        )
+    ]
+
+
+def carried_out(run: Callable[[str], object], seconds: float = 60.0, limit: float = 5.0) -> tuple[dict, dict]:
+    result, wrong = {}, {}
+    steps = [step._replace(limit=limit) for step in steps_of(run)]
+    run_steps(steps, result, time.perf_counter() + seconds, lambda text: None, wrong)
+    return result, wrong
+
+
+def test_what_a_check_finds_wrong_is_not_timed_and_the_rest_is() -> None:
+    def run(name: str) -> str:
+        if name == "check first":
+            raise AssertionError("3 draws are not the twin's")
+        return name
+
+    result, wrong = carried_out(run)
+    assert wrong == {"first": "check first"}
+    assert result["wrong"] == {"check first": "AssertionError: 3 draws are not the twin's"}
+    assert result["skipped"] == {"time first": "first: wrong"}
+    assert result["times"] == ["time second"]
+
+
+def test_a_timing_that_raises_is_told_and_the_rest_goes_on() -> None:
+    def run(name: str) -> str:
+        if name == "time first":
+            raise RuntimeError("out of memory")
+        return name
+
+    result, wrong = carried_out(run)
+    assert (wrong, result["failed"]) == ({}, {"time first": "RuntimeError: out of memory"})
+    assert result["times"] == ["time second"]
+
+
+def test_a_step_ends_at_its_limit() -> None:
+    """Also where it takes every exception for an answer."""
+
+    def run(name: str) -> str:
+        end = time.perf_counter() + 20
+        while name == "check first" and time.perf_counter() < end:
+            with contextlib.suppress(Exception):
+                time.sleep(0.01)
+        return name
+
+    start = time.perf_counter()
+    result, wrong = carried_out(run, limit=0.2)
+    assert time.perf_counter() - start < 10
+    assert wrong == {"first": "check first"}
+    assert "stopped after" in result["wrong"]["check first"]
+    assert result["times"] == ["time second"]
+
+
+def test_nothing_begins_that_cannot_end_in_time() -> None:
+    begun = []
+    result, _ = carried_out(begun.append, seconds=4.9)
+    assert begun == []
+    assert result["skipped"] == dict.fromkeys((step.name for step in steps_of(print)), "out of time")
+
+
+def test_what_is_killed_leaves_what_it_found(tmp_path: Path) -> None:
+    path = tmp_path / "result.json"
+    script = f"""
+import sys, time
+from pathlib import Path
+sys.path.insert(0, {str(BENCHMARKS)!r})
+from gpu_steps import Step, run_steps
+steps = [
+    Step("", "quick", lambda: "found", 5, record="times"),
+    Step("", "slow", lambda: time.sleep(60), 100, record="times"),
+]
+run_steps(steps, {{}}, time.perf_counter() + 600, print, {{}}, Path({str(path)!r}))
+"""
+    child = subprocess.Popen([sys.executable, "-c", script])
+    end = time.perf_counter() + 60
+    while not path.exists() and time.perf_counter() < end:
+        time.sleep(0.02)
+    child.kill()
+    child.wait()
+    result = json.loads(path.read_text())
+    assert (result["times"], result["remaining"]) == (["found"], ["slow"])
+
+
+class _Largest(TorchDispatchMode):
+    """The most elements of a tensor that is made within it."""
+
+    elements = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        out = func(*args, **(kwargs or {}))
+        self.elements = max([self.elements, *(x.numel() for x in [out] if isinstance(x, Tensor))])
+        return out
+
+
+def test_the_plan_fits_80_gb() -> None:
+    run = gpu_times.Run(True, print)
+    run.dry = False
+    steps = gpu_times.plan(run)
+    assert len({step.name for step in steps}) == len(steps)
+    assert 20e9 < max(step.peak_bytes for step in steps) < gpu_times.MOST_BYTES
+    assert max(step.limit for step in steps) < gpu_times.DEADLINE
+    questions_in_order = list(dict.fromkeys(step.question[0] for step in steps))
+    assert questions_in_order == list("0123456")
+    assert set(gpu_times.FIRST_SHAPES) <= set(gpu_times.SHAPES)
+
+
+@pytest.mark.parametrize("case", gpu_checks.cases.CASES, ids=lambda case: case.name)
+def test_no_check_makes_a_square_of_the_columns(case) -> None:
+    columns = 400
+    with _Largest() as largest:
+        case.twin(torch.randn(3, columns), torch.randn(3, columns), torch.randn(2, 3))
+        case.kernel(torch.randn(3, columns), torch.randn(3, columns), torch.randn(2, 3))
+    assert 0 < largest.elements < columns**2 // 4
+
+
+# Where a result is made that is then one percent off, or of another column.
+FAULTS = {
+    "sample": (gpu_checks.sample, "sample", lambda found: (found[0].roll(1, -1), *found[1:])),
+    "softmax_grad": (torch.autograd, "grad", lambda found: (1.01 * found[0],)),
+    "relaxed": (gpu_checks.relaxed, "relaxed", lambda found: 1.01 * found),
+    "relaxed_grad": (gpu_checks.relaxed, "relaxed_grad", lambda found: 1.01 * found),
+}
+
+
+@pytest.mark.parametrize("operation", gpu_checks.AT_A_SHAPE)
+def test_a_kernel_that_is_off_is_seen(operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    place, name, spoil = FAULTS[operation]
+    right = getattr(place, name)
+    check = gpu_checks.AT_A_SHAPE[operation]
+    gpu_checks.checked(CPU, True, check, 3, 18, torch.float32)
+    monkeypatch.setattr(place, name, lambda *args, **kwargs: spoil(right(*args, **kwargs)))
+    with pytest.raises(AssertionError):
+        gpu_checks.checked(CPU, True, check, 3, 18, torch.float32)
+
+
+def test_dry_run(tmp_path: Path) -> None:
+    """All of it, in a process of its own: nothing fails, and each question has an answer."""
+    path = tmp_path / "result.json"
+    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--dry-run", "--output", str(path)]
+    environment = os.environ | {"PYTHONPATH": str(BENCHMARKS.parent), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    result = json.loads(path.read_text())
+    assert (result["wrong"], result["failed"], result["skipped"], result["remaining"]) == ({}, {}, {}, [])
+    assert result["compilation"]["compiled"] == 1, result["compilation"]
+    assert {case["question"] for case in result["cases"]} == {"first", *QUESTIONS}
+    assert {one["operation"] for one in result["operators"]} == {one.name for one in gpu_times.OPERATIONS}
+    assert {one["operation"] for one in result["host"]} == set(gpu_times.CALLED)
+    assert len(result["graphs"]) == 4
+    for case in result["cases"]:
+        assert "seconds" in case["providers"][OURS], case
 
 
 def test_inputs_exceed_the_cache() -> None:

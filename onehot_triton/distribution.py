@@ -21,7 +21,7 @@ SampleShape = int | Sequence[int] | None
 class OneHotCategorical(Distribution):
     """A categorical distribution that reads and produces one-hot encodings.
 
-    Give exactly one of `logits` and `probs`. Everything is computed in float32 at least. Densities, entropies and KL are
+    Give exactly one of `logits` and `probs`. All is computed in float32 at least. Densities, entropies and KL are
     given so; moments, `rsample` and gradients in the dtype of the parameters, samples in `dtype`. A row is drawn with
     exact tail probabilities: see `docs/design.md`.
 

@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint bench bench-gpu static-cost docs build clean
+.PHONY: help demo test mutants lint bench bench-gpu ptx static-cost docs build clean
 
 help: ## says what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -16,6 +16,9 @@ demo: $(VENV)/.demo ## the library at work on this machine: example, self-check,
 test: $(VENV)/.test ## the whole test suite; make test ARGS="-k name" for a part
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 $(ARGS)
 
+mutants: $(VENV)/.test ## plants faults one by one and says which no test sees; make mutants ARGS="--sample 20"
+	$(BIN)/python tests/mutants/run.py --check $(ARGS)
+
 lint: $(VENV)/.test ## ruff and pyright
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -25,8 +28,12 @@ bench: $(VENV)/.test ## times the library against its peers on this CPU, then ma
 	$(BIN)/python -m pytest -s -q -rs -W ignore --benchmark-quiet --save benchmarks/bench_*.py
 	$(BIN)/python benchmarks/report.py
 
-bench-gpu: ## checks the compiled kernels, then times them, with the python3 that is there
-	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py
+bench-gpu: ## checks the compiled kernels, then times them, with the python3 that is there; ARGS=--dry-run on a CPU
+	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py $(ARGS)
+
+ptx: $(VENV)/.test ## runs the compiled kernels on a CPU: the detectors, then every operation (ARGS: see tests/ptx)
+	PYTHONPATH=tests $(BIN)/python tests/ptx/check.py --self-test
+	PYTHONPATH=tests $(BIN)/python tests/ptx/check.py $(ARGS)
 
 static-cost: $(VENV)/.test ## compiles the kernels and counts their instructions, for the predictions of docs/scaling.md
 	$(BIN)/python benchmarks/static_cost.py --arch sm_90 --json > static_cost.json
@@ -34,7 +41,7 @@ static-cost: $(VENV)/.test ## compiles the kernels and counts their instructions
 	$(BIN)/python benchmarks/report.py
 
 docs: $(VENV)/.test ## the API reference, from the docstrings, in build/docs
-	$(BIN)/python -W error -m pdoc -d google -o build/docs onehot_triton onehot_triton.integrations.torchrl
+	$(BIN)/python -W error -m pdoc -d google -o build/docs onehot_triton onehot_triton.integrations.torchrl onehot_triton.integrations.pyro
 
 build: $(VENV)/.test ## a wheel and an sdist, in dist
 	$(BIN)/python -m build --no-isolation

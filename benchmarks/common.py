@@ -126,9 +126,14 @@ def case_record(question: str, case: Any, providers: dict[str, dict[str, Any]]) 
     return {"question": question, **case._asdict(), "floor_bytes": case.floor_bytes, "providers": providers}
 
 
+def result_path(device: str) -> Path:
+    """results/<device>/<date>.json"""
+    return RESULTS / device / f"{datetime.date.today().isoformat()}.json"
+
+
 def save(device: str, result: dict[str, Any]) -> Path:
-    """Writes results/<device>/<date>.json and gives its path."""
-    path = RESULTS / device / f"{datetime.date.today().isoformat()}.json"
+    """Writes it and gives its path."""
+    path = result_path(device)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(dumps(result) + "\n")
     return path

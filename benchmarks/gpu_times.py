@@ -1,8 +1,8 @@
-"""The measurements of `make bench-gpu`; gpu.py, which sets the environment that triton reads, starts them.
+"""The plan of `make bench-gpu` and its measurements; gpu.py, which sets the environment that triton reads, starts them.
 
 Times are of the GPU: for the operators a CUDA graph of several calls, between two events; for the cases of the
 bench_*.py files, which a user calls from Python, events around each call. Inputs rotate, and are together larger than
-the L2 cache.
+the L2 cache. What is most worth knowing comes first, and what may take longest last.
 """
 
 from __future__ import annotations
@@ -12,32 +12,45 @@ import os
 import statistics
 import time
 from collections.abc import Callable
-from itertools import cycle
+from functools import partial
+from itertools import cycle, product
+from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
 import common
 import gpu_checks
+import gpu_compile
+import operations
 import torch
 from correctness import DRAWN
+from gpu_steps import Say, Step, run_steps
 from measure import Contest, questions, rotating
-from operations import Case
-from providers import OURS
+from operations import Case, grid
+from providers import COMPILED, OURS
 from torch import Tensor
 
-from onehot_triton import use_backend
+from onehot_triton import OneHotCategorical, ReparamGradientStrategy, use_backend
 from onehot_triton.kernels import entropy, log_prob, relaxed, sample, softmax_grad
 
-SHAPES = ((1024, 128256), (4096, 50304), (32768, 32), (65536, 18), (8, 151936), (1, 262144))
+# Nothing begins that could be running after so many seconds: the whole is killed after ten minutes at worst.
+DEADLINE = 560
+# The limits of steps, in seconds. A case is timed for each of its providers.
+COMPILE, CHECK, OPERATORS, CASE, COMPILED_CASE = 90, 30, 10, 15, 60
+# What torch may hold at a time.
+MOST_BYTES = 40e9
+
+BIG = (1024, 128256)
+FIRST_SHAPES = (BIG, (65536, 18), (32768, 32), (8, 151936))
+SHAPES = (BIG, (4096, 50304), (32768, 32), (65536, 18), (8, 151936), (1, 262144))
 DRY_SHAPES = ((3, 1500), (6, 18))
-# No new measurement begins after this many seconds, so that the whole ends within nine minutes.
-DEADLINE = 480
+DTYPES = (torch.bfloat16, torch.float32)
 # A graph holds about this many seconds of calls, and at most so many; it is replayed so often.
 GRAPH_SECONDS, MOST_CALLS, REPLAYS = 2e-3, 200, 30
 # A provider has so many turns at a case, each of so many calls, of which the first is not counted.
 TURNS, CALLS = 5, 11
-
-Say = Callable[[str], None]
+# Calls of which the host's share is the median.
+HOST_CALLS = 300
 
 
 class Operation(NamedTuple):
@@ -110,33 +123,50 @@ def in_a_graph(function: Callable[[Inputs], Any], inputs: list[Inputs], on_gpu: 
     return [seconds / count for seconds in common.cuda_events(graph.replay, REPLAYS)]
 
 
-def time_operators(shape: tuple[int, int], many: list[Inputs], copy: float, say: Say) -> list[dict[str, Any]]:
-    found = []
+def time_operator(
+    operation: Operation, shape: tuple[int, int], many: list[Inputs], copy: float, say: Say
+) -> dict[str, Any]:
     dtype = many[0].logits.dtype
     name = str(dtype).removeprefix("torch.")
-    for operation in OPERATIONS:
-        times = in_a_graph(operation.run, many, many[0].logits.is_cuda)
-        low, median, high = common.quartiles(times)
-        floor = operation.floor(dtype.itemsize) * shape[0] * shape[1]
-        found.append({
-            "operation": operation.name, "rows": shape[0], "columns": shape[1], "dtype": name, "floor_bytes": floor,
-            "seconds": common.rounded(times),
-        })  # fmt: skip
-        say(
-            f"{operation.name:15} {shape[0]:6} x {shape[1]:<6} {name:9} {1e6 * median:10.2f} us"
-            f" ({1e6 * low:.2f} .. {1e6 * high:.2f}) {floor / median / 1e9:8.0f} GB/s"
-            f"  {floor / median / copy:6.1%} of copy"
-        )
-    return found
+    times = in_a_graph(operation.run, many, many[0].logits.is_cuda)
+    low, median, high = common.quartiles(times)
+    floor = operation.floor(dtype.itemsize) * shape[0] * shape[1]
+    say(
+        f"{operation.name:15} {shape[0]:6} x {shape[1]:<6} {name:9} {1e6 * median:10.2f} us"
+        f" ({1e6 * low:.2f} .. {1e6 * high:.2f}) {floor / median / 1e9:8.0f} GB/s"
+        f"  {floor / median / copy:6.1%} of copy"
+    )
+    return {
+        "operation": operation.name, "rows": shape[0], "columns": shape[1], "dtype": name, "floor_bytes": floor,
+        "seconds": common.rounded(times),
+    }  # fmt: skip
 
 
 # Calls, as a user makes them ------------------------------------------------------------------------------------------
 
+# What has to be right before ours is timed at a case.
+NEEDS = {
+    "sample": "sample",
+    "sample_index": "sample",
+    "rsample": "sample",
+    "pass_through": "sample softmax_grad",
+    "relaxed": "sample relaxed_grad",
+    "log_prob": "log_prob",
+    "entropy": "entropy",
+    "step": "sample log_prob entropy",
+    "train_step": "sample log_prob entropy softmax_grad",
+    "decode": "sample log_prob",
+}
 
-def time_case(contest: Contest, case: Case) -> dict[str, dict[str, Any]]:
-    """Every provider's record, timed in turns."""
+
+def time_case(contest: Contest, case: Case, wrong: dict[str, str]) -> dict[str, dict[str, Any]]:
+    """Every provider's record, timed in turns; `wrong` is what the checks found of ours."""
     given = rotating(case, contest.device)
-    records = {name: contest.begin(case, name, given) for name in contest.entrants(case)}
+    bad = [f"{name}: {wrong[name]}" for name in NEEDS[case.operation].split() if name in wrong]
+    records = {
+        name: {"wrong": "; ".join(bad)} if bad and name in (OURS, OURS + COMPILED) else contest.begin(case, name, given)
+        for name in contest.entrants(case)
+    }
     on_gpu = contest.device.type == "cuda"
     for _ in range(TURNS if on_gpu else 1):
         for name, record in records.items():
@@ -149,7 +179,7 @@ def time_case(contest: Contest, case: Case) -> dict[str, dict[str, Any]]:
 
 
 def tell(case: Case, records: dict[str, dict[str, Any]], say: Say) -> None:
-    ours = statistics.median(records[OURS].get("seconds", [math.nan]))
+    ours = statistics.median(records.get(OURS, {}).get("seconds", [math.nan]))
     for name, record in records.items():
         if "seconds" in record:
             median = statistics.median(record["seconds"])
@@ -160,75 +190,279 @@ def tell(case: Case, records: dict[str, dict[str, Any]], say: Say) -> None:
 
 
 def cases_of(question: ModuleType, dry: bool) -> list[Case]:
-    """In a dry run one tiny case of each operation, and nothing compiled."""
-    if not dry:
-        return question.GPU
-    names = {case.operation for case in question.GPU if case.field != "compiled"}
-    return [Case(name, 3, 18, "float32") for name in sorted(names)]
+    """In a dry run one tiny case, and nothing compiled."""
+    return [Case(question.GPU[0].operation, 3, 18, "float32")] if dry else question.GPU
 
 
-# The run --------------------------------------------------------------------------------------------------------------
+def compared(dry: bool) -> list[Case]:
+    """The first comparison: each operation compiled at one shape and as it is at the others, which a compiled one does
+    not know to be right."""
+    if dry:
+        return [Case(name, 3, 18, "float32") for name in operations.OPERATIONS]
+    return [
+        *grid("sample_index", list(FIRST_SHAPES), "bfloat16", "compiled"),
+        *grid("sample_index", list(FIRST_SHAPES), "float32"),
+        *grid("sample train_step", [BIG, (65536, 18)], "bfloat16", "compiled"),
+        *grid("relaxed log_prob entropy", [BIG, (65536, 18)], "bfloat16"),
+    ]
 
 
-def run(dry: bool) -> int:
-    """Checks, then times, and gives the exit status."""
-    device = torch.device("cpu" if dry else "cuda")
+# Graphs and the host --------------------------------------------------------------------------------------------------
+
+
+def _sample(x: Tensor) -> Tensor:
+    return OneHotCategorical(logits=x).sample()
+
+
+def _train_step(x: Tensor) -> Tensor:
+    x = x.detach().requires_grad_()
+    dist = OneHotCategorical(logits=x, grad_method=ReparamGradientStrategy.PassThrough)
+    draw = dist.rsample()
+    results = (draw, dist.log_prob(draw.detach()), dist.entropy())
+    return torch.autograd.grad(results, x, [torch.ones_like(result) for result in results])[0]
+
+
+CALLED: dict[str, Callable[[Tensor], Any]] = {
+    "construct": lambda x: OneHotCategorical(logits=x),
+    "sample": _sample,
+    "train_step": _train_step,
+}
+
+
+def time_graph(name: str, shape: tuple[int, int], device: torch.device, say: Say) -> dict[str, Any]:
+    """A replay of one call of the class, whose noise is new each time."""
+    x = torch.randn(*shape, dtype=torch.bfloat16, device=device)
+    drawn = gpu_checks.replays(device, partial(CALLED[name], x), clone=False)
+    next(drawn)
+    replay = partial(next, drawn)
+    times = common.cuda_events(replay, 5 * CALLS)[1:] if x.is_cuda else common.wall_clock(replay, 1)
+    say(f"graph of {name:10} {shape[0]:6} x {shape[1]:<6} bfloat16 {1e6 * statistics.median(times):10.2f} us")
+    return _timed(name, shape, times)
+
+
+def time_host(name: str, shape: tuple[int, int], device: torch.device, say: Say) -> dict[str, Any]:
+    """What Python, torch's dispatcher and the launches cost: the time until the call is back, of rows that the GPU has
+    done long before."""
+    x = torch.randn(*shape, dtype=torch.bfloat16, device=device)
+    run = partial(CALLED[name], x)
+    times = []
+    for _ in range(HOST_CALLS if x.is_cuda else 2):
+        times += common.wall_clock(run, 1)
+        if x.is_cuda:
+            # The queue of launches never fills.
+            torch.cuda.synchronize()
+    times = times[len(times) // 10 :]
+    say(f"host, {name:12} {shape[0]:6} x {shape[1]:<6} bfloat16 {1e6 * statistics.median(times):10.2f} us")
+    return _timed(name, shape, times)
+
+
+def _timed(name: str, shape: tuple[int, int], times: list[float]) -> dict[str, Any]:
+    return {
+        "operation": name, "rows": shape[0], "columns": shape[1], "dtype": "bfloat16",
+        "seconds": common.rounded(times),
+    }  # fmt: skip
+
+
+# The plan -------------------------------------------------------------------------------------------------------------
+
+
+class Run:
+    """What the steps of a run share."""
+
+    def __init__(self, dry: bool, say: Say) -> None:
+        self.dry, self.say = dry, say
+        self.device = torch.device("cpu" if dry else "cuda")
+        self.wrong: dict[str, str] = {}
+        self.result: dict[str, Any] = {"operators": [], "cases": [], "missing": {}}
+        self._contest: Contest | None = None
+        self._inputs: tuple[Any, list[Inputs]] = (None, [])
+
+    @property
+    def contest(self) -> Contest:
+        if self._contest is None:
+            self._contest = Contest(self.device, ((12, 6),) if self.dry else DRAWN)
+            self.result["missing"] = self._contest.missing
+        return self._contest
+
+    def compile(self, wanted: list[gpu_compile.Wanted]) -> None:
+        arch = "sm_90" if self.dry else "sm_{}{}".format(*torch.cuda.get_device_capability())
+        found = gpu_compile.compile_all(wanted, arch, COMPILE - 10, 1 if self.dry else None)
+        self.result["compilation"] = found
+        self.say("compiled {compiled} of {launches} in {seconds:.0f} s, {processes} processes".format(**found))
+        for why in found["failed"][:5]:
+            self.say(f"does not compile: {why}")
+
+    def copy(self) -> None:
+        found = self.result["copy_bytes_per_second"] = common.copy_bandwidth(self.device)
+        self.say(f"a copy on the device moves {found / 1e9:.0f} GB/s")
+
+    def operator(self, operation: Operation, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, Any]:
+        key = (shape, dtype)
+        if self._inputs[0] != key:
+            # The old ones are gone before the new ones are made.
+            self._inputs = (None, [])
+            self._inputs = (key, make_inputs(*shape, dtype, self.device))
+        copy = self.result.get("copy_bytes_per_second", math.nan)
+        with use_backend("triton" if self.dry else "auto"):
+            return time_operator(operation, shape, self._inputs[1], copy, self.say)
+
+    def case(self, question: str, case: Case) -> dict[str, Any]:
+        self._inputs = (None, [])
+        with use_backend("triton" if self.dry else "auto"):
+            records = time_case(self.contest, case, self.wrong)
+        tell(case, records, self.say)
+        if not self.dry:
+            torch.cuda.empty_cache()
+        return common.case_record(question, case, records)
+
+    def of_class(self, time_it: Callable[..., dict[str, Any]], name: str, shape: tuple[int, int]) -> dict[str, Any]:
+        self._inputs = (None, [])
+        with use_backend("triton" if self.dry else "auto"):
+            return time_it(name, shape, self.device, self.say)
+
+    def check(self, check: Callable[..., None], *arguments: object) -> None:
+        self._inputs = (None, [])
+        gpu_checks.checked(self.device, self.dry, check, *arguments)
+        if not self.dry:
+            torch.cuda.empty_cache()
+
+
+def wanted_launches(shapes: tuple[tuple[int, int], ...]) -> list[gpu_compile.Wanted]:
+    """What the first questions launch, in their order, and with the seed on the device what graphs do."""
+    same = ("sample", "softmax_grad", "relaxed", "relaxed_grad", "sample_index", "log_prob", "entropy")
+    found: list[gpu_compile.Wanted] = []
+    for shape, dtype in product(shapes, ("bfloat16", "float32")):
+        found += [(name, *shape, dtype, dtype, 1) for name in same]
+        found += [(name, *shape, dtype, "int64", 1) for name in ("sample", "sample_seed_tensor", "log_prob_known")]
+        found += [(name, *shape, dtype, dtype, 1) for name in ("sample_seed_tensor", "relaxed_grad_seed_tensor")]
+        found += [(name, *shape, dtype, None, 1) for name in ("log_prob_index", "log_prob_grad", "entropy_grad")]
+    return found
+
+
+# The most bytes that a check holds for each element, in every dtype: logits, gradient and result, and beside them masks
+# of bool and the float64 of some rows.
+CHECK_BYTES, SLICE_BYTES = 24, 2**25 * 8 * 8
+# What a provider holds at once for each element, beside inputs: some float32 and an int64 one-hot.
+OTHERS_BYTES = 6 * 4 + 2 * 8
+
+
+def case_bytes(case: Case) -> int:
+    elements = case.rows * case.columns
+    dtype = getattr(torch, case.dtype)
+    # A rotation is of two, or of as much as some caches; a large one of one.
+    inputs = max(3 * 2 * elements * dtype.itemsize, 3 * 16 * 2**27)
+    return inputs + (2 * case.floor_bytes if case.field == "ours" else OTHERS_BYTES * elements)
+
+
+def operator_bytes(shape: tuple[int, int], dtype: torch.dtype) -> int:
+    """Two sets of logits, gradient and one-hot, float32 noise that becomes them, and two results of int64."""
+    elements = math.prod(shape)
+    return max(2 * elements, 2**27) * 3 * dtype.itemsize + elements * (4 + 2 * 8)
+
+
+def plan(run: Run) -> list[Step]:
+    """What is asked, in this order."""
+    dry, steps = run.dry, []
+    first = DRY_SHAPES if dry else FIRST_SHAPES
+
+    def add(question: str, name: str, limit: float, function: Callable[..., Any], *given: Any, **more: Any) -> None:
+        steps.append(Step(question, name, partial(function, *given), 300 if dry else limit, **more))
+
+    def add_operators(question: str, names: Callable[[str], bool], shape: tuple[int, int]) -> None:
+        for dtype, operation in product(DTYPES, filter(lambda one: names(one.name), OPERATIONS)):
+            name = f"operator {operation.name}, {shape[0]} x {shape[1]} {dtype}"
+            needs = frozenset({operation.name.split()[0].replace("sample_index", "sample")})
+            size = operator_bytes(shape, dtype)
+            add(question, name, OPERATORS, run.operator, operation, shape, dtype,
+                needs=needs, record="operators", peak_bytes=size)  # fmt: skip
+
+    def add_case(question: str, file: str, case: Case) -> None:
+        limit = COMPILED_CASE if case.field == "compiled" else CASE
+        needs = frozenset({"limits"} if case.rows * case.columns > 2**29 else ())
+        name = f"{file}: {case}" + (", compiled too" if case.field == "compiled" else "")
+        add(question, name, limit, run.case, file, case, needs=needs, record="cases", peak_bytes=case_bytes(case))
+
+    launches = wanted_launches(tuple(dict.fromkeys((*FIRST_SHAPES, *SHAPES))))
+    add("0 the floor", "copy", OPERATORS, run.copy, peak_bytes=2 * common.COPY_BYTES["cuda"])
+    add("0 the floor", "compilation", COMPILE, run.compile, launches[:1] if dry else launches)
+
+    for operation, check in gpu_checks.AT_A_SHAPE.items():
+        for shape, dtype in product(first, DTYPES):
+            size = CHECK_BYTES * math.prod(shape) + SLICE_BYTES
+            add("1 right?", f"{operation}, {shape[0]} x {shape[1]} {dtype}", CHECK, run.check, check, *shape, dtype,
+                vouches=frozenset({operation}), peak_bytes=size)  # fmt: skip
+
+    checked = set(gpu_checks.AT_A_SHAPE)
+    add_operators("2 bandwidth", lambda name: name.split()[0] in checked, first[0])
+
+    for case in compared(dry):
+        add_case("3 against others", "first", case)
+
+    graphs = frozenset({"graphs"})
+    add("4 graphs", "graphs draw anew", CHECK, run.check, gpu_checks.graphs_draw_anew, dry,
+        vouches=graphs, peak_bytes=SLICE_BYTES)  # fmt: skip
+    for name, shape in product(("sample", "train_step"), first):
+        needs = graphs | frozenset(NEEDS[name].split())
+        add("4 graphs", f"graph of {name}, {shape[0]} x {shape[1]}", OPERATORS, run.of_class, time_graph, name, shape,
+            needs=needs, record="graphs", peak_bytes=60 * math.prod(shape))  # fmt: skip
+
+    for name in CALLED:
+        add("5 host", f"host, {name}", OPERATORS, run.of_class, time_host, name, (3 if dry else 64, 18), record="host",
+            needs=frozenset(NEEDS.get(name, "").split()))  # fmt: skip
+
+    for check, name, vouches in gpu_checks.CHECKS:
+        size = 2**31 * 10 if check is gpu_checks.more_than_2_to_the_31_elements else 2**30
+        add("6 the rest", name, 2 * CHECK, run.check, check, dry, vouches=frozenset(vouches.split()), peak_bytes=size)
+    for shape in DRY_SHAPES if dry else SHAPES:
+        add_operators(
+            "6 the rest", lambda name, first_too=shape != first[0]: first_too or name.split()[0] not in checked, shape
+        )
+    for file, module in questions().items():
+        for case in cases_of(module, dry):
+            add_case("6 the rest", file, case)
+    return steps
+
+
+def outline(steps: list[Step]) -> str:
+    """The plan, for a reader: a line for each question."""
+    lines = []
+    for question in dict.fromkeys(step.question for step in steps):
+        asked = [step for step in steps if step.question == question]
+        peak = max(step.peak_bytes for step in asked)
+        lines.append(
+            f"{question:18} {len(asked):4} steps, {peak / 1e9:5.1f} GB at most: {asked[0].name} .. {asked[-1].name}"
+        )
+    return "\n".join(lines)
+
+
+def run(dry: bool, output: Path | None) -> int:
+    """Goes through the plan, and gives the exit status: 1 where a kernel is wrong."""
     start = time.perf_counter()
 
     def say(text: str) -> None:
         print(f"[{time.perf_counter() - start:4.0f} s] {text}", flush=True)
 
-    def out_of_time() -> bool:
-        return time.perf_counter() - start > DEADLINE
-
     info = common.environment()
     name = "dry run on a CPU" if dry else torch.cuda.get_device_name()
     say(f"{name}; " + ", ".join(f"{package} {version}" for package, version in info["packages"].items()))
-    wrong = gpu_checks.failures(device, dry, say)
-    if wrong:
-        say(f"{len(wrong)} checks failed: nothing is timed")
-        return 1
-
-    copy = common.copy_bandwidth(device)
-    say(f"a copy on the device moves {copy / 1e9:.0f} GB/s")
-    operators: list[dict[str, Any]] = []
-    cases: list[dict[str, Any]] = []
-    skipped: list[str] = []
-    with use_backend("triton" if dry else "auto"):
-        for shape in DRY_SHAPES if dry else SHAPES:
-            for dtype in (torch.bfloat16, torch.float32):
-                if out_of_time():
-                    skipped.append(f"operators {shape[0]} x {shape[1]} {dtype}")
-                    continue
-                operators += time_operators(shape, make_inputs(*shape, dtype, device), copy, say)
-        contest = Contest(device, ((300, 6),) if dry else DRAWN)
-        for missing, why in contest.missing.items():
-            say(f"{missing}: not timed, {why}")
-        for question, module in questions().items():
-            for case in cases_of(module, dry):
-                if out_of_time():
-                    skipped.append(f"{question}: {case}")
-                    continue
-                records = time_case(contest, case)
-                if OURS not in records or "wrong" in records[OURS]:
-                    say(f"{case}: ours is wrong: {records}")
-                    return 1
-                tell(case, records, say)
-                cases.append(common.case_record(question, case, records))
-                if not dry:
-                    torch.cuda.empty_cache()
-    for one in skipped:
-        say(f"{one}: skipped, out of time")
+    this = Run(dry, say)
     if not dry:
-        properties = torch.cuda.get_device_properties(device)
+        properties = torch.cuda.get_device_properties(this.device)
+        torch.cuda.set_per_process_memory_fraction(min(1.0, MOST_BYTES / properties.total_memory))
         info |= {
             "gpu": name, "cuda": torch.version.cuda, "multiprocessors": properties.multi_processor_count,
             "l2_bytes": properties.L2_cache_size, "memory_bytes": properties.total_memory,
         }  # fmt: skip
-        result = {
-            "environment": info, "copy_bytes_per_second": copy, "missing": contest.missing, "skipped": skipped,
-            "operators": operators, "cases": cases,
-        }  # fmt: skip
-        say(f"wrote {os.path.relpath(common.save('-'.join(name.lower().split()), result))}")
+        output = output or common.result_path("-".join(name.lower().split()))
+    this.result["environment"] = info
+    steps = plan(this)
+    say(f"the plan:\n{outline(steps)}")
+    run_steps(steps, this.result, start + DEADLINE, say, this.wrong, output, lambda found: common.dumps(found) + "\n")
+    for missing, why in this.result["missing"].items():
+        say(f"{missing}: not timed, {why}")
+    if output is not None:
+        say(f"wrote {os.path.relpath(output)}")
+    if this.wrong:
+        say(f"WRONG: {', '.join(sorted(this.wrong))}")
     say("done")
-    return 0
+    return 1 if this.wrong else 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 from collections.abc import Sequence
+from enum import Enum
 from typing import Any
 
 import torch
@@ -141,10 +142,16 @@ def neg_inf(value: Any) -> None:
         raise _error("neg_inf", "a number below 0", repr(value))
 
 
-def grad_method(method: Any) -> None:
-    if method is not None and not isinstance(method, ReparamGradientStrategy):
-        names = " or ".join(f"ReparamGradientStrategy.{member.name}" for member in ReparamGradientStrategy)
-        raise _error("grad_method", f"None, {names}", repr(method))
+def grad_method(method: Any) -> ReparamGradientStrategy | None:
+    """`method` as a member of this library's enumeration. TorchRL's, of the same name, is known by its members' names:
+    to ask for its type would be to import TorchRL."""
+    if method is None or isinstance(method, ReparamGradientStrategy):
+        return method
+    members = ReparamGradientStrategy.__members__
+    if isinstance(method, Enum) and type(method).__name__ == "ReparamGradientStrategy" and method.name in members:
+        return members[method.name]
+    names = " or ".join(f"ReparamGradientStrategy.{name}" for name in members)
+    raise _error("grad_method", f"None, {names}", repr(method))
 
 
 def unimix(weight: Any) -> float:

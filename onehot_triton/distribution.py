@@ -30,7 +30,8 @@ class OneHotCategorical(Distribution):
             with -inf is never drawn, has log_prob -inf and gradient 0.
         probs: [*batch, columns] in place of `logits`: non-negative weights, normalised here by their sum. A category
             with weight 0 is treated as one with logit -inf.
-        grad_method: the gradient of `rsample`; None means PassThrough, and leaves `has_rsample` False.
+        grad_method: the gradient of `rsample`; None means PassThrough, and leaves `has_rsample` False. A member of
+            TorchRL's enumeration becomes the one of that name here.
         temperature: of the RelaxedOneHot gradient, above 0; a tensor broadcasts to the batch.
         unimix: e in [0, 1], a number or a tensor of one element: the distribution is (1 - e) softmax(logits) +
             e / columns, in all that it does (Hafner et al. 2023, https://arxiv.org/abs/2301.04104).
@@ -76,10 +77,9 @@ class OneHotCategorical(Distribution):
         validate_args: bool | None = None,
     ) -> None:
         self._param, self._name = checks.parameter(logits=logits, probs=probs)
-        checks.grad_method(grad_method)
         if dtype is not None:
             checks.dtype(dtype)
-        self.grad_method = grad_method
+        self.grad_method = checks.grad_method(grad_method)
         self.unimix = checks.unimix(unimix)
         self.dtype = self._default_dtype if dtype is None else dtype
         shape = self._param.shape

@@ -2,6 +2,8 @@
 
 from enum import Enum
 
+from torch.serialization import add_safe_globals
+
 
 class ReparamGradientStrategy(Enum):
     """The gradient of a one-hot sample h in the logits x, with p = softmax(x) and g the incoming gradient.
@@ -21,3 +23,7 @@ class ReparamGradientStrategy(Enum):
 
     PassThrough = 1
     RelaxedOneHot = 2
+
+
+# A checkpoint holds it among its hyper-parameters, and torch.load by default unpickles what it was told of alone.
+add_safe_globals([ReparamGradientStrategy])

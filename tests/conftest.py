@@ -13,6 +13,9 @@ import pytest
 
 from onehot_triton import reference, use_backend
 
+# A program of its own, which compiles kernels where the tests interpret them.
+collect_ignore = ["ptx"]
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--thorough", action="store_true", help="statistical checks of 10^8 draws (10^9 on a GPU)")

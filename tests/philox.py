@@ -19,6 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from onehot_triton import reference
+
 GROUP = 1024
 ELEMENT, GROUP_STAGE, RELAXED, RELAXED_GRAD = range(4)
 
@@ -142,3 +144,23 @@ def philox_relaxed_noise(
         )
 
     return noise
+
+
+def twin_sample(
+    logits: Tensor, draws: int, dtype: torch.dtype | None, seed: int, offset: int, row_offset: int = 0
+) -> tuple[Tensor | None, Tensor, Tensor | None]:
+    """(one_hot, index, logsumexp) of the twin, draw for draw those of `kernels.sample.sample`."""
+    noise = philox_noise(seed, offset, logits.shape[1], draws, row_offset)
+    index, logsumexp, all_valid = reference.sample_index(logits, draws, reference.race(noise), GROUP)
+    one_hot = None if dtype is None else reference.one_hot(index, logits.shape[1], dtype, all_valid)
+    return one_hot, index, logsumexp
+
+
+def posterior_noise(
+    seed: int, offset: int, draws: int, rows: int, columns: int, row_offset: int = 0
+) -> tuple[Tensor, Tensor]:
+    """(E_j, E_k) of `reference.relaxed_grad`: the noise of the relaxed_grad kernel."""
+    draw, row = np.arange(draws)[:, None], row_offset + np.arange(rows)[None, :]
+    high, low, _, _ = words(seed, offset, RELAXED_GRAD, 2**30 - 1, row, draw)
+    each = relaxed_words(seed, offset, columns, row[..., None], draw[..., None], np.arange(columns), RELAXED_GRAD)
+    return torch.from_numpy(relaxed_exponential(each)), torch.from_numpy(exponential(high, low))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,11 +16,13 @@ from torch import Tensor
 
 pytest.importorskip("triton")
 
+import measure
 import naive
 from correctness import CHECKS, fault, frequency_fault
-from measure import QUESTIONS, peak_bytes, questions
+from measure import QUESTIONS, Contest, peak_bytes, questions, rotating
 from operations import OPERATIONS, Case, call_of, inputs_from, make_inputs
-from providers import OURS, providers
+from providers import OURS, Provider, providers
+from torch import distributions as D
 
 BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
 CPU = torch.device("cpu")
@@ -100,6 +104,71 @@ WRONG = {
 def test_a_wrong_provider_is_seen(operation: str) -> None:
     assert set(WRONG) == set(CHECKS) == set(OPERATIONS)
     assert fault({OPERATIONS[operation].forward: WRONG[operation]}, operation, "float32", CPU, ((20000, 6),))
+
+
+def p_of(x: Tensor) -> Tensor:
+    return torch.softmax(x.float(), -1)
+
+
+# As WRONG, but little: within a hundred times the tolerance of a right one.
+SLIGHTLY_WRONG: dict[str, tuple[str, Callable[[Tensor, Tensor], Any]]] = {
+    "log_prob": ("log_prob", lambda x, value: (value * x.log_softmax(-1)).sum(-1) + 3e-3),
+    "entropy": ("entropy", lambda x, _: -(p_of(x) * x.log_softmax(-1)).sum(-1) - 3e-3),
+    "a gradient": ("pass_through", lambda x, _: straight(1.01 * torch.softmax(x, -1), hot(x, draw(x)))),
+    "nearly one-hot": ("rsample", lambda x, _: hot(x, draw(x)) + 1e-4),
+    "log_prob of a draw": ("decode", lambda x, _: (lambda i: (hot(x, i), x.log_softmax(-1).gather(-1, i[:, None])[:, 0] + 3e-3))(draw(x))),
+    "frequencies": ("sample", lambda x, _: hot(x, draw(1.1 * x))),
+    "the mean of the relaxed gradient": ("relaxed", lambda x, _: straight(0.9 * F.gumbel_softmax(x), hot(x, draw(x)))),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SLIGHTLY_WRONG)
+def test_a_slightly_wrong_provider_is_seen(name: str) -> None:
+    operation, forward = SLIGHTLY_WRONG[name]
+    assert fault({OPERATIONS[operation].forward: forward}, operation, "float32", CPU, ((20000, 6),))
+
+
+def contest_of(monkeypatch: pytest.MonkeyPatch, **forwards: Callable[[Tensor, Tensor], Any]) -> Contest:
+    found = [Provider(name, {"entropy": forward}) for name, forward in forwards.items()]
+    monkeypatch.setattr(measure.providers, "providers", lambda: (found, {}))
+    return Contest(CPU, ((100, 6),))
+
+
+def test_a_wrong_provider_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
+    contest = contest_of(
+        monkeypatch, right=lambda x, _: D.OneHotCategorical(logits=x).entropy(), wrong=WRONG["entropy"]
+    )
+    case = Case("entropy", 4, 6, "float32")
+    given = rotating(case, CPU)
+    assert contest.entrants(case) == ["right", "wrong"]
+    assert contest.begin(case, "right", given)["seconds"] == []
+    for _ in range(2):  # the second time from what is known
+        record = contest.begin(case, "wrong", given)
+        assert list(record) == ["wrong"]
+        assert "entropy is off by" in record["wrong"]
+    assert list(contest.wrong) == [("wrong", "entropy", "float32")]
+
+
+def test_each_dtype_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong_in_half(x: Tensor, _: Tensor) -> Tensor:
+        return D.OneHotCategorical(logits=x.float()).entropy() + (x.dtype == torch.bfloat16)
+
+    contest = contest_of(monkeypatch, one=wrong_in_half)
+    found = [contest.fault(Case("entropy", 4, 6, dtype), "one") for dtype in ("float32", "bfloat16", "float32")]
+    assert [why is None for why in found] == [True, False, True]
+
+
+def test_what_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An error that comes at the case's own shape alone."""
+
+    def small(x: Tensor, _: Tensor) -> Tensor:
+        if len(x) == 7:
+            raise MemoryError("too many rows")
+        return D.OneHotCategorical(logits=x).entropy()
+
+    case = Case("entropy", 7, 6, "float32")
+    record = contest_of(monkeypatch, small=small).begin(case, "small", rotating(case, CPU))
+    assert record == {"cannot": "MemoryError: too many rows"}
 
 
 def test_an_error_is_a_fault() -> None:

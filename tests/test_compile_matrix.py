@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.distributions import kl_divergence
 
 from onehot_triton import OneHotCategorical, RelaxedOneHotCategorical, ReparamGradientStrategy
+from onehot_triton import __main__ as demo
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -77,7 +78,7 @@ def check_gradient(logits: Tensor, out: dict[str, Tensor], method: ReparamGradie
     # Every term leaves the logits' common offset alone, so a row of the gradient sums to 0.
     torch.testing.assert_close(logits.grad.sum(-1), torch.zeros(len(logits)), rtol=0, atol=2e-4)
     if method is ReparamGradientStrategy.RelaxedOneHot:
-        return
+        return  # it is random: test_the_compiled_relaxed_gradient_is_that_of_its_draw
     x = logits.detach().requires_grad_()
     dist = OneHotCategorical(x)
     soft = {"log_prob": dist.log_prob(out["sample"]), "entropy": dist.entropy(), "rsample": x.softmax(-1)}
@@ -192,6 +193,25 @@ def test_a_compiled_draw_is_new_each_time(backend: str) -> None:
     counts = draws.flatten().bincount(minlength=COLUMNS).double()
     statistic = ((counts - 100) ** 2 / 100).sum()
     assert torch.special.gammaincc(torch.tensor((COLUMNS - 1) / 2).double(), statistic / 2) > 1e-6
+
+
+@pytest.mark.parametrize("columns", demo.RELAXED_ROWS)
+def test_the_compiled_relaxed_gradient_is_that_of_its_draw(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the z-scores of the self-check, which compare gradient and draw together, in one stage and in two."""
+
+    def rsample(logits: Tensor, temperature: float) -> Tensor:
+        method = ReparamGradientStrategy.RelaxedOneHot
+        return OneHotCategorical(logits, grad_method=method, temperature=temperature).rsample()
+
+    compiled = torch.compile(rsample, fullgraph=True, backend="aot_eager")
+
+    class Compiled(OneHotCategorical):
+        def rsample(self, *args: Any, **options: Any) -> Tensor:
+            return compiled(self._param, self.temperature)
+
+    monkeypatch.setattr(demo, "OneHotCategorical", Compiled)
+    monkeypatch.setattr(demo, "RELAXED_STEPS", 2)
+    assert demo.relaxed_z_score(columns, torch.device("cpu")) < 6.5
 
 
 # Inductor -------------------------------------------------------------------------------------------------------------

@@ -321,10 +321,17 @@ def test_grad_method_none() -> None:
     assert OneHotCategorical(logits, grad_method=None).rsample().requires_grad
 
 
-def test_their_strategy_is_not_ours() -> None:
-    with pytest.raises(ValueError, match="ReparamGradientStrategy"):
-        OneHotCategorical(LOGITS, grad_method=TheirStrategy.PassThrough)
+def test_strategies_of_both() -> None:
+    assert TheirStrategy is not ReparamGradientStrategy
     assert {s.name: s.value for s in TheirStrategy} == {s.name: s.value for s in ReparamGradientStrategy}
+    for theirs in TheirStrategy:
+        for ours in (
+            OneHotCategorical(LOGITS, grad_method=theirs),
+            MaskedOneHotCategorical(LOGITS, mask=MASK, grad_method=theirs),
+        ):
+            assert ours.grad_method is ReparamGradientStrategy[theirs.name]
+            assert ours.has_rsample
+            assert ours.rsample().requires_grad == LOGITS.requires_grad
 
 
 # The masked class -----------------------------------------------------------------------------------------------------

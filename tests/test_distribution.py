@@ -217,6 +217,13 @@ def test_equal_logits_at_the_ends_of_their_range(level):
     assert dist.sample().sum() == 1
 
 
+@pytest.mark.parametrize("level", [3e38, -3e38])
+def test_maxima_whose_sum_overflows_are_still_distributions(level):
+    """The check of all rows at once, by the sum of their maxima, has to look again."""
+    dist = OneHotCategorical(torch.full((4, 3), level), validate_args=True)
+    torch.testing.assert_close(dist.entropy(), torch.full((4,), math.log(3)))
+
+
 def test_spread_of_the_logits_up_to_the_largest_number_of_their_dtype():
     dist = OneHotCategorical(torch.tensor([3e38, -3e38, 0.0]))
     assert torch.equal(dist.probs, torch.tensor([1.0, 0.0, 0.0]))
@@ -511,18 +518,48 @@ def test_expand_gives_the_same_distribution(kind, unimix, used):
         assert_accurate(member(expanded), *map(member, wide))
 
 
+def test_expand_to_the_right_keeps_each_row_its_own():
+    """(3, 1) to (3, 4): what is remembered of a row is repeated for the rows made of it, not scattered over others."""
+    x = torch.randn(3, 1, COLUMNS)
+    dist = OneHotCategorical(x)
+    dist.log_prob(dist.sample())
+    expanded, wide = dist.expand((3, 4)), x.expand(3, 4, COLUMNS)
+    index = torch.randint(COLUMNS, (3, 4))
+    expected = by_torch("logits", wide.double()).log_prob(one_hot(index).double())
+    torch.testing.assert_close(expanded.log_prob_index(index).double(), expected)
+    torch.testing.assert_close(expanded.log_prob(one_hot(index)).double(), expected)
+    torch.testing.assert_close(expanded.entropy(), dist.entropy().expand(3, 4))
+
+
+def test_expand_keeps_bad_rows_bad():
+    """Unvalidated rows without a distribution: no draw, no mode, as before."""
+    dist = OneHotCategorical(torch.tensor([[[0.0, 1.0]], [[math.nan, 0.0]]]), validate_args=False)
+    expanded = dist.expand((2, 3))
+    bad = torch.tensor([[False] * 3, [True] * 3])
+    assert torch.equal(expanded.sample_index() == -1, bad)
+    assert torch.equal(expanded.mode.sum(-1) == 0, bad)
+    assert torch.equal(expanded.entropy().isnan(), bad)
+
+
 def test_expand_copies_no_memory():
     x = torch.randn(3, COLUMNS)
     assert OneHotCategorical(x).expand((100, 3))._param.data_ptr() == x.data_ptr()
 
 
-def test_expand_of_a_temperature_per_row():
-    temperature = torch.tensor([0.5, 2.0, 1.0])
-    x = torch.randn(3, COLUMNS, requires_grad=True)
-    dist = OneHotCategorical(x, grad_method=RELAXED, temperature=temperature)
-    dist.expand((2, 3)).rsample().pow(2).sum().backward()
-    assert x.grad is not None
-    assert x.grad.isfinite().all()
+@pytest.mark.parametrize("batch", [(3,), (3, 1)], ids=str)
+def test_expand_of_a_temperature_per_row(batch):
+    """The gradient is that of the distribution of the expanded logits, from the same noise."""
+    temperature = torch.tensor([0.5, 2.0, 1.0]).view(batch)
+    large = (2, 3) if batch == (3,) else (3, 4)
+    x, found = torch.randn(*batch, COLUMNS, requires_grad=True), []
+    for dist in (
+        OneHotCategorical(x, grad_method=RELAXED, temperature=temperature).expand(large),
+        OneHotCategorical(x.expand(*large, COLUMNS), grad_method=RELAXED, temperature=temperature.expand(large)),
+    ):
+        torch.manual_seed(1)
+        found.append(torch.autograd.grad((dist.rsample() * torch.arange(COLUMNS)).sum(), x)[0])
+    assert found[0].abs().max() > 0
+    torch.testing.assert_close(*found)
 
 
 def test_expand_of_a_subclass_needs_its_own():

@@ -4,6 +4,7 @@ Each section is a row of the design's table.
 """
 
 import copy
+import enum
 import math
 import pickle
 import subprocess
@@ -344,6 +345,7 @@ BAD_VALUES = {
     "not a one": ([0, 0.5, 0], "0 ones and 1 other values than 0 and 1"),
     "soft": ([0.5, 0.5, 0], "0 ones and 2 other values than 0 and 1"),
     "one and -1": ([1, -1, 0], "1 ones and 1 other values than 0 and 1"),
+    "ones whose sum is 1": ([1, -1, 1], "2 ones and 1 other values than 0 and 1"),
     "NaN": ([1, NAN, 0], "1 ones and 1 other values than 0 and 1"),
     "two": ([0, 0, 2], "0 ones and 1 other values than 0 and 1"),
 }
@@ -805,6 +807,16 @@ BAD_INPUT: dict[str, tuple[Callable[[], object], str]] = {
         "grad_method: expected None, ReparamGradientStrategy.PassThrough or ReparamGradientStrategy.RelaxedOneHot, "
         "found 1",
     ),
+    "grad_method of another enumeration": (
+        lambda: OneHotCategorical(ZEROS, grad_method=wrong(enum.Enum("Strategy", ["PassThrough"]).PassThrough)),
+        "grad_method: expected None, ReparamGradientStrategy.PassThrough or ReparamGradientStrategy.RelaxedOneHot, "
+        "found <Strategy.PassThrough: 1>",
+    ),
+    "grad_method that is not here": (
+        lambda: OneHotCategorical(ZEROS, grad_method=wrong(enum.Enum("ReparamGradientStrategy", ["Other"]).Other)),
+        "grad_method: expected None, ReparamGradientStrategy.PassThrough or ReparamGradientStrategy.RelaxedOneHot, "
+        "found <ReparamGradientStrategy.Other: 1>",
+    ),
     "unimix below 0": (
         lambda: OneHotCategorical(ZEROS, unimix=-0.1),
         "unimix: expected a number in [0, 1], found -0.1",
@@ -880,6 +892,10 @@ BAD_INPUT: dict[str, tuple[Callable[[], object], str]] = {
     "temperature NaN in a row": (
         lambda: OneHotCategorical(ZEROS, temperature=torch.tensor([1.0, NAN])),
         "temperature: expected finite numbers above 0, found nan at [1]",
+    ),
+    "temperature infinite in a row": (
+        lambda: OneHotCategorical(ZEROS, temperature=torch.tensor([1.0, INF])),
+        "temperature: expected finite numbers above 0, found inf at [1]",
     ),
     "sample_shape by name": (
         lambda: DIST.sample(wrong("ab")),

@@ -338,6 +338,8 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"logits": X, "indices": torch.zeros(3, 1, dtype=int)}, r"indices: .*broadcasts to \[2\], found shape \[3, 1\]"),
     ({"logits": X, "indices": torch.tensor([0, 3])}, r"indices: expected 0 .. 2, found 3 at \[1\]"),
     ({"logits": X, "indices": torch.tensor([0, -1])}, r"indices: expected 0 .. 2, found -1 at \[1\]"),
+    ({"logits": X, "indices": torch.tensor([0, -1, 3]), "padding_value": -1}, r"indices: .* found 3 at \[2\]"),
+    ({"logits": X, "indices": torch.tensor([0, -1, -2]), "padding_value": -1}, r"indices: .* found -2 at \[2\]"),
     ({"logits": X, "indices": torch.tensor([0]), "padding_value": 0.5}, "padding_value: expected an int"),
     ({"logits": X, "mask": MASK, "neg_inf": 3.0}, "neg_inf: expected a number below 0, found 3.0"),
     ({"logits": X, "mask": MASK, "neg_inf": NAN}, "neg_inf: .*found nan"),
@@ -363,3 +365,12 @@ def test_a_row_with_nothing_allowed_is_no_distribution(backend):
     assert dist.mode.tolist() == [[1, 0], [0, 0]]
     assert dist.entropy()[1].isnan()
     assert dist.log_prob_index(torch.zeros(2, dtype=torch.int64))[1].isnan()
+
+
+@pytest.mark.parametrize("padding", [None, 1])
+@pytest.mark.parametrize("bad", [-1, -2, 3, 100])
+def test_an_index_of_no_category_unchecked_allows_none(bad, padding):
+    dist = MaskedOneHotCategorical(
+        torch.zeros(3), indices=torch.tensor([0, bad, 2]), padding_value=padding, validate_args=False
+    )
+    assert dist.mask.tolist() == [True, False, True]

@@ -113,8 +113,114 @@ def test_opcheck(name: str, case: int, dtype: torch.dtype, device: torch.device)
 
 @pytest.mark.parametrize("name", [name for name in CASES if name != "seeded_exponential"])
 def test_opcheck_of_rows_with_a_stride(name: str, device: torch.device) -> None:
-    """A slice of a wider tensor, and an expanded row: fake results have the strides of real ones."""
+    """A slice of a wider tensor, an expanded row, a transposed one: fake results have the strides of real ones."""
     wide = torch.randn(ROWS, 2, COLUMNS, device=device)[:, 1]
     expanded = torch.randn(1, COLUMNS, device=device).expand(ROWS, COLUMNS)
-    for logits in (wide, expanded):
+    for logits in (wide, expanded, torch.randn(COLUMNS, ROWS, device=device).t()):
         torch.library.opcheck(getattr(library.operators, name).default, CASES[name][0](logits))
+
+
+# vmap -----------------------------------------------------------------------------------------------------------------
+
+RANDOM = ("sample", "relaxed", "relaxed_grad", "seeded_exponential")
+
+
+def batched(name: str, case: int, dim: int) -> tuple[list[tuple[Any, ...]], list[Any], list[int | None]]:
+    """The arguments of each of three calls, those of the call under vmap, and its in_dims."""
+    calls = [CASES[name][case](torch.randn(ROWS, COLUMNS)) for _ in range(3)]
+    are_tensors = [isinstance(argument, Tensor) for argument in calls[0]]
+    arguments = zip(*calls, strict=True)
+    stacked = [torch.stack(a, dim) if is_tensor else a[0] for a, is_tensor in zip(arguments, are_tensors, strict=True)]
+    return calls, stacked, [dim if is_tensor else None for is_tensor in are_tensors]
+
+
+@pytest.mark.parametrize("dim", [0, 1])
+@pytest.mark.parametrize(
+    ("name", "case"), [(name, i) for name, cases in CASES.items() if name not in RANDOM for i in range(len(cases))]
+)
+def test_vmap_of_an_operator_is_a_loop(name: str, case: int, dim: int) -> None:
+    operator = getattr(library.operators, name)
+    calls, stacked, in_dims = batched(name, case, dim)
+    each = [operator(*call) for call in calls]
+    # A result that was not asked for has no rows, and says nothing.
+    expected = [torch.stack(o) for o in zip(*each, strict=True)] if isinstance(each[0], tuple) else torch.stack(each)
+    if isinstance(expected, list):
+        expected = tuple(o for o in expected if o.numel())
+        found = torch.vmap(lambda *a: tuple(o for o in operator(*a) if o.numel()), tuple(in_dims))(*stacked)
+    else:
+        found = torch.vmap(operator, tuple(in_dims))(*stacked)
+    torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name not in RANDOM])
+def test_vmap_of_an_operator_with_shared_arguments(name: str) -> None:
+    """The last call's arguments but for the logits: they are expanded over the map."""
+    operator = getattr(library.operators, name)
+    calls = [CASES[name][0](torch.randn(ROWS, COLUMNS)) for _ in range(3)]
+    logits, shared = torch.stack([call[0] for call in calls]), calls[-1][1:]
+    each = [operator(x, *shared) for x in logits]
+    found = torch.vmap(lambda x: operator(x, *shared))(logits)
+    if isinstance(found, tuple):
+        expected = tuple(torch.stack(o) for o in zip(*each, strict=True))
+        for f, e in zip(found, expected, strict=True):
+            torch.testing.assert_close(f, e)
+    else:
+        torch.testing.assert_close(found, torch.stack(each))
+
+
+def test_vmap_of_the_random_operators_takes_all_rows_at_once() -> None:
+    """With noise of their own, the maps are the rows of one call."""
+    ops, different = library.operators, {"randomness": "different"}
+    x, t = torch.randn(2, ROWS, COLUMNS), torch.rand(2, ROWS) + 0.5
+    allowed = torch.rand(2, ROWS, COLUMNS) < 0.7
+    allowed[..., 0] = True
+    rows, flat_t, flat_allowed = x.flatten(0, 1), t.flatten(), allowed.flatten(0, 1)
+    one_hot, index, logsumexp = torch.vmap(lambda x, a: ops.sample(x, DRAWS, torch.int64, *HOST_SEED, a), **different)(
+        x, allowed
+    )
+    expected = ops.sample(rows, DRAWS, torch.int64, *HOST_SEED, flat_allowed)
+    assert torch.equal(one_hot, expected[0].unflatten(1, (2, ROWS)).transpose(0, 1))
+    assert torch.equal(index, expected[1].unflatten(1, (2, ROWS)).transpose(0, 1))
+    assert torch.equal(logsumexp, expected[2].unflatten(0, (2, ROWS)))
+    soft = torch.vmap(lambda x, t: ops.relaxed(x, t, DRAWS, *HOST_SEED), **different)(x, t)
+    assert torch.equal(soft.transpose(0, 1).flatten(1, 2), ops.relaxed(rows, flat_t, DRAWS, *HOST_SEED))
+    grad = torch.randn(2, DRAWS, ROWS, COLUMNS)
+    found = torch.vmap(lambda *a: ops.relaxed_grad(*a[:5], *HOST_SEED, a[5]), **different)(
+        x, logsumexp, index, grad, t, allowed
+    )
+    flat = (rows, expected[2], expected[1], grad.transpose(0, 1).flatten(1, 2), flat_t, *HOST_SEED, flat_allowed)
+    torch.testing.assert_close(found.flatten(0, 1), ops.relaxed_grad(*flat))
+
+
+def test_vmap_with_one_seed_for_all_is_a_loop() -> None:
+    ops = library.operators
+    x = torch.randn(2, ROWS, COLUMNS)
+    found = torch.vmap(lambda x: ops.sample(x, DRAWS, torch.int64, *HOST_SEED, None), randomness="same")(x)
+    for b in range(2):
+        for f, e in zip(found, ops.sample(x[b], DRAWS, torch.int64, *HOST_SEED, None), strict=True):
+            assert torch.equal(f[b], e)
+    soft = torch.vmap(lambda x: ops.relaxed(x, torch.ones(ROWS), 1, *HOST_SEED), randomness="same")(x)
+    assert torch.equal(soft[1], ops.relaxed(x[1], torch.ones(ROWS), 1, *HOST_SEED))
+
+
+def test_vmap_over_seeds_is_a_loop_in_every_randomness() -> None:
+    ops, x, seeds = library.operators, torch.randn(ROWS, COLUMNS), torch.tensor([3, 4])
+    expected = torch.stack([ops.sample(x, 1, None, s, 0, 0, 0, None)[1] for s in seeds])
+    for randomness in ("error", "different"):
+        found = torch.vmap(lambda s: ops.sample(x, 1, None, s, 0, 0, 0, None)[1], randomness=randomness)(seeds)
+        assert torch.equal(found, expected)
+
+
+def test_vmap_says_that_an_operator_is_random() -> None:
+    x = torch.randn(3, ROWS, COLUMNS)
+    with pytest.raises(RuntimeError, match="sample is random"):
+        torch.vmap(lambda x: library.operators.sample(x, 1, None, *HOST_SEED, None))(x)
+
+
+def test_vmap_of_no_draws() -> None:
+    x = torch.randn(3, ROWS, COLUMNS)
+    sample = library.operators.sample
+    one_hot, index, logsumexp = torch.vmap(
+        lambda x: sample(x, 0, torch.int64, *HOST_SEED, None), randomness="different"
+    )(x)
+    assert (one_hot.shape, index.shape, logsumexp.shape) == ((3, 0, ROWS, COLUMNS), (3, 0, ROWS), (3, ROWS))

@@ -1,8 +1,12 @@
-"""The class as a distribution of Pyro, mixed with Pyro's TorchDistributionMixin, beside Pyro's own."""
+"""The classes of `onehot_triton.integrations.pyro` in Pyro's models, beside Pyro's own."""
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
 
 import pytest
 import torch
@@ -13,14 +17,11 @@ pytest.importorskip("pyro", reason="Pyro is not installed: pip install pyro-ppl"
 
 import pyro
 import pyro.distributions as dist
-from pyro.distributions.torch_distribution import TorchDistributionMixin
 from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO
 
-from onehot_triton import OneHotCategorical, ReparamGradientStrategy
-
-
-class PyroOneHotCategorical(OneHotCategorical, TorchDistributionMixin):
-    """All that it takes."""
+from onehot_triton import MaskedOneHotCategorical, OneHotCategorical, ReparamGradientStrategy
+from onehot_triton.integrations.pyro import MaskedOneHotCategorical as PyroMaskedOneHotCategorical
+from onehot_triton.integrations.pyro import OneHotCategorical as PyroOneHotCategorical
 
 
 @pytest.fixture(autouse=True)
@@ -36,21 +37,25 @@ def logits() -> Tensor:
 
 
 def test_a_call_is_a_sample(logits: Tensor) -> None:
-    draw = PyroOneHotCategorical(logits)()
+    draw = PyroOneHotCategorical(logits=logits)()
     assert draw.shape == (2, 3, 4)
     assert (draw.sum(-1) == 1).all()
-    assert PyroOneHotCategorical(logits, grad_method=ReparamGradientStrategy.PassThrough)().dtype == torch.float32
+    assert draw.dtype == torch.float32
+    assert PyroOneHotCategorical(logits=logits, dtype=torch.bool)().dtype == torch.bool
+    assert (
+        PyroOneHotCategorical(logits=logits, grad_method=ReparamGradientStrategy.PassThrough)().dtype == torch.float32
+    )
 
 
 def test_shapes(logits: Tensor) -> None:
-    ours = PyroOneHotCategorical(logits)
+    ours = PyroOneHotCategorical(logits=logits)
     assert ours.shape() == (2, 3, 4)
     assert ours.shape((5,)) == (5, 2, 3, 4)
     assert ours.event_dim == 1
 
 
 def test_expand_by(logits: Tensor) -> None:
-    ours = PyroOneHotCategorical(logits, unimix=0.1, dtype=torch.bool).expand_by([5])
+    ours = PyroOneHotCategorical(logits=logits, unimix=0.1, dtype=torch.bool).expand_by([5])
     assert type(ours) is PyroOneHotCategorical
     assert ours.batch_shape == (5, 2, 3)
     assert ours.sample().dtype == torch.bool
@@ -58,7 +63,7 @@ def test_expand_by(logits: Tensor) -> None:
 
 
 def test_to_event(logits: Tensor) -> None:
-    ours = PyroOneHotCategorical(logits).to_event(1)
+    ours = PyroOneHotCategorical(logits=logits).to_event(1)
     assert (ours.batch_shape, ours.event_shape) == ((2,), (3, 4))
     value = ours.sample()
     torch.testing.assert_close(ours.log_prob(value), OneHotCategorical(logits).log_prob(value).sum(-1))
@@ -66,7 +71,7 @@ def test_to_event(logits: Tensor) -> None:
 
 def test_mask(logits: Tensor) -> None:
     mask = torch.tensor([True, False, True])
-    base = PyroOneHotCategorical(logits)
+    base = PyroOneHotCategorical(logits=logits)
     value = base.sample()
     torch.testing.assert_close(base.mask(mask).log_prob(value), base.log_prob(value) * mask)
     assert (base.mask(False).log_prob(value) == 0).all()
@@ -74,7 +79,7 @@ def test_mask(logits: Tensor) -> None:
 
 @pytest.mark.parametrize("expand", [True, False])
 def test_enumerate_support(logits: Tensor, expand: bool) -> None:
-    ours, theirs = PyroOneHotCategorical(logits), dist.OneHotCategorical(logits=logits)
+    ours, theirs = PyroOneHotCategorical(logits=logits), dist.OneHotCategorical(logits=logits)
     assert ours.has_enumerate_support
     support = ours.enumerate_support(expand=expand)
     assert torch.equal(support.float(), theirs.enumerate_support(expand=expand))
@@ -83,7 +88,67 @@ def test_enumerate_support(logits: Tensor, expand: bool) -> None:
 
 
 def test_support_is_pyros(logits: Tensor) -> None:
-    assert PyroOneHotCategorical(logits).support is dist.OneHotCategorical(logits=logits).support is constraints.one_hot
+    assert (
+        PyroOneHotCategorical(logits=logits).support
+        is dist.OneHotCategorical(logits=logits).support
+        is constraints.one_hot
+    )
+
+
+def test_the_conventions_are_pyros() -> None:
+    probs = torch.tensor([[0.2, 0.8], [0.5, 0.5]], dtype=torch.float64)
+    ours, theirs = PyroOneHotCategorical(probs), dist.OneHotCategorical(probs)
+    torch.testing.assert_close(ours.probs, theirs.probs)
+    for found, expected in ((ours(), theirs()), (ours.mode, theirs.mode)):
+        assert found.dtype == expected.dtype == torch.float64
+    assert torch.equal(ours.enumerate_support(), theirs.enumerate_support())
+    torch.testing.assert_close(torch.distributions.kl_divergence(ours, theirs), torch.zeros(2, dtype=torch.float64))
+    for cls in (PyroOneHotCategorical, PyroMaskedOneHotCategorical):
+        assert cls.infer_shapes(probs=probs.shape) == (ours.batch_shape, ours.event_shape)
+        assert cls.infer_shapes(logits=probs.shape) == (ours.batch_shape, ours.event_shape)
+        with pytest.raises(ValueError, match="exactly one of the two, found neither"):
+            cls()
+
+
+CATEGORIES = torch.tensor([[True, True, False, True]])
+
+
+def test_a_mask_of_categories_and_one_of_observations(logits: Tensor) -> None:
+    """`.mask()` is Pyro's, and the mask of categories stays in force below it."""
+    observed = torch.tensor([True, False, True])
+    ours = PyroMaskedOneHotCategorical(logits=logits, mask=CATEGORIES, unimix=0.1)
+    assert torch.equal(ours.category_mask, CATEGORIES.expand(2, 3, 4))
+    value = ours()
+    assert value[..., 2].count_nonzero() == 0
+    expected = MaskedOneHotCategorical(logits, mask=CATEGORIES, unimix=0.1).log_prob(value)
+    torch.testing.assert_close(ours.log_prob(value), expected)
+    torch.testing.assert_close(ours.mask(observed).log_prob(value), expected * observed)
+    torch.testing.assert_close(
+        ours.expand_by([5]).mask(observed).log_prob(value), (expected * observed).expand(5, 2, 3)
+    )
+    by_indices = PyroMaskedOneHotCategorical(logits=logits, indices=torch.tensor([0, 1, 3]), unimix=0.1)
+    torch.testing.assert_close(by_indices.log_prob(value), expected)
+
+
+def test_a_masked_class_in_a_masked_model(logits: Tensor) -> None:
+    """pyro.poutine.mask and pyro.sample's obs_mask call `.mask()`."""
+    ours = PyroMaskedOneHotCategorical(logits=logits, mask=CATEGORIES).to_event(1)
+    value, observed = ours(), torch.tensor([True, False])
+
+    def model() -> None:
+        with pyro.plate("batch", 2), pyro.poutine.mask(mask=observed):
+            pyro.sample("masked", ours, obs=value)
+
+    trace = pyro.poutine.trace(model).get_trace()
+    torch.testing.assert_close(trace.log_prob_sum(), (ours.log_prob(value) * observed).sum())
+
+
+@pytest.mark.parametrize("make", [PyroOneHotCategorical, partial(PyroMaskedOneHotCategorical, mask=CATEGORIES)])
+def test_copies(logits: Tensor, make: Callable[..., Any]) -> None:
+    ours = make(logits=logits)
+    for other in (copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))):
+        assert type(other) is type(ours)
+        torch.testing.assert_close(other.entropy(), ours.entropy())
 
 
 # Models: a mixture of three components, whose assignments are summed out.
@@ -122,13 +187,13 @@ def test_a_sampled_latent_trains() -> None:
 
     def model() -> None:
         with pyro.plate("data", 64):
-            latent = pyro.sample("latent", PyroOneHotCategorical(torch.zeros(3), grad_method=method))
+            latent = pyro.sample("latent", PyroOneHotCategorical(logits=torch.zeros(3), grad_method=method))
             pyro.sample("observed", dist.Normal((latent * values).sum(-1), 0.5), obs=torch.full((64,), 2.0))
 
     def posterior() -> None:
         logits = pyro.param("logits", torch.zeros(3))
         with pyro.plate("data", 64):
-            pyro.sample("latent", PyroOneHotCategorical(logits, grad_method=method))
+            pyro.sample("latent", PyroOneHotCategorical(logits=logits, grad_method=method))
 
     method, values = ReparamGradientStrategy.PassThrough, torch.tensor([-2.0, 0.0, 2.0])
     svi = SVI(model, posterior, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())

@@ -281,6 +281,19 @@ def test_strided_and_empty_logits(view, backend):
     torch.testing.assert_close(*found)
 
 
+def test_a_temperature_of_one_element_is_a_number():
+    """Of shape (1,), it adds no dimension to a batch that has none."""
+    x, t = torch.randn(COLUMNS), torch.tensor([0.5], requires_grad=True)
+    dist = RelaxedOneHotCategorical(t, logits=x)
+    drawn = dist.rsample((3,))
+    assert dist.batch_shape == ()
+    assert drawn.shape == (3, COLUMNS)
+    value = torch.softmax(torch.randn(3, COLUMNS), -1)
+    torch.testing.assert_close(dist.log_prob(value), by_torch(0.5, logits=x).log_prob(value.double()).float())
+    (drawn.sum() + dist.log_prob(value).sum()).backward()
+    assert t.grad.shape == (1,)
+
+
 # expand ---------------------------------------------------------------------------------------------------------------
 
 
@@ -294,6 +307,7 @@ def test_expand(form, kind):
     assert (expanded.batch_shape, expanded.event_shape) == ((2, 3), (COLUMNS,))
     assert torch.equal(torch.as_tensor(expanded.temperature), torch.as_tensor(dist.temperature))
     assert expanded._validate_args
+    assert expanded._param.data_ptr() == param.data_ptr()
     drawn = expanded.rsample((4,))
     assert drawn.shape == (4, 2, 3, COLUMNS)
     torch.testing.assert_close(expanded.log_prob(drawn), dist.log_prob(drawn))

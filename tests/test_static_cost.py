@@ -69,6 +69,24 @@ print(json.dumps([
 ]))
 """
 
+# The masked loop costs more, and is not what a long row costs.
+MASKED = LISTING.replace("LDG.E.U16", "LDG.E.128").replace(
+    "@P1 BRA 0x50",
+    "MUFU.EX2 R9, R9 ;  /* 0x00 */\n        /*0064*/ MUFU.EX2 R9, R9 ;  /* 0x00 */\n        /*0068*/ @P1 BRA 0x50",
+)
+OVER = f"""
+import contextlib, io, json, static_cost
+e = dict(operation="sample", kernel="k", arch="sm_90", dtype="float32", out_dtype="int64", rows=1, columns=4096,
+    instructions_per_element=12.5, registers=1, spill_bytes=0, load_bits=128, store_bits=0, bytes_per_element=4,
+    predicted_limit="issue", issue_over_memory=1.0)
+many = [e, e | dict(columns=2048), e | dict(instructions_per_element=12.0), e | dict(operation="entropy"),
+    e | dict(operation="entropy", instructions_per_element=20.1)]
+with contextlib.redirect_stdout(io.StringIO()) as out:
+    static_cost.show(many)
+print(json.dumps([static_cost.cost({MASKED!r}, 4, 4, 32), [static_cost.over_limit(x) for x in many],
+    out.getvalue().splitlines()[1:]]))
+"""
+
 ENTRY = """
 import json, static_cost
 from ahead_of_time import BF16, LONG, Launch, TARGETS, compiling
@@ -107,6 +125,13 @@ def test_loops_of_a_listing(tmp_path: Path) -> None:
     assert widths == [128, 16]
     # Three instructions for four elements; the loop stores nothing.
     assert cost == [0.75, 0.75, 128, 0]
+
+
+def test_a_masked_loop_does_not_count_and_a_limit_is_reported(tmp_path: Path) -> None:
+    cost, over, lines = run(OVER, tmp_path)
+    assert cost[:2] == [0.75, 0.75]
+    assert over == [True, False, False, False, True]
+    assert [line.endswith(("over 12", "over 20")) for line in lines] == over
 
 
 def test_entry_of_a_kernel(tmp_path: Path) -> None:

@@ -95,6 +95,14 @@ each_copier = pytest.mark.parametrize(
 )
 
 
+def test_a_checkpoint_with_the_enumeration():
+    """torch.load takes by default what it was told of, and the import has told it."""
+    file = io.BytesIO()
+    torch.save({"state": {"weight": torch.ones(2)}, "grad_methods": list(ReparamGradientStrategy)}, file)
+    file.seek(0)
+    assert torch.load(file, weights_only=True)["grad_methods"] == list(ReparamGradientStrategy)
+
+
 @each_copier
 @each_form
 @pytest.mark.parametrize("used", [False, True], ids=["fresh", "used"])

@@ -6,11 +6,12 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from functools import partial
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent
+from torch.distributions import Distribution, Independent, kl_divergence
 
 pytest.importorskip("torchrl", reason="TorchRL is not installed")
 
@@ -26,6 +27,7 @@ from tensordict.nn import (
 from tensordict.nn import distributions as tensordict_distributions
 from torchrl.data import OneHot
 from torchrl.modules import MLP, ProbabilisticActor, ValueOperator
+from torchrl.modules import MaskedOneHotCategorical as TheirMaskedOneHotCategorical
 from torchrl.modules import OneHotCategorical as TheirOneHotCategorical
 from torchrl.modules import distributions as torchrl_distributions
 from torchrl.modules.distributions.utils import has_analytic_entropy, has_analytic_kl
@@ -150,6 +152,35 @@ def test_an_independent_distribution_is_deterministic_by_its_mode(forgotten: Non
     )
     td = module(TensorDict({"logits": logits}, [ROWS]))
     assert torch.equal(td["action"], OneHotCategorical(logits).mode)
+
+
+@pytest.mark.parametrize("kind", ["plain", "mask", "indices"])
+def test_kl_divergence_with_theirs(kind: str) -> None:
+    register()
+    logits = torch.randn(2, 3, 5)
+    logits[:, 0, 1] = -torch.inf
+    leaves = [logits[i].clone().requires_grad_() for i in range(2)]
+    keys: dict[str, Any] = {
+        "plain": {},
+        "mask": {"mask": torch.tensor([True, True, False, True, False]).expand(3, 5)},
+        # TorchRL looks a padding up too, so that it is a column.
+        "indices": {"indices": torch.tensor([[0, 1, 3, 4], [3, 0, 4, 1], [1, 4, 0, 3]]), "padding_value": 4},
+    }[kind]
+    cls, theirs = (
+        (OneHotCategorical, TheirOneHotCategorical)
+        if kind == "plain"
+        else (MaskedOneHotCategorical, TheirMaskedOneHotCategorical)
+    )
+    p, q = (cls(leaf, **keys) for leaf in leaves)
+    their_p, their_q = (theirs(leaf, **keys) for leaf in leaves)
+    for a, b in ((p, q), (q, p)):
+        other_a, other_b = ((their_p, their_q), (their_q, their_p))[a is q]
+        expected = kl_divergence(a, b)
+        grads = torch.autograd.grad(expected.sum(), leaves, retain_graph=True)
+        for found in (kl_divergence(a, other_b), kl_divergence(other_a, b)):
+            torch.testing.assert_close(found, expected)
+            assert found.dtype == torch.float32
+            torch.testing.assert_close(torch.autograd.grad(found.sum(), leaves, retain_graph=True), grads)
 
 
 # Modules --------------------------------------------------------------------------------------------------------------

@@ -1,1 +1,1 @@
-"""Registrations with other libraries, one module each; importing `onehot_triton` imports none of them."""
+"""Other libraries, one module each; importing `onehot_triton` imports none of them."""

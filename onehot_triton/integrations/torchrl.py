@@ -4,6 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch import Tensor
+from torch.distributions import Distribution, kl
+
 from ..distribution import OneHotCategorical
 from ..masked import MaskedOneHotCategorical
 
@@ -12,7 +16,7 @@ NAMES = {f"onehot_triton.{cls.__name__}": cls for cls in (OneHotCategorical, Mas
 
 
 def register() -> None:
-    """Enters the classes of `NAMES` into the tables of TorchRL and tensordict. A second call changes nothing.
+    """Enters the classes of `NAMES` into tables of TorchRL, tensordict and torch. A second call changes nothing.
 
     - torchrl.modules.distributions.HAS_ENTROPY, without which code that asks it samples the entropy instead.
       (TorchRL 0.14 itself asks a class for `entropy`, and has it exact without this.)
@@ -20,6 +24,7 @@ def register() -> None:
     - tensordict.nn.distributions.distributions_maps, by name. The short names stay tensordict's own classes.
     - tensordict.nn.probabilistic.DETERMINISTIC_REGISTER, which decides for a distribution that is wrapped in
       torch.distributions.Independent; without it, tensordict warns and guesses.
+    - torch.distributions.kl: kl_divergence between these classes and TorchRL's, masked or not, either way round.
 
     It imports TorchRL, which turns torch's default validation of arguments off for the process.
 
@@ -49,3 +54,29 @@ def register() -> None:
         by_repr[str(cls).lower()] = cls
         by_name[name.lower()] = cls
         DETERMINISTIC_REGISTER[cls] = InteractionType.MODE
+    theirs = torchrl_distributions.OneHotCategorical, torchrl_distributions.MaskedOneHotCategorical
+    for cls in theirs:
+        kl.register_kl(OneHotCategorical, cls)(_kl_from_ours)
+        kl.register_kl(cls, OneHotCategorical)(_kl_from_theirs)
+
+
+def _kl_from_ours(p: OneHotCategorical, q: Any) -> Tensor:
+    return kl.kl_divergence(p, _ours(q))
+
+
+def _kl_from_theirs(p: Any, q: OneHotCategorical) -> Tensor:
+    return kl.kl_divergence(_ours(p), q)
+
+
+def _ours(dist: Any) -> Distribution:
+    """The distribution of TorchRL's `dist`, in this library's class."""
+    # torch clamps the logarithm of a probability.
+    logits = torch.where(dist.probs == 0, -torch.inf, dist.logits)
+    if not getattr(dist, "_sparse_mask", False):
+        return OneHotCategorical(logits)
+    # With `indices`, they have a column for each entry; a column more takes those that stand for no category.
+    columns = dist.num_samples
+    indices = dist._mask.expand(logits.shape)
+    indices = torch.where(logits == -torch.inf, columns, indices)
+    full = logits.new_full((*logits.shape[:-1], columns + 1), -torch.inf)
+    return OneHotCategorical(full.scatter(-1, indices, logits)[..., :columns])

@@ -1,0 +1,322 @@
+"""What the eager path, the autograd, the operators' batching and the seeds do where no law of the numbers looks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from scipy import stats
+from torch import Tensor
+from torch.func import vmap
+
+from onehot_triton import (
+    MaskedOneHotCategorical,
+    OneHotCategorical,
+    ReparamGradientStrategy,
+    library,
+    ops,
+    reference,
+    rng,
+    use_backend,
+)
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+PASS, RELAXED = ReparamGradientStrategy.PassThrough, ReparamGradientStrategy.RelaxedOneHot
+# Above 512, where eager torch draws a group and then one of its columns; no multiple of a group.
+LONG = 600
+
+
+def assert_law(index: Tensor, probs: Tensor) -> None:
+    """A chi-squared test of draws of one distribution, which a right sampler fails once in a million seeds."""
+    counts = index.flatten().bincount(minlength=len(probs)).double()
+    expected = probs.double() / probs.double().sum() * index.numel()
+    assert len(counts) == len(probs)
+    assert expected.min() > 5
+    assert stats.chisquare(counts, expected).pvalue > 1e-6
+
+
+def logits_of_all_sizes(columns: int) -> Tensor:
+    return torch.linspace(-1, 1, columns)[torch.randperm(columns)]
+
+
+# Laws -----------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("method", [None, PASS, RELAXED], ids=str)
+@pytest.mark.parametrize("columns", [7, LONG])
+def test_compiled_draws_have_their_law(columns: int, method: ReparamGradientStrategy | None) -> None:
+    torch._dynamo.reset()
+    row = logits_of_all_sizes(columns)
+    x = row.repeat(3000, 1).requires_grad_(method is not None)
+
+    def draw(x: Tensor) -> Tensor:
+        dist = OneHotCategorical(x, grad_method=method)
+        return dist.sample((6,)) if method is None else dist.rsample((6,))
+
+    out = torch.compile(draw, backend="aot_eager", fullgraph=True)(x).detach()
+    assert (out.sum(-1) == 1).all()
+    assert_law(out.argmax(-1), row.softmax(-1))
+
+
+def test_the_two_stages_of_a_compiled_draw_have_noise_of_their_own() -> None:
+    """With one noise for both, the first group with its first column, and so on, is drawn far too often."""
+    torch._dynamo.reset()
+    x = torch.zeros(1, LONG, requires_grad=True)
+    draw = torch.compile(lambda x: OneHotCategorical(x, grad_method=RELAXED).rsample(), backend="aot_eager")
+    group = reference.group_length(LONG)
+    index = torch.cat([draw(x).detach().argmax(-1) for _ in range(100)])
+    # 1 in 32 of them: more than 15 in 100 once in 10^7 seeds.
+    assert (index // group == index % group).sum() <= 15
+
+
+@pytest.mark.parametrize("method", [None, PASS, RELAXED], ids=str)
+@pytest.mark.parametrize("columns", [3, 7, LONG])
+def test_draws_under_vmap_have_their_law(columns: int, method: ReparamGradientStrategy | None) -> None:
+    row = logits_of_all_sizes(columns)
+
+    def draw(x: Tensor) -> Tensor:
+        dist = OneHotCategorical(x, grad_method=method)
+        return dist.sample((6,)) if method is None else dist.rsample((6,))
+
+    out = vmap(draw, randomness="different")(row.repeat(3000, 1))
+    assert (out.sum(-1) == 1).all()
+    assert_law(out.argmax(-1), row.softmax(-1))
+
+
+@pytest.mark.parametrize("columns", [3, 7, LONG])
+def test_eager_draws_have_their_law(columns: int, small: None) -> None:
+    row = logits_of_all_sizes(columns)
+    assert_law(OneHotCategorical(row.repeat(3000, 1)).sample_index((6,)), row.softmax(-1))
+
+
+# The eager path -------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+@pytest.mark.parametrize("draws", [1, 3])
+def test_a_row_that_is_no_distribution_is_drawn_nowhere_in_two_stages(bad: float, draws: int, small: None) -> None:
+    x = torch.randn(3, LONG)
+    x[1] = bad
+    index = OneHotCategorical(x, validate_args=False).sample_index((draws,))
+    assert (index[:, 1] == -1).all()
+    assert ((index[:, ::2] >= 0) & (index[:, ::2] < LONG)).all()
+    one_hot = OneHotCategorical(x, validate_args=False).sample((draws,))
+    assert one_hot.sum(-1).tolist() == [[1, 0, 1]] * draws
+
+
+def test_entropy_of_a_long_row_with_categories_switched_off(small: None) -> None:
+    x = torch.randn(3, LONG, dtype=torch.float64)
+    x[1, ::2] = -torch.inf
+    p = x.softmax(-1)
+    expected = -torch.where(p > 0, p * p.log(), 0.0).sum(-1)
+    torch.testing.assert_close(OneHotCategorical(x).entropy(), expected)
+    torch.testing.assert_close(OneHotCategorical(x.float()).entropy(), expected.float())
+    y = x.float().requires_grad_()
+    OneHotCategorical(y).entropy().sum().backward()
+    assert y.grad is not None
+    assert (y.grad[1, ::2] == 0).all()
+
+
+@pytest.mark.parametrize("size", [50.0, 70.0, 95.0, 120.0, 3e38])
+def test_large_logits_of_a_small_batch(size: float) -> None:
+    """The exponential of 89 is infinite in float32, that of -104 is 0."""
+    for x in (
+        torch.tensor([[size, size, -size, 0.0, 0.0]]),
+        torch.tensor([[-size, -size, -200 - 2 * size, -torch.inf, -torch.inf]]),
+    ):
+        index = OneHotCategorical(x).sample_index((200,))
+        assert index.unique().tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("rows", [0, 1, 5, 1000, 2**12])
+@pytest.mark.parametrize("elements", [0, 1, 600, 2**18 + 1, 2**20])
+def test_blocks_are_all_rows_and_no_larger_than_they_may_be(rows: int, elements: int) -> None:
+    parts = reference.blocks(rows, elements)
+    assert [i for part in parts for i in range(rows)[part]] == list(range(rows))
+    for part in parts:
+        size = part.stop - part.start
+        assert size <= 1 or size * elements <= 2**19
+    # And no smaller than they need be: each costs its calls.
+    assert len(parts) <= 1 or (parts[0].stop + 1) * elements > 2**19
+
+
+def test_results_by_blocks_are_those_of_one_block(monkeypatch: pytest.MonkeyPatch) -> None:
+    x, index = torch.randn(7, LONG), torch.randint(LONG, (3, 7))
+    weight = torch.randn(7, LONG)
+
+    def results() -> list[Tensor]:
+        y = x.clone().requires_grad_()
+        dist = OneHotCategorical(y, grad_method=PASS)
+        log_prob, entropy = dist.log_prob_index(index), dist.entropy()
+        grads = [torch.autograd.grad(out, y)[0] for out in (log_prob.square().sum(), entropy.square().sum())]
+        grads += torch.autograd.grad((dist.rsample() * weight).sum(), y)
+        plain = OneHotCategorical(x)
+        return [log_prob, entropy, *grads, plain.log_prob_index(index), plain.entropy(), plain.probs, plain.mode]
+
+    monkeypatch.setattr(reference, "_SMALL", 0)
+    expected = results()
+    monkeypatch.setattr(reference, "_BLOCK", 2 * LONG)
+    torch.testing.assert_close(results(), expected)
+
+
+# Second derivatives on kernels ----------------------------------------------------------------------------------------
+
+
+def masked_row() -> tuple[Tensor, Tensor]:
+    x = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    return x, torch.tensor([[True, True, False, True, True]] * 3)
+
+
+SCORES: dict[str, Callable[[MaskedOneHotCategorical, Tensor], Tensor]] = {
+    "rsample": lambda d, p: d.rsample(),
+    "log_prob": lambda d, p: d.log_prob_index(torch.tensor([0, 1, 3])),
+    "entropy": lambda d, p: d.entropy(),
+}
+ORACLES: dict[str, Callable[[Tensor], Tensor]] = {
+    "rsample": lambda p: p,
+    "log_prob": lambda p: p.gather(-1, torch.tensor([[0], [1], [3]])).squeeze(-1).log(),
+    "entropy": lambda p: -(p * torch.where(p > 0, p, 1.0).log()).sum(-1),
+}
+
+
+@pytest.mark.parametrize("score", SCORES)
+def test_derivatives_under_create_graph_and_a_mask(score: str, backend: str) -> None:
+    pytest.importorskip("triton")
+    x, mask = masked_row()
+    weight = torch.randn(3, 5, dtype=torch.float64)
+
+    def both(out: Tensor) -> tuple[Tensor, ...]:
+        grad = weight if out.dim() == 2 else weight[:, 0]
+        (first,) = torch.autograd.grad(out, x, grad, create_graph=True)
+        return first, *torch.autograd.grad((first * weight).sum(), x)
+
+    found = both(SCORES[score](MaskedOneHotCategorical(x, mask=mask, grad_method=PASS), x))
+    expected = both(ORACLES[score](x.masked_fill(~mask, -torch.inf).softmax(-1)))
+    torch.testing.assert_close(found, expected)
+    assert all((grad[:, 2] == 0).all() for grad in found)
+
+
+def test_the_relaxed_gradient_of_a_kernel_says_that_it_has_no_derivative() -> None:
+    pytest.importorskip("triton")
+    x = torch.randn(3, 5, requires_grad=True)
+    with use_backend("triton"):
+        out = OneHotCategorical(x, grad_method=RELAXED).rsample()
+        (first,) = torch.autograd.grad(out, x, torch.randn(3, 5), create_graph=True)
+        with pytest.raises(RuntimeError, match="second derivative"):
+            first.square().sum().backward()
+
+
+# Seeds ----------------------------------------------------------------------------------------------------------------
+
+
+class FakeGenerator:
+    """What rng.py asks of a generator of CUDA."""
+
+    def __init__(self, seed: int) -> None:
+        self.seed, self.offset = seed, 8
+
+    def initial_seed(self) -> int:
+        return self.seed
+
+    def get_offset(self) -> int:
+        return self.offset
+
+    def set_offset(self, offset: int) -> None:
+        self.offset = offset
+
+
+@pytest.fixture
+def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Logits that say that they are on a GPU, and a stream that is captured or not."""
+    stream = SimpleNamespace(capturing=False, device=torch.device("cuda", 0))
+    monkeypatch.setattr(rng, "is_recorded", lambda tensor: False)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: stream.capturing)
+    monkeypatch.setattr(rng, "seed_tensor", lambda device, generator: torch.tensor(5))
+    return stream
+
+
+def test_a_draw_on_cuda_takes_the_generators_seed_and_moves_its_offset(fake_cuda: Any) -> None:
+    generator = FakeGenerator(11)
+    assert rng.next_seed(fake_cuda, generator) == (None, 11, 8)
+    assert rng.next_seed(fake_cuda, generator) == (None, 11, 12)
+    assert generator.offset == 16
+
+
+@pytest.mark.parametrize("seed", [0, 2**31, 2**63 - 1, 2**63, 2**64 - 1])
+def test_a_seed_is_the_same_64_bits_as_a_signed_int(seed: int, fake_cuda: Any) -> None:
+    key = rng.next_seed(fake_cuda, FakeGenerator(seed)).key
+    assert -(2**63) <= key < 2**63
+    assert key % 2**64 == seed
+
+
+def test_the_default_generator_is_that_of_the_device(fake_cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "default_generators", (FakeGenerator(1), FakeGenerator(2)))
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    assert rng.next_seed(fake_cuda, None).key == 1
+    fake_cuda.device = torch.device("cuda")
+    assert rng.next_seed(fake_cuda, None).key == 2
+
+
+def test_a_captured_stream_takes_its_seed_from_the_device(fake_cuda: Any) -> None:
+    fake_cuda.capturing = True
+    generator = FakeGenerator(11)
+    seed = rng.next_seed(fake_cuda, generator)
+    assert seed.tensor is not None
+    assert generator.offset == 8
+
+
+def test_a_seed_has_63_bits() -> None:
+    seeds = torch.stack([rng.seed_tensor(torch.device("cpu"), None) for _ in range(64)])
+    for bit in range(63):
+        assert 0 < ((seeds >> bit) & 1).sum() < 64
+    assert (seeds >= 0).all()
+
+
+def test_the_backward_of_a_kernel_reads_the_noise_of_its_draw(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("triton")
+    monkeypatch.setattr(rng, "next_seed", lambda logits, generator: rng.Seed(None, 7, 12))
+    x, grad = torch.randn(3, 5, requires_grad=True), torch.randn(2, 3, 5)
+    with use_backend("triton"):
+        out = OneHotCategorical(x, grad_method=RELAXED, temperature=0.7).rsample((2,))
+        (found,) = torch.autograd.grad(out, x, grad)
+    x, t = x.detach(), torch.full((3,), 0.7)
+    one_hot, index, logsumexp = library.operators.sample(x, 2, torch.float32, None, 7, 12, 0, None)
+    assert torch.equal(out.detach(), one_hot)
+    expected = library.operators.relaxed_grad(x, logsumexp, index, grad, t, None, 7, 12, 0, None)
+    torch.testing.assert_close(found, expected)
+
+
+# What else a fault planted by hand passed -----------------------------------------------------------------------------
+
+
+def test_the_log_prob_that_comes_with_draws_of_long_rows(small: None) -> None:
+    """Its logsumexp is that of one of the drawn groups, divided by the group's share."""
+    x = torch.randn(4, LONG, dtype=torch.float64) * 3
+    for draws in (1, 3):
+        drawn, log_prob = OneHotCategorical(x).sample_and_log_prob((draws,))
+        expected = x.log_softmax(-1).expand(draws, -1, -1).gather(-1, drawn.argmax(-1, keepdim=True)).squeeze(-1)
+        torch.testing.assert_close(log_prob, expected)
+
+
+def test_an_inner_choice_of_backend_leaves_the_outer() -> None:
+    pytest.importorskip("triton")
+    x = torch.zeros(2, 3)
+    with use_backend("triton"):
+        with use_backend("eager"):
+            assert not ops.uses_kernels(x.device)
+        assert ops.uses_kernels(x.device)
+    assert not ops.uses_kernels(x.device)
+
+
+def test_each_row_has_a_uniform_of_its_own(small: None) -> None:
+    """50 draws of 5 or 600 equal categories agree with a probability below 1e-34."""
+    for columns in (5, LONG):
+        index = OneHotCategorical(torch.zeros(2, columns)).sample_index((50,))
+        assert not torch.equal(index[:, 0], index[:, 1])
+        group = reference.group_length(columns)
+        within = index % group
+        assert (within != within[:1]).any(0).all()

@@ -21,8 +21,9 @@ SampleShape = int | Sequence[int] | None
 class OneHotCategorical(Distribution):
     """A categorical distribution that reads and produces one-hot encodings.
 
-    Give exactly one of `logits` and `probs`. Everything is computed in float32 at least. Densities, entropies and KL are
-    given so; moments, `rsample` and gradients in the dtype of the parameters, samples in `dtype`. A row is drawn with exact tail probabilities: see `docs/design.md`.
+    Give exactly one of `logits` and `probs`. All is computed in float32 at least. Densities, entropies and KL are
+    given so; moments, `rsample` and gradients in the dtype of the parameters, samples in `dtype`. A row is drawn with
+    exact tail probabilities: see `docs/design.md`.
 
     Args:
         logits: [*batch, columns] unnormalised log-probabilities, in float16, bfloat16, float32 or float64. A category
@@ -32,10 +33,10 @@ class OneHotCategorical(Distribution):
         grad_method: the gradient of `rsample`; None means PassThrough, and leaves `has_rsample` False. A member of
             TorchRL's enumeration becomes the one of that name here.
         temperature: of the RelaxedOneHot gradient, above 0; a tensor broadcasts to the batch.
-        unimix: e in [0, 1], a number or a tensor of one element: the distribution is (1 - e) softmax(logits) + e / columns, in all that it does (Hafner et
-            al. 2023, https://arxiv.org/abs/2301.04104).
+        unimix: e in [0, 1], a number or a tensor of one element: the distribution is (1 - e) softmax(logits) +
+            e / columns, in all that it does (Hafner et al. 2023, https://arxiv.org/abs/2301.04104).
         dtype: of `sample`, `mode` and `enumerate_support`: bool, uint8, a signed integer, or a floating dtype of at
-            least 16 bits. None is int64 without a `grad_method`, and with one the dtype of the parameters, as `rsample`.
+            least 16 bits. None is int64 without a `grad_method`, and the dtype of the parameters with one.
         validate_args: True checks parameters and values, False does not; None checks on a CPU where torch's own default
             does, and not on a GPU, where a check is a pass over the row and a device synchronisation.
 
@@ -448,7 +449,10 @@ def _log_probs(dist: OneHotCategorical | TorchOneHotCategorical) -> Tensor:
 @kl.register_kl(OneHotCategorical, TorchOneHotCategorical)
 @kl.register_kl(TorchOneHotCategorical, OneHotCategorical)
 def _kl_one_hot(p: OneHotCategorical | TorchOneHotCategorical, q: OneHotCategorical | TorchOneHotCategorical) -> Tensor:
-    """sum p (log p - log q), [*batch], in float32 at least: 0 where p is 0, whatever q is there; inf where q alone is 0."""
+    """sum p (log p - log q), [*batch], in float32 at least.
+
+    0 where p is 0, whatever q is there; inf where q alone is 0.
+    """
     if p.event_shape != q.event_shape:
         raise ValueError(f"q: expected {p.event_shape[0]} categories, as in p, found {q.event_shape[0]}")
     log_p, log_q = _log_probs(p), _log_probs(q)

@@ -15,6 +15,7 @@ from fractions import Fraction
 from typing import Any, cast
 
 import mpmath
+import numpy as np
 import pytest
 import torch
 from scipy import stats
@@ -702,6 +703,26 @@ def test_parameter_that_was_filled_with_nan_behind_torch(columns, small, backend
         dist.log_prob(dist.sample())
 
 
+@pytest.mark.parametrize("method", ReparamGradientStrategy, ids=str)
+def test_a_batch_of_gradients_is_each_gradient(method):
+    x = torch.randn(3, 5, requires_grad=True)
+    drawn = OneHotCategorical(x, grad_method=method).rsample((2,))
+    given = torch.randn(4, 2, 3, 5)
+    (found,) = torch.autograd.grad(drawn, x, given, is_grads_batched=True, retain_graph=True)
+    each = [torch.autograd.grad(drawn, x, g, retain_graph=True)[0] for g in given]
+    torch.testing.assert_close(found, torch.stack(each))
+
+
+@pytest.mark.parametrize("number", [np.float32(0.5), np.float64(0.5), torch.tensor(0.5)], ids=repr)
+def test_numbers_of_numpy_and_torch(number):
+    x = torch.randn(3, 5)
+    for name in ("unimix", "temperature"):
+        options: Any = {name: number}
+        dist = OneHotCategorical(x, **options, grad_method=RELAXED)
+        torch.testing.assert_close(dist.probs, OneHotCategorical(x, **{name: 0.5}).probs)
+        assert dist.rsample().shape == (3, 5)
+
+
 def test_a_draw_that_is_not_one_hot_is_still_an_error():
     logits = torch.zeros(2, 3)
     dist = OneHotCategorical(logits, validate_args=True)
@@ -855,6 +876,18 @@ BAD_INPUT: dict[str, tuple[Callable[[], object], str]] = {
     "temperature tensor 0": (
         lambda: OneHotCategorical(ZEROS, temperature=torch.tensor(0.0)),
         "temperature: expected finite numbers above 0, found 0.0 at []",
+    ),
+    "sparse logits": (
+        lambda: OneHotCategorical(ZEROS.to_sparse()),
+        "logits: expected a dense tensor, found layout torch.sparse_coo",
+    ),
+    "nested logits": (
+        lambda: OneHotCategorical(torch.nested.nested_tensor([[0.0], [0.0, 1.0]], layout=torch.jagged)),
+        "logits: expected a dense tensor, found a nested one",
+    ),
+    "learned unimix": (
+        lambda: OneHotCategorical(ZEROS, unimix=torch.tensor(0.1, requires_grad=True)),
+        "unimix: expected a number in [0, 1], found a tensor that requires a gradient, which it would not get",
     ),
     "temperature NaN in a row": (
         lambda: OneHotCategorical(ZEROS, temperature=torch.tensor([1.0, NAN])),

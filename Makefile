@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install -c constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick mutants lint bench bench-gpu ptx static-cost docs build clean
+.PHONY: help demo test test-quick mutants lint conformance bench bench-gpu ptx static-cost docs build clean
 
 help: ## says what each target does
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,6 +30,9 @@ lint: $(VENV)/.test ## ruff and pyright
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
+
+conformance: $(VENV)/.test ## the tests of the class in checkouts of others: RL=path PYTORCH=path PYRO=path
+	$(BIN)/python tests/conformance.py --rl "$(RL)" --pytorch "$(PYTORCH)" --pyro "$(PYRO)"
 
 bench: $(VENV)/.test ## times the library against its peers on this CPU, then makes the report
 	$(BIN)/python -m pytest -s -q -rs -W ignore --benchmark-quiet --save benchmarks/bench_*.py

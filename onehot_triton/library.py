@@ -25,8 +25,7 @@ def _define(schema: str, layout: str, implementation: Callable[..., Any], fake: 
     Args:
         schema: its name, arguments and results.
         layout: for vmap, a letter for each argument, ">", and one for each result: "r" for a tensor whose first
-            dimension is the rows, "d" for one with draws before the rows, "s" for the seed tensor of a draw, "n" for
-            that of noise which a backward draws again, "." for anything
+            dimension is the rows, "d" for one with draws before the rows, "s" for the seed tensor, "." for anything
             else.
         implementation: for every device.
         fake: gives empty results of the right shape and dtype.
@@ -45,15 +44,11 @@ def _vmap_rule(name: str, arguments: str, results: str) -> Callable[..., Any]:
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         operator, size = getattr(operators, name), info.batch_size
-        seed_at = next((i for i, kind in enumerate(arguments) if kind in "sn"), None)
-        if seed_at is not None:
-            seeds_are_batched = in_dims[seed_at] is not None
-            again = arguments[seed_at] == "n"
-            # Many gradients of one draw have the noise of that one.
-            of_one_draw = again and ("d" not in arguments or in_dims[arguments.index("d")] is None)
-            if info.randomness == "error" and not seeds_are_batched and not again:
+        if "s" in arguments:
+            seeds_are_batched = in_dims[arguments.index("s")] is not None
+            if info.randomness == "error" and not seeds_are_batched:
                 raise RuntimeError(f"vmap: {name} is random; call vmap with randomness='different' or 'same'")
-            if seeds_are_batched or info.randomness == "same" or of_one_draw:
+            if seeds_are_batched or info.randomness == "same":
                 each = []
                 for b in range(size):
                     picked = [a.select(d, b) if isinstance(d, int) else a for a, d in zip(args, in_dims, strict=True)]
@@ -145,7 +140,7 @@ _define(
 _define(
     f"relaxed_grad(Tensor logits, Tensor logsumexp, Tensor index, Tensor grad, Tensor temperature, {_SEED}, "
     f"{_ALLOWED}) -> Tensor",
-    "rrddrn...r>r",
+    "rrddrs...r>r",
     _launch_with_seed("relaxed", "relaxed_grad", 5),
     _like,
 )
@@ -198,7 +193,7 @@ _define(
 # The eager noise that a backward draws again from its seed: opaque to a compiler because of the generator in it.
 _define(
     "seeded_exponential(Tensor seed, SymInt[] shape) -> Tensor",
-    "n.>d",
+    "s.>d",
     seeded_exponential,
     lambda seed, shape: seed.new_empty(shape, dtype=torch.float64),
 )

@@ -450,14 +450,6 @@ def test_gradient_of_the_temperature_has_the_law_of_the_direct_construction():
         assert z_scores(found[winner == k], expected[expected_winner == k]).abs().max() < Z, k
 
 
-def test_batched_gradients_are_those_of_one_draw(backend):
-    x, grads = torch.randn(3, COLUMNS, requires_grad=True), torch.randn(4, 3, COLUMNS)
-    draw = relaxed(x, 0.5).rsample()
-    found = torch.autograd.grad(draw, x, grads, retain_graph=True, is_grads_batched=True)[0]
-    each = [torch.autograd.grad(draw, x, grad, retain_graph=True)[0] for grad in grads]
-    torch.testing.assert_close(found, torch.stack(each))
-
-
 @each_dtype
 @each_draws
 @each_kind

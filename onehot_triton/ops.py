@@ -90,7 +90,14 @@ def _apply(function: type[Function], *args: Any) -> Any:
 
 def _records_forward(logits: Tensor) -> bool:
     """Whether autograd is to record the eager forward itself."""
-    return reference.is_differentiated(logits) and reference.is_small(logits)
+    return reference.is_differentiated(logits) and (reference.is_small(logits) or reference.loses_functions(logits))
+
+
+def _differentiable_by_kernels(logits: Tensor) -> bool:
+    """Whether kernels compute what has a gradient: where a Function would be lost, torch's operations do."""
+    return uses_kernels(logits.device) and not (
+        reference.is_differentiated(logits) and reference.loses_functions(logits)
+    )
 
 
 # Parameters -----------------------------------------------------------------------------------------------------------
@@ -113,6 +120,13 @@ class _Log(Function):
     def backward(ctx, grad):
         (weights,) = ctx.saved_tensors
         return grad / torch.where(weights == 0, torch.inf, weights)
+
+
+def _log(weights: Tensor) -> Tensor:
+    if not reference.loses_functions(weights):
+        return _apply(_Log, weights)
+    off = weights == 0
+    return weights.masked_fill(off, 1.0).log().masked_fill(off, -torch.inf)
 
 
 def masked(logits: Tensor, allowed: Tensor | None) -> Tensor:
@@ -138,12 +152,12 @@ def logits_of(param: Tensor, is_probs: bool, unimix: float, mask: Tensor | None 
         return (param, mask) if mask is None or uses_kernels(param.device) else (masked(param, mask), None)
     param = param.to(reference.compute_dtype(param.dtype))
     param = param if mask is None else torch.where(mask, param, 0.0 if is_probs else -torch.inf)
-    logits = _apply(_Log, param) if is_probs else param
+    logits = _log(param) if is_probs else param
     if unimix == 0:
         return logits, None
     # 0 / 0 where nothing is allowed: no distribution.
     uniform = 1 / logits.shape[-1] if mask is None else mask.to(logits.dtype) / mask.sum(-1, keepdim=True)
-    return _apply(_Log, reference.softmax(logits) * (1 - unimix) + unimix * uniform), None
+    return _log(reference.softmax(logits) * (1 - unimix) + unimix * uniform), None
 
 
 # Sampling -------------------------------------------------------------------------------------------------------------
@@ -298,6 +312,7 @@ class _StraightThrough(Function):
         if grad is None:
             return (None,) * 8
         logits, allowed, temperature, seed_tensor, index, logsumexp = ctx.saved_tensors
+        dt = None
         x, allowed = _rows(logits), _rows_of(allowed)
         rows, columns = x.shape
         draws = math.prod(index.shape[: index.dim() - logits.dim() + 1])
@@ -321,11 +336,14 @@ class _StraightThrough(Function):
 
             def block(g: Tensor, x: Tensor, k: Tensor, t: Tensor) -> Tensor:
                 e = noise((draws, x.shape[0], columns + 1), None)
-                return reference.relaxed_grad(x, k.t(), g.transpose(0, 1), t, e[..., :-1], e[..., -1])
+                noises = e[..., :-1], e[..., -1]
+                return reference.relaxed_grad(x, k.t(), g.transpose(0, 1), t, *noises, ctx.needs_input_grad[2])
 
             index = _shaped(index, draws, rows)
             out = reference.by_rows(block, grad.transpose(0, 1), x, index.t(), temperature, scratch=4)
-        return _shaped(out, *logits.shape), *(None,) * 7
+            if ctx.needs_input_grad[2]:
+                out, dt = out[:, :-1].to(logits.dtype), out[:, -1]
+        return _shaped(out, *logits.shape), None, dt, *(None,) * 5
 
 
 def rsample(
@@ -342,25 +360,42 @@ def rsample(
         allowed: the kernels' category mask.
         draw: what is wanted; its dtype is the logits'.
         method: the gradient.
-        temperature: of RelaxedOneHot; a tensor broadcasts to the batch. No gradient flows to it.
+        temperature: of RelaxedOneHot; a tensor broadcasts to the batch. Where it has a gradient, torch operations
+            compute that on every device.
     """
-    if not reference.is_differentiated(logits):
+    relaxed = method is ReparamGradientStrategy.RelaxedOneHot
+    learned = relaxed and isinstance(temperature, Tensor) and reference.is_differentiated(temperature)
+    if not (learned or reference.is_differentiated(logits)):
         one_hot, index, logsumexp, all_valid = sample(logits, allowed, draw)
         assert one_hot is not None
         return one_hot, index, logsumexp, all_valid
-    relaxed = method is ReparamGradientStrategy.RelaxedOneHot
-    kernels = uses_kernels(logits.device)
-    if not relaxed and not kernels and reference.is_small(logits):
+    kernels = _differentiable_by_kernels(logits) and not (learned and not reference.in_transform())
+    if not kernels and allowed is not None:
+        logits, allowed = masked(logits, allowed), None
+    plain = reference.loses_functions(logits)
+    if not kernels and (plain or (not relaxed and reference.is_small(logits))):
         one_hot, index, logsumexp, all_valid = _draw(logits.detach(), None, None, draw)
         assert one_hot is not None
-        probs = reference.nearly_softmax(logits).to(logits.dtype)
+        if relaxed:
+            probs = _relaxed_given(logits, index, _row_temperature(temperature, logits), draw).to(logits.dtype)
+        else:
+            probs = reference.nearly_softmax(logits).to(logits.dtype)
         smooth = probs - probs.detach()
         # p - p is 0 exactly, but NaN in a row that is no distribution.
         return one_hot + (smooth if all_valid else smooth.nan_to_num(0.0)), index, logsumexp, all_valid
     seed = rng.next_seed(logits, draw.generator) if kernels else rng.Seed(None, 0, 0)
-    at = _row_temperature(temperature, logits).detach() if relaxed else None
+    at = _row_temperature(temperature, logits) if relaxed else None
     one_hot, index, logsumexp, _ = _apply(_StraightThrough, logits, allowed, at, *seed, kernels, draw)
     return one_hot, index, logsumexp, draw.all_valid
+
+
+def _relaxed_given(logits: Tensor, index: Tensor, temperature: Tensor, draw: Draw) -> Tensor:
+    """The relaxed sample whose arg-max is `index`, [*sample_shape, *batch, columns], in differentiable operations."""
+    x, columns = _rows(logits), logits.shape[-1]
+    shape = math.prod(draw.sample_shape), x.shape[0]
+    e = reference.exponential((*shape, columns + 1), x.device, draw.generator)
+    y = reference.relaxed_given(x, _shaped(index, *shape), temperature, e[..., :-1], e[..., -1])
+    return _shaped(y, *index.shape, columns)
 
 
 def _row_temperature(temperature: Tensor | float, logits: Tensor) -> Tensor:
@@ -431,9 +466,13 @@ def relaxed_sample(
     Returns:
         [*sample_shape, *batch, columns], with gradients in the logits and the temperature.
     """
+    draw = Draw(sample_shape, None, generator)
+    if reference.loses_functions(logits):
+        noise = reference.noise_from(logits.device, generator)
+        y = reference.relaxed(_rows(logits), _row_temperature(temperature, logits), math.prod(sample_shape), noise)
+        return _shaped(y, *sample_shape, *logits.shape)
     kernels = uses_kernels(logits.device)
     seed = rng.next_seed(logits, generator) if kernels else rng.Seed(None, 0, 0)
-    draw = Draw(sample_shape, None, generator)
     return _apply(_Relaxed, logits, _row_temperature(temperature, logits), *seed, kernels, draw)
 
 
@@ -521,8 +560,8 @@ def log_prob(
         logsumexp: [rows] in the compute dtype, without gradient; None where it was neither given nor computed.
     """
     value = value.detach() if value is not None and value.requires_grad else value
-    if not (kernels := uses_kernels(logits.device)) and _records_forward(logits):
-        return _LogProb.forward(logits, None, None, value, index, inside, False)[0], logsumexp
+    if not (kernels := _differentiable_by_kernels(logits)) and _records_forward(logits):
+        return _LogProb.forward(masked(logits, allowed), None, None, value, index, inside, False)[0], logsumexp
     out, _, new = _apply(_LogProb, logits, allowed, logsumexp, value, index, inside, kernels)
     return out, new if logsumexp is None else logsumexp
 
@@ -563,6 +602,6 @@ class _Entropy(Function):
 def entropy(logits: Tensor, allowed: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """The entropy of softmax(logits), differentiable in the logits, and its logsumexp [rows], without gradient, or None
     where it was not computed: both in the compute dtype."""
-    if not (kernels := uses_kernels(logits.device)) and _records_forward(logits):
-        return _Entropy.forward(logits, None, False)
+    if not (kernels := _differentiable_by_kernels(logits)) and _records_forward(logits):
+        return _Entropy.forward(masked(logits, allowed), None, False)
     return _apply(_Entropy, logits, allowed, kernels)

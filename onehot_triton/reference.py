@@ -13,6 +13,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 # Elements in one block of scratch: 2 MiB of float32, which stays in the cache. Large inputs are worked through block by
@@ -51,6 +52,7 @@ def is_recorded(tensor: Tensor) -> bool:
     what is computed of them now would become a constant."""
     return (
         torch.compiler.is_compiling()
+        or torch.jit.is_tracing()
         or type(tensor) not in (Tensor, Parameter)
         or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
     )
@@ -59,6 +61,17 @@ def is_recorded(tensor: Tensor) -> bool:
 def in_transform() -> bool:
     """Whether a transform of torch.func (vmap, grad) is active: then a tensor may have no values to look at."""
     return peek_interpreter_stack() is not None
+
+
+def loses_functions(tensor: Tensor) -> bool:
+    """Whether a gradient has to come from torch's own operations: an exported or traced program keeps no autograd
+    Function, and forward-mode differentiation, which `torch.func.jvp` enters too, has no rule for one."""
+    if torch.compiler.is_exporting():
+        return torch.is_grad_enabled()
+    if torch.compiler.is_compiling():
+        return False
+    # A dual tensor inside a transform does not say what it is.
+    return forward_ad._current_level >= 0 or (is_recorded(tensor) and torch.is_grad_enabled())
 
 
 def can_look_at(tensor: Tensor) -> bool:
@@ -74,7 +87,7 @@ def is_small(logits: Tensor) -> bool:
 def is_differentiated(logits: Tensor) -> bool:
     """Whether autograd may record what is computed of them, which must then not be changed in place."""
     # A transform may differentiate what does not say so.
-    return in_transform() or (logits.requires_grad and torch.is_grad_enabled())
+    return in_transform() or (logits.requires_grad and torch.is_grad_enabled()) or loses_functions(logits)
 
 
 def is_short(logits: Tensor) -> bool:
@@ -102,6 +115,9 @@ def by_rows(function: Callable[..., Tensor], *tensors: Tensor, scratch: int = 1,
         scratch: how much of it there is for each element of the first tensor, in float32 numbers.
         dim: the dimension of the result that is the rows.
     """
+    # What torch's own operations are to be the gradient of is not written in place.
+    if loses_functions(tensors[0]):
+        return function(*tensors)
     rows = tensors[0].shape[0]
     parts = blocks(rows, scratch * math.prod(tensors[0].shape[1:]))
     if len(parts) == 1:
@@ -502,7 +518,13 @@ def softmax_backward(probs: Tensor, grad: Tensor) -> Tensor:
 
 
 def relaxed_grad(
-    logits: Tensor, index: Tensor, grad: Tensor, temperature: Tensor, noise: Tensor, winner_noise: Tensor
+    logits: Tensor,
+    index: Tensor,
+    grad: Tensor,
+    temperature: Tensor,
+    noise: Tensor,
+    winner_noise: Tensor,
+    with_temperature: bool = False,
 ) -> Tensor:
     """The RelaxedOneHot gradient sum_s y (g - <y, g>) / t, [rows, columns], y drawn given that column k won.
 
@@ -519,14 +541,39 @@ def relaxed_grad(
         temperature: [rows].
         noise: E, of `grad`'s shape, of either sign.
         winner_noise: E_k, of `index`'s shape, of the same sign.
+        with_temperature: whether the temperature's gradient is wanted.
+
+    Returns:
+        [rows, columns] in the logits' dtype; with the temperature's, [rows, columns + 1] in the compute dtype, whose
+        last column is sum_s -<dz, z> / t with dz = y (g - <y, g>). A z off by a number is as good: dz sums to 0.
     """
     p = nearly_softmax(logits)
     inverse = temperature.to(p.dtype).reciprocal().unsqueeze(-1)
-    # p = 0 makes the ratio infinite and the weight 0. E_j / E_k can overflow float32 to the same effect.
-    ratio = (noise / winner_noise.unsqueeze(-1)).to(p.dtype) / p
-    z = (torch.log1p(ratio) * -inverse).scatter(-1, index.clamp(min=0).unsqueeze(-1), 0.0)
+    z = _scores_given(p, index, noise, winner_noise) * inverse
     y = nearly_softmax(z)
-    return (softmax_backward(y, grad.to(y.dtype)) * inverse).sum(0).to(logits.dtype)
+    dz = softmax_backward(y, grad.to(y.dtype))
+    dx = (dz * inverse).sum(0)
+    if not with_temperature:
+        return dx.to(logits.dtype)
+    # Where y is 0, so is dz, and 0 -inf would be NaN.
+    return torch.cat([dx, -(dz * z.clamp_min(-1e30)).sum((0, 2)).unsqueeze(-1) * inverse], -1)
+
+
+def _scores_given(probs: Tensor, index: Tensor, noise: Tensor, winner_noise: Tensor) -> Tensor:
+    """log p + Gumbel less its maximum, [draws, rows, columns], drawn given that column k is the maximum: 0 there, and
+    -log(1 + E_j / (p_j E_k)). p = 0 makes the ratio infinite; E_j / E_k can overflow float32 to the same effect."""
+    ratio = (noise / winner_noise.unsqueeze(-1)).to(probs.dtype) / probs
+    return torch.log1p(ratio).neg().scatter(-1, index.clamp(min=0).unsqueeze(-1), 0.0)
+
+
+def relaxed_given(logits: Tensor, index: Tensor, temperature: Tensor, noise: Tensor, winner_noise: Tensor) -> Tensor:
+    """y of `relaxed_grad`, [draws, rows, columns] in the compute dtype, in operations whose derivatives are those of
+    softmax((x + Gumbel) / t) for a fixed Gumbel: its arguments are `relaxed_grad`'s."""
+    with torch.no_grad():
+        score = _scores_given(nearly_softmax(logits), index, noise, winner_noise).clamp_min(-1e30)
+    # x - x would be NaN where it is infinite.
+    x = logits.masked_fill(logits.isinf(), 0.0).to(score.dtype)
+    return nearly_softmax((score.detach() + (x - x.detach())) / temperature.to(score.dtype).unsqueeze(-1))
 
 
 def relaxed(logits: Tensor, temperature: Tensor, draws: int, noise: Noise) -> Tensor:

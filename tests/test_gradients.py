@@ -419,10 +419,35 @@ def test_relaxed_temperature_of_each_row(as_tensor, backend):
     torch.testing.assert_close(found[..., 1, :], at(torch.tensor(2.0))[..., 1, :])
 
 
-def test_no_gradient_flows_to_the_temperature():
-    temperature = torch.tensor(0.5, requires_grad=True)
-    relaxed(torch.randn(3, COLUMNS, requires_grad=True), temperature).rsample().pow(2).sum().backward()
-    assert temperature.grad is None
+@pytest.mark.parametrize("batch", [(), (3,), (2, 3)], ids=str)
+def test_gradient_of_the_temperature_has_its_shape(batch, backend):
+    x = torch.randn(*batch, COLUMNS)
+    x[..., 0] = -math.inf
+    for shape in {(), (1,), batch}:
+        temperature = torch.full(shape, 0.5, requires_grad=True)
+        relaxed(x, temperature).rsample((4,)).square().cumsum(-1).sum().backward()
+        found = gradient(temperature)
+        assert found.shape == shape
+        assert found.isfinite().all()
+        assert (found != 0).all()
+
+
+def test_gradient_of_the_temperature_has_the_law_of_the_direct_construction():
+    """That of torch.nn.functional.gumbel_softmax, in mean and spread, also given the winner."""
+
+    def per_row(draw: Callable[[Tensor, Tensor], Tensor]) -> tuple[Tensor, Tensor]:
+        t = torch.full((DRAWS // 4, 1), 0.7, dtype=torch.float64, requires_grad=True)
+        hard = draw(P.log().expand(len(t), -1), t)
+        hard.backward(G.expand_as(hard))
+        return hard.argmax(-1), gradient(t)
+
+    winner, found = per_row(lambda x, t: relaxed(x, t.squeeze(-1)).rsample())
+    # Its temperature may be a tensor that broadcasts.
+    expected_winner, expected = per_row(lambda x, t: F.gumbel_softmax(x, tau=t, hard=True))  # pyright: ignore
+    assert z_scores(found, expected).abs().max() < Z
+    assert z_scores(1.05 * found, expected).abs().max() > Z
+    for k in range(len(P)):
+        assert z_scores(found[winner == k], expected[expected_winner == k]).abs().max() < Z, k
 
 
 @each_dtype

@@ -1,0 +1,196 @@
+"""Gradients where a program does not simply run: exported, traced, differentiated forwards."""
+
+from collections.abc import Callable
+from io import BytesIO
+
+import pytest
+import torch
+from torch import Tensor
+from torch import distributions as D
+from torch.autograd import forward_ad
+
+from onehot_triton import (
+    MaskedOneHotCategorical,
+    OneHotCategorical,
+    RelaxedOneHotCategorical,
+    ReparamGradientStrategy,
+)
+
+pytestmark = [
+    pytest.mark.usefixtures("one_thread"),
+    # Torch's own: tracing is deprecated, and forward mode scripts something when it is first used.
+    pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.torch.jit:DeprecationWarning"),
+]
+
+PASS, RELAXED = ReparamGradientStrategy.PassThrough, ReparamGradientStrategy.RelaxedOneHot
+each_length = pytest.mark.parametrize("columns", [8, 700])
+
+
+def distribution(x: Tensor) -> OneHotCategorical:
+    return OneHotCategorical(x, grad_method=PASS, validate_args=False)
+
+
+MEMBERS: dict[str, Callable[[Tensor], Tensor]] = {
+    # Weights that grow: the PassThrough gradient of their sum does not depend on the draw.
+    "rsample": lambda x: distribution(x).rsample() * torch.arange(x.shape[-1]),
+    "entropy": lambda x: distribution(x).entropy(),
+    "log_prob": lambda x: distribution(x).log_prob(torch.eye(x.shape[-1])[: x.shape[0]]),
+    "log_prob_index": lambda x: distribution(x).log_prob_index(torch.arange(x.shape[0])),
+    "probs": lambda x: distribution(x).probs,
+    "logits": lambda x: distribution(x).logits,
+    "mean": lambda x: distribution(x).mean,
+    "variance": lambda x: distribution(x).variance,
+    "kl": lambda x: D.kl_divergence(distribution(x), distribution(x.flip(-1))),
+    "of probs": lambda x: OneHotCategorical(probs=x.exp(), unimix=0.1, validate_args=False).entropy(),
+    "masked": lambda x: MaskedOneHotCategorical(x, mask=x.detach() < 1, validate_args=False).entropy(),
+}
+
+
+def all_members(x: Tensor) -> Tensor:
+    """One number of each member, [len(MEMBERS)]."""
+    return torch.stack([member(x).sum() for member in MEMBERS.values()])
+
+
+class AllMembers(torch.nn.Module):
+    def forward(self, x: Tensor) -> Tensor:
+        return all_members(x)
+
+
+class Relaxed(torch.nn.Module):
+    """Draws of one row are what shows that noise is drawn anew and the gradient has its law."""
+
+    def forward(self, x: Tensor, temperature: Tensor) -> Tensor:
+        return OneHotCategorical(x, grad_method=RELAXED, temperature=temperature, validate_args=False).rsample()
+
+
+def jacobian(function: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    return torch.autograd.functional.jacobian(function, x)  # pyright: ignore[reportReturnType]
+
+
+# Exported -------------------------------------------------------------------------------------------------------------
+
+
+@each_length
+@pytest.mark.parametrize("strict", [False, True])
+def test_exported_program_has_the_gradients_of_the_eager_one(columns, strict):
+    x = torch.randn(3, columns)
+    program = torch.export.export(AllMembers(), (x,), strict=strict)
+    file = BytesIO()
+    torch.export.save(program, file)
+    file.seek(0)
+    expected = jacobian(all_members, x)
+    for module in (program.module(), torch.export.load(file).module()):
+        torch.testing.assert_close(jacobian(module, x), expected, rtol=1e-4, atol=1e-6)
+
+
+def moments(hard: Tensor, x: Tensor, t: Tensor) -> Tensor:
+    """Means of a RelaxedOneHot gradient in the logits [4] and the temperature, and of their squares, [10]; exact 0 and
+    1 come first."""
+    assert ((hard == 0) | (hard == 1)).all()
+    assert (hard.sum(-1) == 1).all()
+    weight = torch.arange(hard.shape[-1], dtype=hard.dtype)
+    gx, gt = torch.autograd.grad((hard * weight).sum(), (x, t))
+    each = torch.cat([gx, gt.unsqueeze(-1)], -1)
+    return torch.cat([each.mean(0), each.square().mean(0)])
+
+
+@pytest.mark.parametrize("way", ["strict", "not strict", "jit.trace"])
+def test_recorded_relaxed_gradient_is_that_of_the_eager_program(way):
+    x = torch.linspace(-1, 1, 4).expand(50_000, 4).clone().requires_grad_()
+    t = torch.full((len(x),), 0.7, requires_grad=True)
+    module = Relaxed()
+    if way == "jit.trace":
+        recorded = torch.jit.trace(module, (x, t), check_trace=False)
+    else:
+        recorded = torch.export.export(module, (x, t), strict=way == "strict").module()
+    expected = moments(module(x, t), x, t)
+    torch.testing.assert_close(moments(recorded(x, t), x, t), expected, rtol=0.05, atol=0.02)
+
+
+# Traced ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("columns", [8, 4096])
+def test_traced_draws_are_new_and_inside_for_other_inputs(columns):
+    def draw(x: Tensor) -> Tensor:
+        return OneHotCategorical(x, validate_args=False).sample_index((50,))
+
+    x = torch.randn(3, columns)
+    traced = torch.jit.trace(draw, x, check_trace=False)
+    assert (traced(x) != traced(x)).any()
+    for other in (100 * x, x - 1000, torch.full_like(x, -torch.inf).index_fill(1, torch.tensor([5]), 300.0)):
+        index = traced(other)
+        assert ((index >= 0) & (index < columns)).all()
+    assert (index == 5).all()
+    assert (traced(torch.full_like(x, torch.nan)) == -1).all()
+
+
+@pytest.mark.parametrize("member", ["entropy", "mean", "enumerate_support", "variance", "log_prob"])
+def test_two_traces_are_one_graph_with_the_values_of_the_eager_program(member):
+    def value(x: Tensor) -> Tensor:
+        dist = OneHotCategorical(x, validate_args=False)
+        if member == "log_prob":
+            return dist.log_prob(torch.eye(8)[:3])
+        attribute = getattr(dist, member)
+        return attribute() if callable(attribute) else attribute
+
+    x, other = torch.randn(2, 3, 8)
+    first, second = (torch.jit.trace(value, given, check_trace=False) for given in (x, 30 * other))
+    assert str(first.graph) == str(second.graph)
+    torch.testing.assert_close(first(other), value(other))
+
+
+def test_traced_program_has_the_gradients_of_the_eager_one():
+    x, other = torch.randn(2, 3, 8)
+    traced = torch.jit.trace(all_members, x, check_trace=False)
+    torch.testing.assert_close(jacobian(traced, other), jacobian(all_members, other), rtol=1e-4, atol=1e-6)
+
+
+# Forwards -------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.interpreted(columns=[8], requires_grad=[False])
+@each_length
+@pytest.mark.parametrize("requires_grad", [False, True])
+def test_tangents_are_the_products_with_the_jacobian(columns, requires_grad, backend):
+    x, v = torch.randn(2, 3, columns, dtype=torch.float64)
+    expected = jacobian(all_members, x).flatten(1) @ v.flatten()
+    with forward_ad.dual_level():
+        tangent = forward_ad.unpack_dual(all_members(forward_ad.make_dual(x.requires_grad_(requires_grad), v))).tangent
+    torch.testing.assert_close(tangent, expected, rtol=1e-4, atol=1e-6)
+    found = torch.func.jvp(all_members, (x.detach(),), (v,))[1]
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_jacfwd_jacrev_and_hessian():
+    x = torch.randn(3, 8, dtype=torch.float64)
+    expected = jacobian(all_members, x)
+    torch.testing.assert_close(torch.func.jacfwd(all_members, randomness="same")(x), expected)
+    torch.testing.assert_close(torch.func.jacrev(all_members)(x), expected)
+
+    def entropy(x: Tensor) -> Tensor:
+        return MEMBERS["entropy"](x).sum()
+
+    second = torch.autograd.functional.hessian(lambda x: D.Categorical(logits=x).entropy().sum(), x)
+    torch.testing.assert_close(torch.func.hessian(entropy)(x), second)
+
+
+@pytest.mark.parametrize("kind", ["RelaxedOneHot", "RelaxedOneHotCategorical"])
+def test_tangents_of_relaxed_draws(kind):
+    """A draw given its seed is a function; the tangent and the gradient of that function agree."""
+    x, v = torch.randn(2, 3, 8, dtype=torch.float64)
+    t, tv = torch.full((3,), 0.7, dtype=torch.float64), torch.randn(3, dtype=torch.float64)
+
+    def draw(x: Tensor, t: Tensor) -> Tensor:
+        torch.manual_seed(5)
+        if kind == "RelaxedOneHot":
+            return Relaxed()(x, t)
+        return RelaxedOneHotCategorical(t, logits=x, validate_args=False).rsample()
+
+    value, tangent = torch.func.jvp(draw, (x, t), (v, tv))
+    weight = torch.randn_like(value)
+    with forward_ad.dual_level():  # which chooses the same noise
+        x, t = x.requires_grad_(), t.requires_grad_()
+        gx, gt = torch.autograd.grad((draw(x, t) * weight).sum(), (x, t))
+    torch.testing.assert_close((tangent * weight).sum(), (gx * v).sum() + (gt * tv).sum())
+    assert tangent.abs().max() > 1e-3

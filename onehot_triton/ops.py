@@ -170,13 +170,11 @@ class Draw(NamedTuple):
         sample_shape: leading dimensions of the draw.
         dtype: of the one-hot; None leaves it out.
         generator: None for the default one of the device.
-        all_valid: True where every row is known to be a distribution.
     """
 
     sample_shape: tuple[int, ...]
     dtype: torch.dtype | None
     generator: torch.Generator | None = None
-    all_valid: bool = False
 
 
 def _shaped(tensor: Tensor, *shape: int) -> Tensor:
@@ -200,21 +198,21 @@ def _draw(
     draw: Draw,
     noise: reference.Noise | None = None,
 ) -> tuple[Tensor | None, Tensor, Tensor | None, bool]:
-    """The draw itself, and whether every row is now known to be a distribution: by the kernel where `seed` is given, by
+    """The draw itself, and whether every row was found to be a distribution: by the kernel where `seed` is given, by
     the twin, with `noise` or the generator's, where not."""
     batch, columns = logits.shape[:-1], logits.shape[-1]
     shape = (*draw.sample_shape, *batch)
-    x, draws, all_valid = _rows(logits), math.prod(draw.sample_shape), draw.all_valid
+    x, draws = _rows(logits), math.prod(draw.sample_shape)
     if seed is not None:
         one_hot, index, logsumexp = _kernels.sample(x, draws, draw.dtype, *seed, 0, _rows_of(allowed))
         one_hot = None if draw.dtype is None else _shaped(one_hot, *shape, columns)
-        return one_hot, _shaped(index, *shape), logsumexp, all_valid
+        return one_hot, _shaped(index, *shape), logsumexp, False
     choose = reference.race(noise) if noise else reference.choice(columns, x.device, draw.generator)
     group = reference.group_length(columns)
     # One search in place of two stages where calls are what costs, or second stages would look at more than a row has.
     if not noise and x.is_cpu and (reference.is_small(x) or draws * group >= columns):
         group = columns
-    index, logsumexp, all_valid = reference.sample_index(x, draws, choose, group, all_valid)
+    index, logsumexp, all_valid = reference.sample_index(x, draws, choose, group)
     index = _shaped(index, *shape)
     one_hot = None if draw.dtype is None else reference.one_hot(index, columns, draw.dtype, all_valid)
     return one_hot, index, logsumexp, all_valid
@@ -233,7 +231,7 @@ def sample(logits: Tensor, allowed: Tensor | None, draw: Draw) -> tuple[Tensor |
         index: int64 [*sample_shape, *batch]; -1 for such a row.
         logsumexp: [rows] in the compute dtype, NaN for such a row; None where it is no by-product. It stays inside of
             the library, so nobody gives it the batch's shape, which is an operator more.
-        all_valid: True where every row is now known to be a distribution.
+        all_valid: True where every row was found to be a distribution.
     """
     seed = rng.next_seed(logits, draw.generator) if uses_kernels(logits.device) else None
     return _draw(logits.detach() if logits.requires_grad else logits, allowed, seed, draw)
@@ -325,6 +323,11 @@ class _StraightThrough(Function):
             else:
                 out = reference.softmax_grad(masked(x, allowed), grad)
         elif ctx.kernels:
+            if ctx.needs_input_grad[2]:
+                raise RuntimeError(
+                    "rsample: kernels have no gradient of a temperature inside of a torch.func transform; "
+                    'use_backend("eager") has'
+                )
             index = _shaped(index, draws, rows)
             with torch.no_grad():
                 noise = (seed_tensor, ctx.key, ctx.offset, 0)
@@ -386,7 +389,7 @@ def rsample(
     seed = rng.next_seed(logits, draw.generator) if kernels else rng.Seed(None, 0, 0)
     at = _row_temperature(temperature, logits) if relaxed else None
     one_hot, index, logsumexp, _ = _apply(_StraightThrough, logits, allowed, at, *seed, kernels, draw)
-    return one_hot, index, logsumexp, draw.all_valid
+    return one_hot, index, logsumexp, False
 
 
 def _relaxed_given(logits: Tensor, index: Tensor, temperature: Tensor, draw: Draw) -> Tensor:

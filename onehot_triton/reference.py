@@ -298,9 +298,7 @@ def group_length(columns: int) -> int:
     return length
 
 
-def sample_index(
-    logits: Tensor, draws: int, choose: Choice, group: int, all_valid: bool = False
-) -> tuple[Tensor, Tensor | None, bool]:
+def sample_index(logits: Tensor, draws: int, choose: Choice, group: int) -> tuple[Tensor, Tensor | None, bool]:
     """The twin of `kernels.sample.sample` but for its one-hot: draws from softmax(logits), first a group of columns,
     then one of its columns.
 
@@ -312,12 +310,11 @@ def sample_index(
         draws: how many draws of each row.
         choose: draws in proportion to weights.
         group: columns in a group; one group, and no first choice, where it is at least `columns`.
-        all_valid: True where every row is known to be a distribution.
 
     Returns:
         index: int64 [draws, rows]; -1 where the row is no distribution.
         logsumexp: [rows] in the compute dtype; None where it is no by-product of the groups.
-        all_valid: True where every row is now known to be a distribution.
+        all_valid: True where every row was found to be a distribution.
     """
     rows, columns = logits.shape
     groups = -(-columns // group)
@@ -327,9 +324,9 @@ def sample_index(
     for part in blocks(rows, scratch):
         x = _at(logits, part)
         if groups > 1:
-            weight, known = by_rows(lambda x: _of_groups(torch.sum, nearly_softmax(x), group), x), all_valid
+            weight, known = by_rows(lambda x: _of_groups(torch.sum, nearly_softmax(x), group), x), False
         else:
-            weight, known = _weights(x, all_valid)
+            weight, known = _weights(x)
         index = choose(weight, (draws, x.shape[0]), None)
         if groups > 1:
             # In a row that is no distribution, a search ends anywhere.
@@ -353,14 +350,14 @@ def sample_index(
     return _joined(indices, 1), _joined(logsumexps) if logsumexps else None, not found_invalid
 
 
-def _weights(logits: Tensor, all_valid: bool) -> tuple[Tensor, bool]:
+def _weights(logits: Tensor) -> tuple[Tensor, bool]:
     """Weights [rows, columns] in proportion to softmax(logits), and whether every row is known to be a distribution."""
     if can_look_at(logits) and 0 < logits.numel() <= _ONE_THREAD:
         # So small a softmax costs three times as much as two numbers that say that no maximum need be subtracted.
         low, high = logits.aminmax()
         if low.item() > -_SAFE and high.item() < _SAFE:
             return logits.to(compute_dtype(logits.dtype)).exp(), True
-    return nearly_softmax(logits), all_valid
+    return nearly_softmax(logits), False
 
 
 def _logsumexp_from(logits: Tensor, weight: Tensor, winner: Tensor) -> Tensor:

@@ -385,12 +385,6 @@ MUTANTS = [
         "an inner choice of backend ends the outer",
         eager("inner_choice"),
     ),
-    _ops(
-        "x, draws, all_valid = _rows(logits), math.prod(draw.sample_shape), draw.all_valid",
-        "x, draws, all_valid = _rows(logits), math.prod(draw.sample_shape), True",
-        "every row called a distribution",
-        hard("bad_row_unchecked"),
-    ),
     # The operators
     _library(
         '"rrrr>r",\n    _launch("softmax_grad"',

@@ -90,14 +90,12 @@ def _apply(function: type[Function], *args: Any) -> Any:
 
 def _records_forward(logits: Tensor) -> bool:
     """Whether autograd is to record the eager forward itself."""
-    return reference.is_differentiated(logits) and (reference.is_small(logits) or reference.loses_functions(logits))
+    return reference.is_differentiated(logits) and (reference.is_small(logits) or reference.loses_functions())
 
 
 def _differentiable_by_kernels(logits: Tensor) -> bool:
     """Whether kernels compute what has a gradient: where a Function would be lost, torch's operations do."""
-    return uses_kernels(logits.device) and not (
-        reference.is_differentiated(logits) and reference.loses_functions(logits)
-    )
+    return uses_kernels(logits.device) and not (reference.is_differentiated(logits) and reference.loses_functions())
 
 
 # Parameters -----------------------------------------------------------------------------------------------------------
@@ -123,7 +121,7 @@ class _Log(Function):
 
 
 def _log(weights: Tensor) -> Tensor:
-    if not reference.loses_functions(weights):
+    if not reference.loses_functions():
         return _apply(_Log, weights)
     off = weights == 0
     return weights.masked_fill(off, 1.0).log().masked_fill(off, -torch.inf)
@@ -375,7 +373,7 @@ def rsample(
     kernels = _differentiable_by_kernels(logits) and not (learned and not reference.in_transform())
     if not kernels and allowed is not None:
         logits, allowed = masked(logits, allowed), None
-    plain = reference.loses_functions(logits)
+    plain = reference.loses_functions()
     if not kernels and (plain or (not relaxed and reference.is_small(logits))):
         one_hot, index, logsumexp, all_valid = _draw(logits.detach(), None, None, draw)
         assert one_hot is not None
@@ -470,7 +468,7 @@ def relaxed_sample(
         [*sample_shape, *batch, columns], with gradients in the logits and the temperature.
     """
     draw = Draw(sample_shape, None, generator)
-    if reference.loses_functions(logits):
+    if reference.loses_functions():
         noise = reference.noise_from(logits.device, generator)
         y = reference.relaxed(_rows(logits), _row_temperature(temperature, logits), math.prod(sample_shape), noise)
         return _shaped(y, *sample_shape, *logits.shape)

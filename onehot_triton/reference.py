@@ -63,7 +63,7 @@ def in_transform() -> bool:
     return peek_interpreter_stack() is not None
 
 
-def loses_functions(tensor: Tensor) -> bool:
+def loses_functions() -> bool:
     """Whether a gradient has to come from torch's own operations: an exported or traced program keeps no autograd
     Function, and forward-mode differentiation, which `torch.func.jvp` enters too, has no rule for one."""
     if torch.compiler.is_exporting():
@@ -71,7 +71,7 @@ def loses_functions(tensor: Tensor) -> bool:
     if torch.compiler.is_compiling():
         return False
     # A dual tensor inside a transform does not say what it is.
-    return forward_ad._current_level >= 0 or (is_recorded(tensor) and torch.is_grad_enabled())
+    return forward_ad._current_level >= 0 or (torch.jit.is_tracing() and torch.is_grad_enabled())
 
 
 def can_look_at(tensor: Tensor) -> bool:
@@ -87,7 +87,7 @@ def is_small(logits: Tensor) -> bool:
 def is_differentiated(logits: Tensor) -> bool:
     """Whether autograd may record what is computed of them, which must then not be changed in place."""
     # A transform may differentiate what does not say so.
-    return in_transform() or (logits.requires_grad and torch.is_grad_enabled()) or loses_functions(logits)
+    return in_transform() or (logits.requires_grad and torch.is_grad_enabled()) or loses_functions()
 
 
 def is_short(logits: Tensor) -> bool:
@@ -116,7 +116,7 @@ def by_rows(function: Callable[..., Tensor], *tensors: Tensor, scratch: int = 1,
         dim: the dimension of the result that is the rows.
     """
     # What torch's own operations are to be the gradient of is not written in place.
-    if loses_functions(tensors[0]):
+    if loses_functions():
         return function(*tensors)
     rows = tensors[0].shape[0]
     parts = blocks(rows, scratch * math.prod(tensors[0].shape[1:]))

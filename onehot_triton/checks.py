@@ -162,7 +162,7 @@ def unimix(weight: Any) -> float:
         if weight.numel() != 1:
             raise _error("unimix", "a number in [0, 1]", f"shape {list(weight.shape)}")
         weight = weight.item()
-    if not isinstance(weight, numbers.Real) or not 0 <= weight <= 1:
+    if not isinstance(weight, numbers.Real) or not 0 <= float(weight) <= 1:
         raise _error("unimix", "a number in [0, 1]", repr(weight))
     return float(weight)
 
@@ -175,7 +175,7 @@ def dtype(value: Any) -> None:
 def temperature(value: Any, batch: torch.Size, validate: bool) -> float | Tensor:
     """The temperature, above 0: as Python's number, or a tensor of one element or one that broadcasts to the batch."""
     if not isinstance(value, Tensor):
-        if not isinstance(value, numbers.Real) or not 0 < value < math.inf:
+        if not isinstance(value, numbers.Real) or not 0 < float(value) < math.inf:
             raise _error("temperature", "a finite number above 0", repr(value))
         return float(value)
     if not value.is_floating_point():

@@ -241,7 +241,7 @@ def _noise_of(seed: Tensor) -> reference.Noise:
     return lambda shape, winner: _kernels.seeded_exponential(seed + next(requests), shape)
 
 
-_BATCHED = torch._C.DispatchKeySet(torch._C._parse_dispatch_key("VmapMode"))
+_BATCHED = torch._C.DispatchKeySet(torch._C._parse_dispatch_key("VmapMode"))  # pyright: ignore[reportArgumentType]
 
 
 def _noise_again(seed: Tensor) -> reference.Noise:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
+from torch.jit._trace import is_tracing
 from torch.nn import Parameter
 
 # Elements in one block of scratch: 2 MiB of float32, which stays in the cache. Large inputs are worked through block by
@@ -52,7 +53,7 @@ def is_recorded(tensor: Tensor) -> bool:
     what is computed of them now would become a constant."""
     return (
         torch.compiler.is_compiling()
-        or torch.jit.is_tracing()
+        or is_tracing()
         or type(tensor) not in (Tensor, Parameter)
         or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
     )
@@ -71,7 +72,7 @@ def loses_functions() -> bool:
     if torch.compiler.is_compiling():
         return False
     # A dual tensor inside a transform does not say what it is.
-    return forward_ad._current_level >= 0 or (torch.jit.is_tracing() and torch.is_grad_enabled())
+    return forward_ad._current_level >= 0 or (is_tracing() and torch.is_grad_enabled())
 
 
 def can_look_at(tensor: Tensor) -> bool:

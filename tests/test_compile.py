@@ -46,7 +46,7 @@ def test_a_traced_cuda_step_is_a_kernel_each() -> None:
     with FakeTensorMode():
         logits = torch.empty(4, 50, device="cuda")
         graph = make_fx(lambda x: rl_step(x, METHODS[0]))(logits).graph
-    assert operators(graph) == {"randint": 1, "sample": 1, "log_prob_index": 1}
+    assert operators(graph) == {"randint": 1, "sample": 1, "log_prob": 1}
 
 
 def test_a_traced_cpu_sample_looks_at_no_value() -> None:

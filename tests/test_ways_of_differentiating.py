@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from io import BytesIO
+from typing import Any
 
 import pytest
 import torch
@@ -131,8 +132,9 @@ def test_two_traces_are_one_graph_with_the_values_of_the_eager_program(member):
         dist = OneHotCategorical(x, validate_args=False)
         if member == "log_prob":
             return dist.log_prob(torch.eye(8)[:3])
-        attribute = getattr(dist, member)
-        return attribute() if callable(attribute) else attribute
+        attribute: Any = getattr(dist, member)
+        result: Any = attribute() if callable(attribute) else attribute
+        return result
 
     x, other = torch.randn(2, 3, 8)
     first, second = (torch.jit.trace(value, given, check_trace=False) for given in (x, 30 * other))
@@ -187,7 +189,7 @@ def test_tangents_of_relaxed_draws(kind):
             return Relaxed()(x, t)
         return RelaxedOneHotCategorical(t, logits=x, validate_args=False).rsample()
 
-    value, tangent = torch.func.jvp(draw, (x, t), (v, tv))
+    value, tangent, *_ = torch.func.jvp(draw, (x, t), (v, tv))
     weight = torch.randn_like(value)
     with forward_ad.dual_level():  # which chooses the same noise
         x, t = x.requires_grad_(), t.requires_grad_()

@@ -50,7 +50,8 @@ class OneHotCategorical(distribution.OneHotCategorical, TorchDistributionMixin):
         super().__init__(logits, probs, dtype=_dtype(dtype, probs, logits), **options)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> OneHotCategorical:
-        return super().expand(batch_shape, self._get_checked_instance(OneHotCategorical, _instance))  # pyright: ignore[reportReturnType]
+        new: Any = self._get_checked_instance(OneHotCategorical, _instance)
+        return super().expand(batch_shape, new)  # pyright: ignore[reportReturnType]
 
     @staticmethod
     def infer_shapes(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from types import SimpleNamespace
-from typing import Any
 
 import pytest
 import torch
@@ -214,72 +212,6 @@ def test_the_relaxed_gradient_of_a_kernel_says_that_it_has_no_derivative() -> No
 
 
 # Seeds ----------------------------------------------------------------------------------------------------------------
-
-
-class FakeGenerator:
-    """What rng.py asks of a generator of CUDA."""
-
-    def __init__(self, seed: int) -> None:
-        self.seed, self.offset = seed, 8
-
-    def initial_seed(self) -> int:
-        return self.seed
-
-    def get_offset(self) -> int:
-        return self.offset
-
-    def set_offset(self, offset: int) -> None:
-        self.offset = offset
-
-
-@pytest.fixture
-def fake_cuda(monkeypatch: pytest.MonkeyPatch) -> Any:
-    """Logits that say that they are on a GPU, and a stream that is captured or not."""
-    stream = SimpleNamespace(capturing=False, device=torch.device("cuda", 0))
-    monkeypatch.setattr(rng, "is_recorded", lambda tensor: False)
-    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: stream.capturing)
-    monkeypatch.setattr(rng, "seed_tensor", lambda device, generator: torch.tensor(5))
-    return stream
-
-
-def test_a_draw_on_cuda_takes_the_generators_seed_and_moves_its_offset(fake_cuda: Any) -> None:
-    generator = FakeGenerator(11)
-    assert rng.next_seed(fake_cuda, generator) == (None, 11, 8)
-    assert rng.next_seed(fake_cuda, generator) == (None, 11, 12)
-    assert generator.offset == 16
-
-
-@pytest.mark.parametrize("seed", [0, 2**31, 2**63 - 1, 2**63, 2**64 - 1])
-def test_a_seed_is_the_same_64_bits_as_a_signed_int(seed: int, fake_cuda: Any) -> None:
-    key = rng.next_seed(fake_cuda, FakeGenerator(seed)).key
-    assert -(2**63) <= key < 2**63
-    assert key % 2**64 == seed
-
-
-def test_the_default_generator_is_that_of_the_device(fake_cuda: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(torch.cuda, "default_generators", (FakeGenerator(1), FakeGenerator(2)))
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
-    assert rng.next_seed(fake_cuda, None).key == 1
-    fake_cuda.device = torch.device("cuda")
-    assert rng.next_seed(fake_cuda, None).key == 2
-    fake_cuda.device = torch.device("cuda", 1)
-    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
-    assert rng.next_seed(fake_cuda, None).key == 2
-
-
-def test_a_captured_stream_takes_its_seed_from_the_device(fake_cuda: Any) -> None:
-    fake_cuda.capturing = True
-    generator = FakeGenerator(11)
-    seed = rng.next_seed(fake_cuda, generator)
-    assert seed.tensor is not None
-    assert generator.offset == 8
-
-
-def test_a_seed_has_63_bits() -> None:
-    seeds = torch.stack([rng.seed_tensor(torch.device("cpu"), None) for _ in range(64)])
-    for bit in range(63):
-        assert 0 < ((seeds >> bit) & 1).sum() < 64
-    assert (seeds >= 0).all()
 
 
 def test_the_backward_of_a_kernel_reads_the_noise_of_its_draw(monkeypatch: pytest.MonkeyPatch) -> None:

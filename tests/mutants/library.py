@@ -42,7 +42,7 @@ MUTANTS = [
         "a temperature of 0 in a tensor",
         BAD,
     ),
-    Mutant(CHECKS, "0 < value < math.inf", "0 < value", "an infinite temperature", BAD),
+    Mutant(CHECKS, "0 < float(value) < math.inf", "0 < float(value)", "an infinite temperature", BAD),
     Mutant(CHECKS, "v.bool().sum(-1)", "v.sum(-1)", "ones counted by their sum: [1, -1, 1]", BAD_VALUE),
     Mutant(
         CHECKS,
@@ -69,7 +69,7 @@ MUTANTS = [
         "an index one beyond the last",
         BAD,
     ),
-    Mutant(CHECKS, "0 <= weight <= 1", "0 <= weight", "a share of more than 1", BAD),
+    Mutant(CHECKS, "0 <= float(weight) <= 1", "0 <= float(weight)", "a share of more than 1", BAD),
     Mutant(CHECKS, "any(n < 0 for n in size)", "any(n < -1 for n in size)", "a dimension of -1", BAD),
     Mutant(CHECKS, "len(shape) <= len(target) and all(", "all(", "a temperature of too many dimensions", BAD),
     Mutant(

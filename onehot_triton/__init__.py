@@ -1,10 +1,10 @@
 """A one-hot categorical distribution, with fused Triton kernels on a GPU and eager torch on a CPU."""
 
+from ._backends import use_backend
 from ._version import __version__
 from .distribution import OneHotCategorical
 from .grad_method import ReparamGradientStrategy
 from .masked import MaskedOneHotCategorical
-from .ops import use_backend
 from .relaxed import RelaxedOneHotCategorical
 
 __all__ = [

@@ -12,8 +12,9 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
-from . import reference
+from .blocks import by_rows
 from .grad_method import ReparamGradientStrategy
+from .tensors import compute_dtype, in_transform, is_recorded
 
 _PARAMETER_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INDEX_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -31,12 +32,7 @@ def resolve(validate_args: bool | None, param: Tensor) -> bool:
     """Whether values are to be checked. None is torch's default on the CPU, where they can be looked at, else False."""
     if validate_args is not None:
         return bool(validate_args)
-    return (
-        param.device.type == "cpu"
-        and Distribution._validate_args
-        and not reference.is_recorded(param)
-        and not reference.in_transform()
-    )
+    return param.device.type == "cpu" and Distribution._validate_args and not is_recorded(param) and not in_transform()
 
 
 def _is_true(condition: Tensor, message: str) -> bool:
@@ -77,6 +73,11 @@ def parameter(**parameters: Tensor | None) -> tuple[Tensor, str]:
     return param, name
 
 
+def _valid_rows(logits: Tensor) -> Tensor:
+    """Which rows of `logits` [..., columns] are distributions, bool [...]: amax keeps NaN."""
+    return logits.amax(-1).isfinite()
+
+
 def rows(logits: Tensor, param: Tensor, name: str, mask: Tensor | None = None) -> None:
     """Checks that every row is a distribution.
 
@@ -88,12 +89,12 @@ def rows(logits: Tensor, param: Tensor, name: str, mask: Tensor | None = None) -
     """
     if torch.compiler.is_compiling():
         message = f"{name}: expected a distribution in every row, found NaN, inf or nothing"
-        _is_true(reference.valid_rows(logits).all(), message)
+        _is_true(_valid_rows(logits).all(), message)
         return
     # One number tells of all maxima, but where it overflows.
-    if math.isfinite(logits.amax(-1).sum(dtype=reference.compute_dtype(logits.dtype)).item()):
+    if math.isfinite(logits.amax(-1).sum(dtype=compute_dtype(logits.dtype)).item()):
         return
-    bad_rows = ~reference.valid_rows(logits)
+    bad_rows = ~_valid_rows(logits)
     if not bad_rows.any():
         return
     at = _first(bad_rows)
@@ -244,7 +245,7 @@ def value_shape(value: Any, batch: torch.Size, event: torch.Size) -> None:
 def one_hot(value: Tensor, index: Tensor) -> None:
     """Checks that every row of `value`, whose maximum is at `index`, is a single 1 among zeros."""
     # In half the time of count_nonzero.
-    count = reference.by_rows(lambda v: v.bool().sum(-1), value if value.dim() > 1 else value.unsqueeze(0))
+    count = by_rows(lambda v: v.bool().sum(-1), value if value.dim() > 1 else value.unsqueeze(0))
     good = (count.view(index.shape) == 1) & (value.gather(-1, index.unsqueeze(-1)).squeeze(-1) == 1)
     if not _is_true(good.all(), "value: expected one-hot rows"):
         at = _first(~good)

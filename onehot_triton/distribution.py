@@ -11,8 +11,11 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints, kl
 from torch.distributions import OneHotCategorical as TorchOneHotCategorical
 
-from . import checks, ops, reference
+from . import _backends as backends
+from . import checks, ops, parameters
+from ._backends.interface import Sample
 from .grad_method import ReparamGradientStrategy
+from .tensors import can_look_at, compute_dtype
 
 SampleShape = int | Sequence[int] | None
 """The leading dimensions of a draw."""
@@ -89,28 +92,28 @@ class OneHotCategorical(Distribution):
         self.temperature = checks.temperature(temperature, shape[:-1], self._validate_args)
         self._compute_logits()
         if self._validate_args:
-            logits = ops.masked(self._logits, self._allowed)
+            logits = parameters.masked(self._logits, self._mask_to_apply)
             checks.rows(logits.detach(), self._param, self._name, self._mask)
 
     # The logits -------------------------------------------------------------------------------------------------------
 
     def _compute_logits(self) -> None:
-        """Sets the unnormalised logits that everything is computed from, with the mask that kernels are to apply to
+        """Sets the unnormalised logits that everything is computed from, with the mask that is still to be applied to
         them."""
-        self._logits, self._allowed = ops.logits_of(self._param, self._name == "probs", self.unimix, self._mask)
+        is_probs = self._name == "probs"
+        self._logits, self._mask_to_apply = parameters.logits_of(self._param, is_probs, self.unimix, self._mask)
         self._version = _version(self._param, self._mask)
 
     def _current_logits(self) -> Tensor:
-        """The unnormalised logits, anew where the parameter or the mask was changed in place, and where a mask was left
-        to kernels that compute no more. Every member takes them, so that two states are never mixed."""
-        changed = self._version is None or self._version != _version(self._param, self._mask)
-        if changed or (self._allowed is not None and not ops.uses_kernels(self._param.device)):
+        """The unnormalised logits, anew where the parameter or the mask was changed in place. Every member takes them,
+        so that two states are never mixed."""
+        if self._version is None or self._version != _version(self._param, self._mask):
             self._compute_logits()
         return self._logits
 
     def _masked_logits(self) -> Tensor:
         """The unnormalised logits with -inf at masked categories, for what torch computes."""
-        return ops.masked(self._current_logits(), self._allowed)
+        return parameters.masked(self._current_logits(), self._mask_to_apply)
 
     def _in_param_dtype(self, result: Tensor) -> Tensor:
         """`result` in the parameters' dtype; itself where it has it: even `to` is a call through the dispatcher."""
@@ -122,7 +125,7 @@ class OneHotCategorical(Distribution):
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        for name in ("_logits", "_allowed", "_version", "_drawn"):
+        for name in ("_logits", "_mask_to_apply", "_version", "_drawn"):
             state.pop(name, None)
         return state
 
@@ -135,7 +138,8 @@ class OneHotCategorical(Distribution):
     @property
     def logits(self) -> Tensor:
         """Normalised log-probabilities, [*batch, columns]: computed when asked for."""
-        return self._in_param_dtype(reference.log_softmax(self._masked_logits()))
+        logits = self._masked_logits()
+        return self._in_param_dtype(backends.of(logits).log_softmax(logits))
 
     @property
     def probs(self) -> Tensor:
@@ -143,7 +147,8 @@ class OneHotCategorical(Distribution):
         return self._in_param_dtype(self._probs())
 
     def _probs(self) -> Tensor:
-        return reference.softmax(self._masked_logits())
+        logits = self._masked_logits()
+        return backends.of(logits).softmax(logits)
 
     @property
     def param_shape(self) -> torch.Size:
@@ -162,33 +167,34 @@ class OneHotCategorical(Distribution):
 
     # Samples ----------------------------------------------------------------------------------------------------------
 
-    def _sample(
-        self, shape: Any, dtype: torch.dtype | None, generator: torch.Generator | None
-    ) -> tuple[Any, Tensor, Tensor | None, bool]:
+    def _sample(self, shape: Any, dtype: torch.dtype | None, generator: torch.Generator | None) -> Sample:
         logits = self._current_logits()
         checks.generator(generator, logits.device)
         draw = ops.Draw(checks.sample_shape(shape), dtype, generator)
-        one_hot, index, logsumexp, all_valid = ops.sample(logits, self._allowed, draw)
-        self._remember(one_hot, index, all_valid)
-        return one_hot, index, logsumexp, all_valid
+        drawn = ops.sample(logits, self._mask_to_apply, draw)
+        self._remember(drawn)
+        return drawn
 
-    def _rsample(self, shape: Any, generator: torch.Generator | None) -> tuple[Tensor, Tensor, Tensor | None, bool]:
+    def _rsample(self, shape: Any, generator: torch.Generator | None) -> Sample:
         logits = self._current_logits()
         checks.generator(generator, logits.device)
         draw = ops.Draw(checks.sample_shape(shape), logits.dtype, generator)
         method = self.grad_method or ReparamGradientStrategy.PassThrough
-        one_hot, index, logsumexp, all_valid = ops.rsample(logits, self._allowed, draw, method, self.temperature)
-        one_hot = self._in_param_dtype(one_hot)
-        self._remember(one_hot, index, all_valid)
-        return one_hot, index, logsumexp, all_valid
+        drawn = ops.rsample(logits, self._mask_to_apply, draw, method, self.temperature)
+        assert drawn.one_hot is not None
+        drawn = drawn._replace(one_hot=self._in_param_dtype(drawn.one_hot))
+        self._remember(drawn)
+        return drawn
 
-    def _remember(self, one_hot: Tensor | None, index: Tensor, all_valid: bool) -> None:
+    def _remember(self, drawn: Sample) -> None:
         """Keeps where the ones of a draw are: the next log_prob is most often that of the last draw."""
+        one_hot = drawn.one_hot
         # What cannot be looked at cannot be checked.
-        if one_hot is None or not reference.can_look_at(one_hot) or one_hot.is_inference():
+        if one_hot is None or not can_look_at(one_hot) or one_hot.is_inference():
             return
-        if not ops.uses_kernels(one_hot.device):
-            self._drawn = weakref.ref(one_hot), one_hot._version, index if all_valid else index.clamp(min=0)
+        if not backends.uses_kernels(one_hot.device):
+            index = drawn.index if drawn.all_valid else drawn.index.clamp(min=0)
+            self._drawn = weakref.ref(one_hot), one_hot._version, index
 
     def _drawn_index(self, value: Tensor) -> Tensor | None:
         """The index of `value`, if it is the last draw, with its ones where they were.
@@ -196,7 +202,7 @@ class OneHotCategorical(Distribution):
         It is looked at, one number a row, because a change through NumPy, `.data` or DLPack leaves no trace in the
         tensor's version.
         """
-        if self._drawn is None or not reference.can_look_at(value):
+        if self._drawn is None or not can_look_at(value):
             return None
         last, version, index = self._drawn
         draw = last()
@@ -224,7 +230,9 @@ class OneHotCategorical(Distribution):
             tensor([[1, 0],
                     [1, 0]])
         """
-        return self._sample(sample_shape, self.dtype, generator)[0]
+        one_hot = self._sample(sample_shape, self.dtype, generator).one_hot
+        assert one_hot is not None
+        return one_hot
 
     def rsample(self, sample_shape: SampleShape = (), *, generator: torch.Generator | None = None) -> Tensor:
         """One-hot draws in the parameters' dtype, exactly 0 and 1, with the gradient of `grad_method`.
@@ -238,7 +246,9 @@ class OneHotCategorical(Distribution):
             >>> logits.grad  # p (g - <p, g>)
             tensor([-0.5000,  0.5000])
         """
-        return self._rsample(sample_shape, generator)[0]
+        one_hot = self._rsample(sample_shape, generator).one_hot
+        assert one_hot is not None
+        return one_hot
 
     def sample_index(self, sample_shape: SampleShape = (), *, generator: torch.Generator | None = None) -> Tensor:
         """The draw as category indices, int64 [*sample_shape, *batch]; nothing one-hot is made.
@@ -249,7 +259,7 @@ class OneHotCategorical(Distribution):
             >>> OneHotCategorical(torch.tensor([0.0, float("-inf")])).sample_index((3,))
             tensor([0, 0, 0])
         """
-        return self._sample(sample_shape, None, generator)[1]
+        return self._sample(sample_shape, None, generator).index
 
     def sample_and_log_prob(
         self, sample_shape: SampleShape = (), *, generator: torch.Generator | None = None
@@ -260,8 +270,7 @@ class OneHotCategorical(Distribution):
             >>> OneHotCategorical(torch.tensor([0.0, float("-inf")])).sample_and_log_prob()
             (tensor([1, 0]), tensor(0.))
         """
-        one_hot, index, logsumexp, all_valid = self._sample(sample_shape, self.dtype, generator)
-        return one_hot, self._log_prob_at(index, logsumexp, all_valid)
+        return self._with_log_prob(self._sample(sample_shape, self.dtype, generator))
 
     def rsample_and_log_prob(
         self, sample_shape: SampleShape = (), *, generator: torch.Generator | None = None
@@ -272,8 +281,11 @@ class OneHotCategorical(Distribution):
             >>> OneHotCategorical(torch.tensor([0.0, float("-inf")])).rsample_and_log_prob()
             (tensor([1., 0.]), tensor(0.))
         """
-        one_hot, index, logsumexp, all_valid = self._rsample(sample_shape, generator)
-        return one_hot, self._log_prob_at(index, logsumexp, all_valid)
+        return self._with_log_prob(self._rsample(sample_shape, generator))
+
+    def _with_log_prob(self, drawn: Sample) -> tuple[Tensor, Tensor]:
+        assert drawn.one_hot is not None
+        return drawn.one_hot, self._log_prob_at(drawn.index, drawn.logsumexp, drawn.all_valid)
 
     @property
     def mode(self) -> Tensor:
@@ -284,10 +296,11 @@ class OneHotCategorical(Distribution):
             tensor([0, 1, 0])
         """
         logits = self._masked_logits().detach()
-        index = reference.argmax(logits)
+        backend = backends.of(logits)
+        index = backend.argmax(logits)
         # NaN counts as the maximum: in a row that is no distribution, it is not finite.
         valid = logits.gather(-1, index.unsqueeze(-1)).squeeze(-1).isfinite()
-        return reference.one_hot(index.masked_fill(~valid, -1), self.num_samples, self.dtype)
+        return backend.one_hot(index.masked_fill(~valid, -1), self.num_samples, self.dtype)
 
     @property
     def deterministic_sample(self) -> Tensor:
@@ -325,13 +338,13 @@ class OneHotCategorical(Distribution):
         if (drawn := self._drawn_index(value)) is not None:
             return self._log_prob_at(drawn, inside=True)
         if self._validate_args:
-            index = reference.one_hot_index(value)
+            index = backends.of(value).argmax(value)
             checks.one_hot(value, index)
             return self._log_prob_at(index, inside=True)
         lead = value.shape[:-1]
         if lead[len(lead) - len(self._batch_shape) :] != self._batch_shape:
-            return self._log_prob_at(reference.one_hot_index(value))
-        return self._log_prob_result(ops.log_prob(self._current_logits(), self._allowed, None, value=value)[0])
+            return self._log_prob_at(backends.of(value).argmax(value))
+        return self._log_prob_result(ops.log_prob(self._current_logits(), self._mask_to_apply, None, value=value))
 
     def log_prob_index(self, index: Tensor) -> Tensor:
         """The log-probability of categories given as indices, differentiable in the parameters.
@@ -356,13 +369,12 @@ class OneHotCategorical(Distribution):
     def _log_prob_at(self, index: Tensor, logsumexp: Tensor | None = None, inside: bool = False) -> Tensor:
         logits, batch = self._current_logits(), self._batch_shape
         if index.shape[max(index.dim() - len(batch), 0) :] == batch:
-            out, _ = ops.log_prob(logits, self._allowed, logsumexp, index=index, inside=inside)
+            out = ops.log_prob(logits, self._mask_to_apply, logsumexp, index=index, inside=inside)
             return self._log_prob_result(out)
         shape = torch.broadcast_shapes(index.shape, batch)
         full = shape + self._event_shape
-        logsumexp = None if logsumexp is None else logsumexp.view(batch).expand(shape).reshape(-1)
-        allowed = None if self._allowed is None else self._allowed.expand(full)
-        out, _ = ops.log_prob(logits.expand(full), allowed, logsumexp, index=index.expand(shape), inside=inside)
+        mask = None if self._mask_to_apply is None else self._mask_to_apply.expand(full)
+        out = ops.log_prob(logits.expand(full), mask, None, index=index.expand(shape), inside=inside)
         return self._log_prob_result(out)
 
     def _log_prob_result(self, log_prob: Tensor) -> Tensor:
@@ -375,7 +387,7 @@ class OneHotCategorical(Distribution):
             >>> OneHotCategorical(probs=torch.tensor([0.5, 0.5, 0.0])).entropy()
             tensor(0.6931)
         """
-        return ops.entropy(self._current_logits(), self._allowed)[0]
+        return ops.entropy(self._current_logits(), self._mask_to_apply)
 
     @property
     def mean(self) -> Tensor:
@@ -395,7 +407,7 @@ class OneHotCategorical(Distribution):
         new: Any = self._get_checked_instance(OneHotCategorical, _instance)
         batch = torch.Size(batch_shape)
         logits = self._current_logits()
-        for name in ("_mask", "_allowed"):
+        for name in ("_mask", "_mask_to_apply"):
             tensor = getattr(self, name)
             setattr(new, name, None if tensor is None else tensor.expand(batch + self._event_shape))
         for name in ("_name", "grad_method", "temperature", "unimix", "dtype"):
@@ -439,10 +451,11 @@ def _version(param: Tensor, mask: Tensor | None) -> int | None:
 def _log_probs(dist: OneHotCategorical | TorchOneHotCategorical) -> Tensor:
     """Normalised log-probabilities in float32 at least, with -inf where the probability is 0."""
     if isinstance(dist, OneHotCategorical):
-        return reference.log_softmax(dist._masked_logits())
+        logits = dist._masked_logits()
+        return backends.of(logits).log_softmax(logits)
     # torch clamps the logarithm of a probability.
     logits = torch.where(dist.probs == 0, -torch.inf, dist.logits)
-    return logits.to(reference.compute_dtype(logits.dtype))
+    return logits.to(compute_dtype(logits.dtype))
 
 
 @kl.register_kl(OneHotCategorical, OneHotCategorical)

@@ -13,7 +13,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .reference import compute_dtype, seeded_exponential
+from .rng import seeded_exponential
+from .tensors import compute_dtype
 
 operators = torch.ops.onehot_triton
 _library = torch.library.Library("onehot_triton", "DEF")

@@ -1,164 +1,65 @@
-"""One function per operation: its autograd, and the only choice of Triton or eager.
+"""Autograd, one Function an operation: forward, what is kept, backward. All arithmetic is the backend's.
 
-The functions take `logits` [*batch, columns], unnormalised, and reshape to the rows that both backends take: the
-operators of `library.py`, and their eager twins in `reference.py`. `allowed`, bool of the same shape, is a category
-mask that the kernels are to apply; where eager torch computes, it is None and the logits are masked already, see
-`logits_of`.
+The functions take `logits` [*batch, columns], unnormalised, a `mask` of their shape or None, and give the rows that a
+backend takes (`backends/interface.py`).
 """
 
 from __future__ import annotations
 
-import importlib.util
-import itertools
 import math
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from . import reference, rng
+from . import _backends as backends
+from ._backends.interface import Backend, Sample
 from .grad_method import ReparamGradientStrategy
-from .library import operators as _kernels
-
-# The choice of backend ------------------------------------------------------------------------------------------------
-
-_BACKENDS = ("auto", "triton", "eager")
-# A plain global, which torch.compile can read and guards on.
-_backend = "auto"
-_TRITON_IS_THERE = importlib.util.find_spec("triton") is not None
+from .rng import Seed
+from .tensors import compute_dtype, in_transform, is_differentiated
 
 
-@contextmanager
-def use_backend(name: str) -> Iterator[None]:
-    """Chooses what computes, within a `with` block and for the whole process: for tests, comparison and debugging.
-
-    Args:
-        name: "auto", the default: kernels for CUDA, ROCm and XPU tensors where Triton is there, eager torch for all
-            others. "triton": kernels, or an error that says why not. "eager": torch operations everywhere.
-
-    Raises:
-        ValueError: `name` is none of these.
-
-    Example:
-        >>> import torch
-        >>> from onehot_triton import OneHotCategorical, use_backend
-        >>> with use_backend("eager"):
-        ...     OneHotCategorical(torch.zeros(3)).entropy()
-        tensor(1.0986)
-    """
-    if name not in _BACKENDS:
-        raise ValueError(f"name: expected one of {', '.join(map(repr, _BACKENDS))}, found {name!r}")
-    global _backend
-    before, _backend = _backend, name
-    try:
-        yield
-    finally:
-        _backend = before
-
-
-def uses_kernels(device: torch.device) -> bool:
-    """Whether the kernels compute for tensors on `device`; raises RuntimeError where they must and cannot."""
-    if _backend == "eager":
-        return False
-    if device.type in ("cuda", "xpu") and _TRITON_IS_THERE:
-        return True
-    if _backend == "auto":
-        return False
-    if not _TRITON_IS_THERE:
-        raise RuntimeError('use_backend("triton"): Triton is not installed')
-    if device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
-        return True
-    hint = "; TRITON_INTERPRET=1, set before the start, interprets them there" if device.type == "cpu" else ""
-    raise RuntimeError(f'use_backend("triton"): the kernels do not run on {device.type} tensors{hint}')
-
-
-def _apply(function: type[Function], *args: Any) -> Any:
+def apply(function: type[Function], *args: Any) -> Any:
     """function.apply(*args), or its forward alone where no gradient is asked for: recording costs more than the work
     of a small batch."""
     # A tensor under vmap does not tell whether a transform outside of it wants a gradient.
-    if reference.in_transform() or torch.compiler.is_compiling():
+    if in_transform() or torch.compiler.is_compiling():
         return function.apply(*args)
     if torch.is_grad_enabled() and any(isinstance(arg, Tensor) and arg.requires_grad for arg in args):
-        # Function.apply itself first binds the arguments to the signature of `forward`, 13 us, to find defaults.
+        # Function.apply itself first binds the arguments to the signature of `forward`, 13 us, to find defaults
+        # (https://github.com/pytorch/pytorch/issues/189573).
         return super(Function, function).apply(*args)  # pyright: ignore
     return function.forward(*args)  # pyright: ignore
 
 
-def _records_forward(logits: Tensor) -> bool:
-    """Whether autograd is to record the eager forward itself."""
-    return reference.is_differentiated(logits) and (reference.is_small(logits) or reference.loses_functions())
+def _keep(ctx: Any, saved: tuple[Tensor | None, ...], by_products: tuple[Tensor | None, ...]) -> None:
+    """Saves tensors for the backward; no gradient comes in for by-products, not even one of zeros."""
+    ctx.mark_non_differentiable(*(t for t in by_products if t is not None))
+    ctx.set_materialize_grads(False)
+    ctx.save_for_backward(*saved)
 
 
-def _differentiable_by_kernels(logits: Tensor) -> bool:
-    """Whether kernels compute what has a gradient: where a Function would be lost, torch's operations do."""
-    return uses_kernels(logits.device) and not (reference.is_differentiated(logits) and reference.loses_functions())
+def _of_backward(backend: Backend) -> Backend:
+    """What computes a gradient: under create_graph, and in a transform, one that can be differentiated again."""
+    return backends.differentiable(backend) if torch.is_grad_enabled() else backend
 
 
-# Parameters -----------------------------------------------------------------------------------------------------------
+def _shaped(tensor: Tensor, *shape: int) -> Tensor:
+    """`tensor` in that shape; itself where it has it, since even a view is a call through the dispatcher."""
+    return tensor if tensor.shape == shape else tensor.reshape(shape)
 
 
-class _Log(Function):
-    """log w, with gradient 0 where w is 0: that category is switched off, as one with logit -inf is."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(weights):
-        return weights.log()
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        ctx.save_for_backward(*inputs)
-
-    @staticmethod
-    def backward(ctx, grad):
-        (weights,) = ctx.saved_tensors
-        return grad / torch.where(weights == 0, torch.inf, weights)
+def _rows(tensor: Tensor) -> Tensor:
+    """[*batch, columns] -> [rows, columns]."""
+    return tensor if tensor.dim() == 2 else tensor.reshape(math.prod(tensor.shape[:-1]), tensor.shape[-1])
 
 
-def _log(weights: Tensor) -> Tensor:
-    if not reference.loses_functions():
-        return _apply(_Log, weights)
-    off = weights == 0
-    return weights.masked_fill(off, 1.0).log().masked_fill(off, -torch.inf)
+def _mask_rows(mask: Tensor | None) -> Tensor | None:
+    return None if mask is None else _rows(mask)
 
 
-def masked(logits: Tensor, allowed: Tensor | None) -> Tensor:
-    """`logits` with -inf where `allowed`, if there is such a mask, is False; without gradient there."""
-    return logits if allowed is None else torch.where(allowed, logits, -torch.inf)
-
-
-def logits_of(param: Tensor, is_probs: bool, unimix: float, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    """Unnormalised logits of softmax(param), or of param / sum(param), mixed with `unimix` of the uniform distribution.
-
-    Args:
-        param: [*batch, columns].
-        is_probs: whether it is probabilities.
-        unimix: the weight of the uniform distribution, over the categories that `mask` allows.
-        mask: bool of param's shape; what is False is switched off, whatever the parameter is there.
-
-    Returns:
-        logits: the parameter itself where it is logits and nothing is to be done; else a new tensor, in float32 at
-            least, because half precision has too few digits for the logarithm of a small probability.
-        allowed: the mask where it is left to the kernels, which read it beside the logits; None where `logits` has it.
-    """
-    if not is_probs and unimix == 0:
-        return (param, mask) if mask is None or uses_kernels(param.device) else (masked(param, mask), None)
-    param = param.to(reference.compute_dtype(param.dtype))
-    param = param if mask is None else torch.where(mask, param, 0.0 if is_probs else -torch.inf)
-    logits = _log(param) if is_probs else param
-    if unimix == 0:
-        return logits, None
-    # 0 / 0 where nothing is allowed: no distribution.
-    uniform = 1 / logits.shape[-1] if mask is None else mask.to(logits.dtype) / mask.sum(-1, keepdim=True)
-    return _log(reference.softmax(logits) * (1 - unimix) + unimix * uniform), None
-
-
-# Sampling -------------------------------------------------------------------------------------------------------------
+# Samples --------------------------------------------------------------------------------------------------------------
 
 
 class Draw(NamedTuple):
@@ -175,105 +76,29 @@ class Draw(NamedTuple):
     generator: torch.Generator | None = None
 
 
-def _shaped(tensor: Tensor, *shape: int) -> Tensor:
-    """`tensor` in that shape; itself where it has it, since even a view is a call through the dispatcher."""
-    return tensor if tensor.shape == shape else tensor.reshape(shape)
+def _in_shape(drawn: Sample, draw: Draw, logits: Tensor) -> Sample:
+    """A backend's rows in the shapes that a user asked for."""
+    shape = (*draw.sample_shape, *logits.shape[:-1])
+    one_hot = None if drawn.one_hot is None else _shaped(drawn.one_hot, *shape, logits.shape[-1])
+    return Sample(one_hot, _shaped(drawn.index, *shape), drawn.logsumexp, drawn.all_valid, drawn.seed)
 
 
-def _rows(tensor: Tensor) -> Tensor:
-    """[*batch, columns] -> [rows, columns]."""
-    return tensor if tensor.dim() == 2 else tensor.reshape(math.prod(tensor.shape[:-1]), tensor.shape[-1])
-
-
-def _rows_of(allowed: Tensor | None) -> Tensor | None:
-    return None if allowed is None else _rows(allowed)
-
-
-def _draw(
-    logits: Tensor,
-    allowed: Tensor | None,
-    seed: rng.Seed | None,
-    draw: Draw,
-    noise: reference.Noise | None = None,
-) -> tuple[Tensor | None, Tensor, Tensor | None, bool]:
-    """The draw itself, and whether every row was found to be a distribution: by the kernel where `seed` is given, by
-    the twin, with `noise` or the generator's, where not."""
-    batch, columns = logits.shape[:-1], logits.shape[-1]
-    shape = (*draw.sample_shape, *batch)
-    x, draws = _rows(logits), math.prod(draw.sample_shape)
-    if seed is not None:
-        one_hot, index, logsumexp = _kernels.sample(x, draws, draw.dtype, *seed, 0, _rows_of(allowed))
-        one_hot = None if draw.dtype is None else _shaped(one_hot, *shape, columns)
-        return one_hot, _shaped(index, *shape), logsumexp, False
-    choose = reference.race(noise) if noise else reference.choice(columns, x.device, draw.generator)
-    group = reference.group_length(columns)
-    # One search in place of two stages where calls are what costs, or second stages would look at more than a row has.
-    if not noise and x.is_cpu and (reference.is_small(x) or draws * group >= columns):
-        group = columns
-    index, logsumexp, all_valid = reference.sample_index(x, draws, choose, group)
-    index = _shaped(index, *shape)
-    one_hot = None if draw.dtype is None else reference.one_hot(index, columns, draw.dtype, all_valid)
-    return one_hot, index, logsumexp, all_valid
-
-
-def sample(logits: Tensor, allowed: Tensor | None, draw: Draw) -> tuple[Tensor | None, Tensor, Tensor | None, bool]:
+def sample(logits: Tensor, mask: Tensor | None, draw: Draw) -> Sample:
     """Draws from softmax(logits), without a gradient.
 
     Args:
         logits: [*batch, columns].
-        allowed: the kernels' category mask.
+        mask: of the logits' shape, or None.
         draw: what is wanted.
 
     Returns:
-        one_hot: [*sample_shape, *batch, columns], or None. A row that is no distribution is all zero.
-        index: int64 [*sample_shape, *batch]; -1 for such a row.
-        logsumexp: [rows] in the compute dtype, NaN for such a row; None where it is no by-product. It stays inside of
-            the library, so nobody gives it the batch's shape, which is an operator more.
-        all_valid: True where every row was found to be a distribution.
+        one_hot [*sample_shape, *batch, columns] and index [*sample_shape, *batch]; the logsumexp stays inside of the
+        library, so nobody gives it the batch's shape, which is an operator more.
     """
-    seed = rng.next_seed(logits, draw.generator) if uses_kernels(logits.device) else None
-    return _draw(logits.detach() if logits.requires_grad else logits, allowed, seed, draw)
-
-
-def _noise_of(seed: Tensor) -> reference.Noise:
-    """The twin's noise as a function of a seed on the device, one number further for each request."""
-    requests = itertools.count(1)
-    return lambda shape, winner: _kernels.seeded_exponential(seed + next(requests), shape)
-
-
-_BATCHED = torch._C.DispatchKeySet(torch._C._parse_dispatch_key("VmapMode"))  # pyright: ignore[reportArgumentType]
-
-
-def _noise_again(seed: Tensor) -> reference.Noise:
-    """The twin's noise of a backward, the same at each pass; a compiler and a transform see an operator."""
-    if reference.can_look_at(seed):
-        noise = reference.noise_from(seed.device, torch.Generator(seed.device).manual_seed(int(seed.item())))
-
-        def of_seed(shape: tuple[int, ...], winner: Tensor | None) -> Tensor:
-            # A batch of gradients (is_grads_batched) refuses random operators; what the seed alone decides is not one.
-            with torch._C._ExcludeDispatchKeyGuard(_BATCHED):
-                return noise(shape, winner)
-
-        return of_seed
-    return lambda shape, winner: _kernels.seeded_exponential(seed, shape)
-
-
-class _NoSecondDerivative(Function):
-    """A gradient that a kernel computed, of `sources`: in a graph it can be used, but not differentiated."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(gradient, *sources):
-        return gradient.clone()
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        pass
-
-    @staticmethod
-    def backward(ctx, *_):
-        raise RuntimeError("rsample: the RelaxedOneHot gradient of a kernel has no second derivative")
+    backend = backends.of(logits)
+    x, draws = _rows(logits.detach() if logits.requires_grad else logits), math.prod(draw.sample_shape)
+    seed = backend.new_seed(x, draw.generator)
+    return _in_shape(backend.sample(x, _mask_rows(mask), draws, draw.dtype, seed, False), draw, logits)
 
 
 class _StraightThrough(Function):
@@ -282,126 +107,72 @@ class _StraightThrough(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(logits, allowed, temperature, seed_tensor, key, offset, kernels, draw):
-        if kernels:
-            return *_draw(logits, allowed, rng.Seed(seed_tensor, key, offset), draw)[:3], None
-        if temperature is None:
-            return *_draw(logits, None, None, draw)[:3], None
-        if torch.compiler.is_compiling():
-            # A compiler would leave a seed that no output needs to the backward, which would draw anew at each pass.
-            seed_tensor = rng.seed_tensor(logits.device, draw.generator)
-            return *_draw(logits, None, None, draw, _noise_of(seed_tensor))[:3], seed_tensor
-        # The seed of the backward's noise comes after the draw, which is therefore the draw of `sample`.
-        return *_draw(logits, None, None, draw)[:3], rng.seed_tensor(logits.device, draw.generator)
+    def forward(logits, mask, temperature, seed_tensor, key, offset, backend, draw):
+        seed = Seed(seed_tensor, key, offset, draw.generator)
+        args = math.prod(draw.sample_shape), draw.dtype, seed, temperature is not None
+        drawn = _in_shape(backend.sample(_rows(logits), _mask_rows(mask), *args), draw, logits)
+        return drawn.one_hot, drawn.index, drawn.logsumexp, drawn.seed
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        logits, allowed, temperature, seed_tensor, ctx.key, ctx.offset, ctx.kernels, _ = inputs
-        _, *by_products, backward_seed = output
-        ctx.mark_non_differentiable(*(t for t in (*by_products, backward_seed) if t is not None))
-        ctx.set_materialize_grads(False)
-        seed_tensor = seed_tensor if backward_seed is None else backward_seed
-        ctx.save_for_backward(logits, allowed, temperature, seed_tensor, *by_products)
+        logits, mask, temperature, seed_tensor, ctx.key, ctx.offset, ctx.backend, _ = inputs
+        _, index, logsumexp, seed_again = output
+        seed_tensor = seed_tensor if seed_again is None else seed_again
+        _keep(ctx, (logits, mask, temperature, seed_tensor, index, logsumexp), (index, logsumexp, seed_again))
 
     @staticmethod
     def backward(ctx, grad, *_):
-        if grad is None:
-            return (None,) * 8
-        logits, allowed, temperature, seed_tensor, index, logsumexp = ctx.saved_tensors
-        dt = None
-        x, allowed = _rows(logits), _rows_of(allowed)
-        rows, columns = x.shape
-        draws = math.prod(index.shape[: index.dim() - logits.dim() + 1])
-        grad = _shaped(grad, draws, rows, columns)
-        if temperature is None:
-            grad = grad[0] if draws == 1 else grad.sum(0)
-            # Under create_graph, the gradient is computed in differentiable torch operations.
-            if ctx.kernels and not torch.is_grad_enabled():
-                out = _kernels.softmax_grad(x, logsumexp, grad, allowed)
+        logits, mask, temperature, seed_tensor, index, logsumexp = ctx.saved_tensors
+        dx = dt = None
+        if grad is not None:
+            x, mask = _rows(logits), _mask_rows(mask)
+            draws = math.prod(index.shape[: index.dim() - logits.dim() + 1])
+            grad = _shaped(grad, draws, *x.shape)
+            if temperature is None:
+                grad = grad[0] if draws == 1 else grad.sum(0)
+                dx = _of_backward(ctx.backend).softmax_grad(x, grad, mask, logsumexp)
             else:
-                out = reference.softmax_grad(masked(x, allowed), grad)
-        elif ctx.kernels:
-            if ctx.needs_input_grad[2]:
-                raise RuntimeError(
-                    "rsample: kernels have no gradient of a temperature inside of a torch.func transform; "
-                    'use_backend("eager") has'
-                )
-            index = _shaped(index, draws, rows)
-            with torch.no_grad():
-                noise = (seed_tensor, ctx.key, ctx.offset, 0)
-                out = _kernels.relaxed_grad(x, logsumexp, index, grad, temperature, *noise, allowed)
-            if torch.is_grad_enabled():
-                out = _NoSecondDerivative.apply(out, x, grad)
-        else:
-            noise = _noise_again(seed_tensor)
-
-            def block(g: Tensor, x: Tensor, k: Tensor, t: Tensor) -> Tensor:
-                e = noise((draws, x.shape[0], columns + 1), None)
-                noises = e[..., :-1], e[..., -1]
-                return reference.relaxed_grad(x, k.t(), g.transpose(0, 1), t, *noises, ctx.needs_input_grad[2])
-
-            index = _shaped(index, draws, rows)
-            out = reference.by_rows(block, grad.transpose(0, 1), x, index.t(), temperature, scratch=4)
-            if ctx.needs_input_grad[2]:
-                out, dt = out[:, :-1].to(logits.dtype), out[:, -1]
-        return _shaped(out, *logits.shape), None, dt, *(None,) * 5
+                index, seed = _shaped(index, draws, x.shape[0]), Seed(seed_tensor, ctx.key, ctx.offset)
+                with_dt = ctx.needs_input_grad[2]
+                dx, dt = ctx.backend.relaxed_grad(x, index, grad, temperature, seed, mask, logsumexp, with_dt)
+            dx = _shaped(dx, *logits.shape)
+        return dx, None, dt, None, None, None, None, None
 
 
 def rsample(
     logits: Tensor,
-    allowed: Tensor | None,
+    mask: Tensor | None,
     draw: Draw,
     method: ReparamGradientStrategy,
     temperature: Tensor | float,
-) -> tuple[Tensor, Tensor, Tensor | None, bool]:
+) -> Sample:
     """`sample` in the logits' dtype, with the gradient of `method` in the logits.
 
     Args:
         logits: [*batch, columns].
-        allowed: the kernels' category mask.
+        mask: of the logits' shape, or None.
         draw: what is wanted; its dtype is the logits'.
         method: the gradient.
-        temperature: of RelaxedOneHot; a tensor broadcasts to the batch. Where it has a gradient, torch operations
-            compute that on every device.
+        temperature: of RelaxedOneHot; a tensor broadcasts to the batch, and has a gradient.
     """
     relaxed = method is ReparamGradientStrategy.RelaxedOneHot
-    learned = relaxed and isinstance(temperature, Tensor) and reference.is_differentiated(temperature)
-    if not (learned or reference.is_differentiated(logits)):
-        one_hot, index, logsumexp, all_valid = sample(logits, allowed, draw)
-        assert one_hot is not None
-        return one_hot, index, logsumexp, all_valid
-    kernels = _differentiable_by_kernels(logits) and not (learned and not reference.in_transform())
-    if not kernels and allowed is not None:
-        logits, allowed = masked(logits, allowed), None
-    plain = reference.loses_functions()
-    if not kernels and (plain or (not relaxed and reference.is_small(logits))):
-        one_hot, index, logsumexp, all_valid = _draw(logits.detach(), None, None, draw)
-        assert one_hot is not None
-        if relaxed:
-            probs = _relaxed_given(logits, index, _row_temperature(temperature, logits), draw).to(logits.dtype)
-        else:
-            probs = reference.nearly_softmax(logits).to(logits.dtype)
-        smooth = probs - probs.detach()
-        # p - p is 0 exactly, but NaN in a row that is no distribution.
-        return one_hot + (smooth if all_valid else smooth.nan_to_num(0.0)), index, logsumexp, all_valid
-    seed = rng.next_seed(logits, draw.generator) if kernels else rng.Seed(None, 0, 0)
-    at = _row_temperature(temperature, logits) if relaxed else None
-    one_hot, index, logsumexp, _ = _apply(_StraightThrough, logits, allowed, at, *seed, kernels, draw)
-    return one_hot, index, logsumexp, False
-
-
-def _relaxed_given(logits: Tensor, index: Tensor, temperature: Tensor, draw: Draw) -> Tensor:
-    """The relaxed sample whose arg-max is `index`, [*sample_shape, *batch, columns], in differentiable operations."""
-    x, columns = _rows(logits), logits.shape[-1]
-    shape = math.prod(draw.sample_shape), x.shape[0]
-    e = reference.exponential((*shape, columns + 1), x.device, draw.generator)
-    y = reference.relaxed_given(x, _shaped(index, *shape), temperature, e[..., :-1], e[..., -1])
-    return _shaped(y, *index.shape, columns)
+    learned = relaxed and isinstance(temperature, Tensor) and is_differentiated(temperature)
+    if not (learned or is_differentiated(logits)):
+        return sample(logits, mask, draw)
+    backend = backends.of(logits)
+    t = _row_temperature(temperature, logits) if relaxed else None
+    seed = backend.new_seed(logits, draw.generator)
+    if backend.records(logits, relaxed):
+        x, draws = _rows(logits), math.prod(draw.sample_shape)
+        return _in_shape(backend.straight_through(x, _mask_rows(mask), draws, draw.dtype, seed, t), draw, logits)
+    args = seed.tensor, seed.key, seed.offset, backend, draw
+    one_hot, index, logsumexp, _ = apply(_StraightThrough, logits, mask, t, *args)
+    return Sample(one_hot, index, logsumexp, False, None)
 
 
 def _row_temperature(temperature: Tensor | float, logits: Tensor) -> Tensor:
     """The temperature of each row, [rows], in the compute dtype."""
-    dtype = reference.compute_dtype(logits.dtype)
+    dtype = compute_dtype(logits.dtype)
     if not isinstance(temperature, Tensor):
         temperature = torch.full((), temperature, dtype=dtype, device=logits.device)
     if temperature.numel() == 1:
@@ -421,12 +192,9 @@ class _Relaxed(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(logits, temperature, seed_tensor, key, offset, kernels, draw):
-        x, draws = _rows(logits), math.prod(draw.sample_shape)
-        if kernels:
-            out = _kernels.relaxed(x, temperature, draws, seed_tensor, key, offset, 0)
-        else:
-            out = reference.relaxed(x, temperature, draws, reference.noise_from(x.device, draw.generator))
+    def forward(logits, temperature, seed_tensor, key, offset, backend, draw):
+        seed = Seed(seed_tensor, key, offset, draw.generator)
+        out = backend.relaxed(_rows(logits), temperature, math.prod(draw.sample_shape), seed)
         return _shaped(out, *draw.sample_shape, *logits.shape)
 
     @staticmethod
@@ -438,43 +206,34 @@ class _Relaxed(Function):
     @staticmethod
     def backward(ctx, grad):
         temperature, y = ctx.saved_tensors
-        columns = y.shape[-1]
-        rows = math.prod(ctx.batch)
+        rows, columns = math.prod(ctx.batch), y.shape[-1]
         draws = math.prod(y.shape[: y.dim() - 1 - len(ctx.batch)])
         dtype = temperature.dtype
-        probs = _shaped(y, draws, rows, columns).to(dtype)
-        dz = reference.softmax_backward(probs, _shaped(grad, draws, rows, columns).to(dtype))
+        probs, grad = (_shaped(tensor, draws, rows, columns).to(dtype) for tensor in (y, grad))
+        dz = torch.ops.aten._softmax_backward_data(grad, probs, -1, dtype)
         dx = dt = None
         if ctx.needs_input_grad[0]:
             dx = (dz.sum(0) / temperature.unsqueeze(-1)).to(y.dtype).view(*ctx.batch, columns)
         if ctx.needs_input_grad[1]:
             log_y = probs.clamp(min=torch.finfo(dtype).tiny).log()
             dt = -(dz * log_y).sum((0, 2)) / temperature
-        return dx, dt, *(None,) * 5
+        return dx, dt, None, None, None, None, None
 
 
-def relaxed_sample(
-    logits: Tensor, temperature: Tensor, sample_shape: torch.Size, generator: torch.Generator | None = None
-) -> Tensor:
+def relaxed_sample(logits: Tensor, temperature: Tensor, draw: Draw) -> Tensor:
     """A point of the simplex, softmax((logits + Gumbel) / temperature), in the logits' dtype.
 
     Args:
         logits: [*batch, columns].
         temperature: broadcasts to the batch.
-        sample_shape: leading dimensions of the draw.
-        generator: None for the default one of the device.
+        draw: what is wanted, but for a dtype.
 
     Returns:
         [*sample_shape, *batch, columns], with gradients in the logits and the temperature.
     """
-    draw = Draw(sample_shape, None, generator)
-    if reference.loses_functions():
-        noise = reference.noise_from(logits.device, generator)
-        y = reference.relaxed(_rows(logits), _row_temperature(temperature, logits), math.prod(sample_shape), noise)
-        return _shaped(y, *sample_shape, *logits.shape)
-    kernels = uses_kernels(logits.device)
-    seed = rng.next_seed(logits, generator) if kernels else rng.Seed(None, 0, 0)
-    return _apply(_Relaxed, logits, _row_temperature(temperature, logits), *seed, kernels, draw)
+    backend = backends.of(logits)
+    args = _row_temperature(temperature, logits), *backend.new_seed(logits, draw.generator)[:3], backend, draw
+    return _Relaxed.forward(logits, *args) if backend.records(logits, True) else apply(_Relaxed, logits, *args)
 
 
 # Densities ------------------------------------------------------------------------------------------------------------
@@ -486,123 +245,100 @@ class _LogProb(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(logits, allowed, logsumexp, value, index, inside, kernels):
-        x, allowed = _rows(logits), _rows_of(allowed)
-        rows, columns = x.shape
-        batch = logits.shape[:-1]
-        lead = value.shape[: value.dim() - logits.dim()] if index is None else index.shape[: index.dim() - len(batch)]
-        draws = math.prod(lead)
+    def forward(logits, mask, logsumexp, value, index, inside, backend):
+        x, mask, batch = _rows(logits), _mask_rows(mask), logits.shape[:-1]
         # What was given is not returned: an argument returned as it is could not be saved for the backward.
-        new_index = new_logsumexp = None
-        known = logsumexp
-        if index is None and kernels:
-            out, new_index, new = _kernels.log_prob(x, known, _shaped(value, draws, rows, columns), allowed)
-            new_logsumexp = new if known is None else None
+        new_index = None
+        if index is None:
+            lead = value.shape[: value.dim() - logits.dim()]
+            value = _shaped(value, math.prod(lead), *x.shape)
+            out, new_index, new_logsumexp = backend.log_prob(x, value, mask, logsumexp)
         else:
-            if known is None and (kernels or not (reference.is_short(x) or reference.is_differentiated(x))):
-                known = new_logsumexp = _kernels.logsumexp(x, allowed) if kernels else reference.logsumexp(x)
-            if index is None:
-                at = new_index = reference.one_hot_index(value)
-            else:
-                at = index
-            at = _shaped(at, draws, rows)
-            if kernels:
-                out = _kernels.log_prob_index(x, known, at, allowed)
-            else:
-                out = reference.log_prob(x, at, known, inside=inside or index is None)
+            lead = index.shape[: index.dim() - len(batch)]
+            index = _shaped(index, math.prod(lead), x.shape[0])
+            out, new_logsumexp = backend.log_prob_index(x, index, mask, logsumexp, inside)
         return _shaped(out, *lead, *batch), new_index, new_logsumexp
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        logits, allowed, logsumexp, _, index, _, ctx.kernels = inputs
+        logits, mask, logsumexp, _, index, _, ctx.backend = inputs
         _, new_index, new_logsumexp = output
-        ctx.mark_non_differentiable(*(new for new in (new_index, new_logsumexp) if new is not None))
-        ctx.set_materialize_grads(False)
         index = index if new_index is None else new_index
-        ctx.save_for_backward(logits, allowed, index, logsumexp if new_logsumexp is None else new_logsumexp)
+        logsumexp = logsumexp if new_logsumexp is None else new_logsumexp
+        _keep(ctx, (logits, mask, index, logsumexp), (new_index, new_logsumexp))
 
     @staticmethod
     def backward(ctx, grad, *_):
-        if grad is None:
-            return (None,) * 7
-        logits, allowed, index, logsumexp = ctx.saved_tensors
-        x, allowed = _rows(logits), _rows_of(allowed)
-        rows = x.shape[0]
-        draws = index.numel() // max(rows, 1)
-        index, grad = _shaped(index, draws, rows), _shaped(grad, draws, rows)
-        if ctx.kernels and not torch.is_grad_enabled():
-            out = _kernels.log_prob_grad(x, logsumexp, index, grad, allowed)
-        else:
-            out = reference.log_prob_grad(masked(x, allowed), index, grad)
-            out = out if allowed is None else torch.where(allowed, out, 0.0)
-        return _shaped(out, *logits.shape), *(None,) * 6
+        logits, mask, index, logsumexp = ctx.saved_tensors
+        dx = None
+        if grad is not None:
+            x, rows = _rows(logits), math.prod(logits.shape[:-1])
+            draws = index.numel() // max(rows, 1)
+            index, grad = _shaped(index, draws, rows), _shaped(grad, draws, rows)
+            dx = _of_backward(ctx.backend).log_prob_grad(x, index, grad, _mask_rows(mask), logsumexp)
+            dx = _shaped(dx, *logits.shape)
+        return dx, None, None, None, None, None, None
 
 
 def log_prob(
     logits: Tensor,
-    allowed: Tensor | None,
+    mask: Tensor | None,
     logsumexp: Tensor | None,
     value: Tensor | None = None,
     index: Tensor | None = None,
     inside: bool = False,
-) -> tuple[Tensor, Tensor | None]:
+) -> Tensor:
     """log softmax(logits) at the one-hot `value` or at `index`, differentiable in the logits.
 
     Args:
         logits: [*batch, columns].
-        allowed: the kernels' category mask.
-        logsumexp: [rows], where the caller has it.
+        mask: of the logits' shape, or None.
+        logsumexp: [2, rows], where the caller has it.
         value: [*draws, *batch, columns] of any float, integer or bool dtype; its first maximum counts.
         index: int64 [*draws, *batch], in place of `value`. Outside 0 .. columns - 1 the result is NaN.
         inside: True where every index is known to be inside.
 
     Returns:
-        log_prob: [*draws, *batch] in the compute dtype.
-        logsumexp: [rows] in the compute dtype, without gradient; None where it was neither given nor computed.
+        [*draws, *batch] in the compute dtype.
     """
     value = value.detach() if value is not None and value.requires_grad else value
-    if not (kernels := _differentiable_by_kernels(logits)) and _records_forward(logits):
-        return _LogProb.forward(masked(logits, allowed), None, None, value, index, inside, False)[0], logsumexp
-    out, _, new = _apply(_LogProb, logits, allowed, logsumexp, value, index, inside, kernels)
-    return out, new if logsumexp is None else logsumexp
+    backend = backends.of(logits)
+    if backend.records(logits):
+        return _LogProb.forward(logits, mask, None, value, index, inside, backend)[0]
+    return apply(_LogProb, logits, mask, logsumexp, value, index, inside, backend)[0]
 
 
 class _Entropy(Function):
+    """-sum p log p."""
+
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(logits, allowed, kernels):
-        x = _rows(logits)
-        out, logsumexp = _kernels.entropy(x, _rows_of(allowed)) if kernels else reference.entropy(x)
+    def forward(logits, mask, backend):
+        out, logsumexp = backend.entropy(_rows(logits), _mask_rows(mask))
         return _shaped(out, *logits.shape[:-1]), logsumexp
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        logits, allowed, ctx.kernels = inputs
+        logits, mask, ctx.backend = inputs
         entropy, logsumexp = output
-        if logsumexp is not None:
-            ctx.mark_non_differentiable(logsumexp)
-        ctx.set_materialize_grads(False)
-        ctx.save_for_backward(logits, allowed, entropy, logsumexp)
+        _keep(ctx, (logits, mask, entropy, logsumexp), (logsumexp,))
 
     @staticmethod
     def backward(ctx, grad, *_):
-        if grad is None:
-            return (None,) * 3
-        logits, allowed, entropy, logsumexp = ctx.saved_tensors
-        x, allowed = _rows(logits), _rows_of(allowed)
-        rows = x.shape[0]
-        grad = _shaped(grad, rows)
-        if ctx.kernels and not torch.is_grad_enabled():
-            out = _kernels.entropy_grad(x, logsumexp, _shaped(entropy, rows), grad, allowed)
-        else:
-            out = reference.entropy_grad(masked(x, allowed), grad)
-        return _shaped(out, *logits.shape), None, None
+        logits, mask, entropy, logsumexp = ctx.saved_tensors
+        dx = None
+        if grad is not None:
+            x, rows = _rows(logits), math.prod(logits.shape[:-1])
+            entropy, grad = _shaped(entropy, rows), _shaped(grad, rows)
+            dx = _of_backward(ctx.backend).entropy_grad(x, grad, _mask_rows(mask), logsumexp, entropy)
+            dx = _shaped(dx, *logits.shape)
+        return dx, None, None
 
 
-def entropy(logits: Tensor, allowed: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """The entropy of softmax(logits), differentiable in the logits, and its logsumexp [rows], without gradient, or None
-    where it was not computed: both in the compute dtype."""
-    if not (kernels := _differentiable_by_kernels(logits)) and _records_forward(logits):
-        return _Entropy.forward(masked(logits, allowed), None, False)
-    return _apply(_Entropy, logits, allowed, kernels)
+def entropy(logits: Tensor, mask: Tensor | None) -> Tensor:
+    """-sum p log p of softmax(logits), [*batch] in the compute dtype, differentiable in the logits."""
+    backend = backends.of(logits)
+    if backend.records(logits):
+        return _Entropy.forward(logits, mask, backend)[0]
+    return apply(_Entropy, logits, mask, backend)[0]

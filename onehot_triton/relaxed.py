@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from . import checks, ops, reference
+from . import _backends as backends
+from . import checks, ops, parameters
 from .distribution import SampleShape
+from .tensors import compute_dtype
 
 
 class RelaxedOneHotCategorical(Distribution):
@@ -55,24 +57,26 @@ class RelaxedOneHotCategorical(Distribution):
         self._validate_args = checks.resolve(validate_args, self._param)
         temperature = checks.temperature(temperature, shape[:-1], self._validate_args)
         if not isinstance(temperature, Tensor):
-            dtype = reference.compute_dtype(self._param.dtype)
+            dtype = compute_dtype(self._param.dtype)
             temperature = torch.full((), temperature, dtype=dtype, device=self._param.device)
         self.temperature = temperature
         if self._validate_args:
             checks.rows(self._logits().detach(), self._param, self._name)
 
     def _logits(self) -> Tensor:
-        return ops.logits_of(self._param, self._name == "probs", 0.0)[0]
+        return parameters.logits_of(self._param, self._name == "probs", 0.0)[0]
 
     @property
     def logits(self) -> Tensor:
         """Normalised log-probabilities, [*batch, columns]."""
-        return reference.log_softmax(self._logits()).to(self._param.dtype)
+        logits = self._logits()
+        return backends.of(logits).log_softmax(logits).to(self._param.dtype)
 
     @property
     def probs(self) -> Tensor:
         """Probabilities, [*batch, columns]."""
-        return reference.softmax(self._logits()).to(self._param.dtype)
+        logits = self._logits()
+        return backends.of(logits).softmax(logits).to(self._param.dtype)
 
     @property
     def param_shape(self) -> torch.Size:
@@ -88,8 +92,8 @@ class RelaxedOneHotCategorical(Distribution):
             generator: on the device of the parameters; None for torch's default one.
         """
         checks.generator(generator, self._param.device)
-        shape = checks.sample_shape(sample_shape)
-        return ops.relaxed_sample(self._logits(), self.temperature, shape, generator).to(self._param.dtype)
+        draw = ops.Draw(checks.sample_shape(sample_shape), None, generator)
+        return ops.relaxed_sample(self._logits(), self.temperature, draw).to(self._param.dtype)
 
     def sample(self, sample_shape: SampleShape = (), *, generator: torch.Generator | None = None) -> Tensor:
         """`rsample` without gradient."""
@@ -112,13 +116,13 @@ class RelaxedOneHotCategorical(Distribution):
         checks.value_shape(value, self._batch_shape, self._event_shape)
         if self._validate_args:
             self._validate_sample(value)
-        dtype = reference.compute_dtype(self._param.dtype)
+        dtype = compute_dtype(self._param.dtype)
         columns = self._event_shape[0]
         t = self.temperature.to(dtype)
         t = t.reshape(()) if t.numel() == 1 else t
         log_y = value.to(dtype).log()
         score = self._logits().to(dtype) - t.unsqueeze(-1) * log_y
-        density = reference.log_softmax(score).sum(-1) - log_y.sum(-1)
+        density = backends.of(score).log_softmax(score).sum(-1) - log_y.sum(-1)
         return density + (columns - 1) * t.log() + math.lgamma(columns)
 
     def expand(

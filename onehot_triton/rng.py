@@ -1,4 +1,4 @@
-"""Seeds for the kernels, taken from torch's generators.
+"""Random numbers from torch's generators: seeds for the kernels, and the noise of the eager backends.
 
 A kernel is a pure function of its seed. Where that seed comes from decides whether a program draws anew:
 
@@ -6,28 +6,42 @@ A kernel is a pure function of its seed. Where that seed comes from decides whet
   torch's own random kernels advance it. No launch and no synchronisation.
 - while a CUDA graph is captured or a graph is traced, and on devices whose generator has no offset: the seed is a
   tensor which `torch.randint` fills on the device. A replayed graph fills it again, so each replay draws anew.
+
+Eager torch draws from the generator itself. Noise that a backward draws again comes from a seed tensor.
 """
 
 from __future__ import annotations
 
+import itertools
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from .reference import is_recorded
+from .tensors import can_look_at, is_recorded
+
+Noise = Callable[[tuple[int, ...], Tensor | None], Tensor]
+"""(shape, winning group or None in the group stage) -> Exp(1) noise of that shape, up to its sign."""
 
 # torch's Philox offset counts 32-bit words and moves by whole counters of four.
 _OFFSET_STEP = 4
+_BATCHED = torch._C.DispatchKeySet(torch._C._parse_dispatch_key("VmapMode"))  # pyright: ignore[reportArgumentType]
 
 
 class Seed(NamedTuple):
-    """What a kernel draws its noise from: `tensor` (one int64 element on the device) where it is not None, else the
-    host integers `key` and `offset`."""
+    """What noise is drawn from.
 
-    tensor: Tensor | None
-    key: int
-    offset: int
+    Attributes:
+        tensor: one int64 element on the device; where it is not None, nothing else counts.
+        key, offset: the host integers of a kernel.
+        generator: of eager torch; None for the device's default one.
+    """
+
+    tensor: Tensor | None = None
+    key: int = 0
+    offset: int = 0
+    generator: torch.Generator | None = None
 
 
 def seed_tensor(device: torch.device, generator: torch.Generator | None) -> Tensor:
@@ -36,13 +50,93 @@ def seed_tensor(device: torch.device, generator: torch.Generator | None) -> Tens
 
 
 def next_seed(logits: Tensor, generator: torch.Generator | None) -> Seed:
-    """The seed of a draw from `logits`, from `generator` or from the default one of their device, which it advances."""
+    """The seed of a kernel's draw from `logits`, from `generator` or from the default one of their device, which it
+    advances."""
     device = logits.device
     if device.type != "cuda" or is_recorded(logits) or torch.cuda.is_current_stream_capturing():
-        return Seed(seed_tensor(device, generator), 0, 0)
+        return Seed(seed_tensor(device, generator))
     if generator is None:
         generator = torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
     key, offset = generator.initial_seed(), generator.get_offset()
     generator.set_offset(offset + _OFFSET_STEP)
     # The schema's int is signed; the kernel reads the same 64 bits.
     return Seed(None, key - 2**64 if key >= 2**63 else key, offset)
+
+
+# Noise of the eager backends ------------------------------------------------------------------------------------------
+
+
+def uniform(shape: tuple[int, ...], device: torch.device, generator: torch.Generator | None) -> Tensor:
+    """Multiples of 2^-53 in [0, 1), float64."""
+    # The overload that takes a generator takes no symbolic shape.
+    if generator is None:
+        return torch.rand(shape, dtype=torch.float64, device=device)
+    return torch.rand(shape, dtype=torch.float64, device=device, generator=generator)
+
+
+def exponential(shape: tuple[int, ...], device: torch.device, generator: torch.Generator | None = None) -> Tensor:
+    """Minus one Exp(1) variate per element, in float64: log1p(-v) with v uniform in the open interval (0, 1).
+
+    The sign is left as it is because a race for the smallest E / w is one for the largest -E / w. torch.rand gives
+    u = k 2^-53 in [0, 1); v = u (1 - 2^-52) + 2^-54 is never 0, which would let a category of probability 0 win
+    (0 / 0), and never 1, so E is never infinite.
+    """
+    if device.type in ("mps", "xpu"):
+        return exponential_float32(shape, device, generator)
+    return torch.rsub(uniform(shape, device, generator), -(2.0**-54), alpha=1 - 2.0**-52).log1p_()
+
+
+def exponential_float32(
+    shape: tuple[int, ...], device: torch.device, generator: torch.Generator | None = None
+) -> Tensor:
+    """`exponential` for devices without float64: the kernels' noise, from two 32-bit words an element.
+
+    v = (hi + (lo + 1/2) 2^-32) 2^-32 and 1 - v = (~hi + (~lo + 1/2) 2^-32) 2^-32, so that whichever is small keeps its
+    full relative precision, which the 24 bits of a float32 uniform do not.
+    """
+    hi, lo = torch.randint(2**32, (2, *shape), device=device, generator=generator, dtype=torch.int64).unbind()
+    top = 2**32 - 1
+
+    def of_words(hi: Tensor, lo: Tensor) -> Tensor:
+        return (hi.float() + (lo.float() + 0.5) * 2.0**-32) * 2.0**-32
+
+    v, complement = of_words(hi, lo), of_words(top - hi, top - lo)
+    return torch.where(v < 0.5, torch.log1p(-v), torch.log(complement))
+
+
+def seeded_exponential(seed: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """`exponential` as a pure function of `seed` (one int64 element), for noise that a backward draws again."""
+    return exponential(shape, seed.device, torch.Generator(seed.device).manual_seed(int(seed.item())))
+
+
+def noise_from(device: torch.device, generator: torch.Generator | None) -> Noise:
+    """Fresh noise from the generator."""
+    return lambda shape, winner: exponential(shape, device, generator)
+
+
+def noise_of_draw(
+    device: torch.device, generator: torch.Generator | None, again: bool
+) -> tuple[Noise, Callable[[], Tensor]]:
+    """The noise of a draw, and the seed, to be asked for after the draw, of what is drawn again if `again`.
+
+    The seed comes after the draw, which is therefore the same with one and without. Not so in a compiled program: a
+    seed that no output needs would be left to the backward, and be another at each pass. There the draw is made of it.
+    """
+    if not (again and torch.compiler.is_compiling()):
+        return noise_from(device, generator), lambda: seed_tensor(device, generator)
+    seed, requests = seed_tensor(device, generator), itertools.count(1)
+    return lambda shape, winner: torch.ops.onehot_triton.seeded_exponential(seed + next(requests), shape), lambda: seed
+
+
+def noise_again(seed: Tensor) -> Noise:
+    """The noise of a backward, the same at each pass; a compiler and a transform see an operator."""
+    if not can_look_at(seed):
+        return lambda shape, winner: torch.ops.onehot_triton.seeded_exponential(seed, shape)
+    noise = noise_from(seed.device, torch.Generator(seed.device).manual_seed(int(seed.item())))
+
+    def again(shape: tuple[int, ...], winner: Tensor | None) -> Tensor:
+        # A batch of gradients (is_grads_batched) refuses random operators; what the seed alone decides is not one.
+        with torch._C._ExcludeDispatchKeyGuard(_BATCHED):
+            return noise(shape, winner)
+
+    return again

@@ -11,7 +11,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from onehot_triton import reference, use_backend
+from onehot_triton import use_backend
+from onehot_triton._backends import cpu
 
 # A program of its own, which compiles kernels where the tests interpret them.
 collect_ignore = ["ptx"]
@@ -69,7 +70,7 @@ def one_thread() -> Iterator[None]:
 @pytest.fixture(params=[2**16, 0], ids=["as a small batch", "as a large batch"])
 def small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways of eager torch: small batches are recorded by autograd itself, their long rows drawn in one stage."""
-    monkeypatch.setattr(reference, "_SMALL", request.param)
+    monkeypatch.setattr(cpu, "_SMALL", request.param)
 
 
 @pytest.fixture(params=["eager", "triton"])

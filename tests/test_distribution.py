@@ -17,10 +17,10 @@ from onehot_triton import (
     MaskedOneHotCategorical,
     OneHotCategorical,
     ReparamGradientStrategy,
-    ops,
-    reference,
+    tensors,
     use_backend,
 )
+from onehot_triton import _backends as backends
 
 PARAMETER_DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 INTEGER_DTYPES = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
@@ -76,7 +76,7 @@ def make(kind: str, batch: tuple[int, ...], dtype: torch.dtype, unimix: float = 
 def assert_accurate(ours: Tensor, low: Tensor, oracle: Tensor) -> None:
     """Beside the rounding of the result, our error is at most four times torch's own in this dtype, of a few numbers,
     and never more than that of a computation in float32. `test_error_over_many_rows` is sharper."""
-    assert ours.dtype in (low.dtype, reference.compute_dtype(low.dtype))
+    assert ours.dtype in (low.dtype, tensors.compute_dtype(low.dtype))
     assert ours.shape == oracle.shape
     eps = torch.finfo(torch.float64 if ours.dtype == torch.float64 else torch.float32).eps
     result = torch.finfo(ours.dtype)
@@ -325,7 +325,7 @@ def test_densities_are_float32_at_least_and_moments_of_the_parameters(cls, dtype
         D.kl_divergence(dist, dist),
     ]
     for density in densities:
-        assert density.dtype == reference.compute_dtype(dtype)
+        assert density.dtype == tensors.compute_dtype(dtype)
     for moment in (dist.rsample(), dist.probs, dist.logits, dist.mean, dist.variance, dist.stddev):
         assert moment.dtype == dtype
     sum(density.sum() for density in densities).backward()
@@ -673,9 +673,9 @@ def test_use_backend_nests_and_restores():
     with use_backend("eager"):
         with pytest.raises(KeyError), use_backend("triton"):
             raise KeyError
-        assert not ops.uses_kernels(torch.device("cuda"))
-    assert ops.uses_kernels(torch.device("cuda"))
-    assert not ops.uses_kernels(torch.device("cpu"))
+        assert not backends.uses_kernels(torch.device("cuda"))
+    assert backends.uses_kernels(torch.device("cuda"))
+    assert not backends.uses_kernels(torch.device("cpu"))
 
 
 def test_use_backend_says_which_names_there_are():
@@ -690,6 +690,6 @@ def test_use_backend_triton_says_why_it_cannot_run(monkeypatch):
         monkeypatch.delenv("TRITON_INTERPRET", raising=False)
         with pytest.raises(RuntimeError, match="do not run on cpu tensors; TRITON_INTERPRET=1"):
             dist.entropy()
-        monkeypatch.setattr(ops, "_TRITON_IS_THERE", False)
+        monkeypatch.setattr(backends, "_TRITON_IS_THERE", False)
         with pytest.raises(RuntimeError, match="Triton is not installed"):
             dist.entropy()

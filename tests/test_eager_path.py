@@ -15,12 +15,13 @@ from onehot_triton import (
     OneHotCategorical,
     RelaxedOneHotCategorical,
     ReparamGradientStrategy,
+    blocks,
     library,
-    ops,
-    reference,
     rng,
     use_backend,
 )
+from onehot_triton import _backends as backends
+from onehot_triton._backends import cpu
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -66,7 +67,7 @@ def test_the_two_stages_of_a_compiled_draw_have_noise_of_their_own() -> None:
     torch._dynamo.reset()
     x = torch.zeros(1, LONG, requires_grad=True)
     draw = torch.compile(lambda x: OneHotCategorical(x, grad_method=RELAXED).rsample(), backend="aot_eager")
-    group = reference.group_length(LONG)
+    group = cpu.group_length(LONG)
     index = torch.cat([draw(x).detach().argmax(-1) for _ in range(100)])
     # 1 in 32 of them: more than 15 in 100 once in 10^7 seeds.
     assert (index // group == index % group).sum() <= 15
@@ -134,7 +135,7 @@ def test_large_logits_of_a_small_batch(size: float) -> None:
 @pytest.mark.parametrize("rows", [0, 1, 5, 1000, 2**12])
 @pytest.mark.parametrize("elements", [0, 1, 600, 2**18 + 1, 2**20])
 def test_blocks_are_all_rows_and_no_larger_than_they_may_be(rows: int, elements: int) -> None:
-    parts = reference.blocks(rows, elements)
+    parts = blocks.blocks(rows, elements)
     assert [i for part in parts for i in range(rows)[part]] == list(range(rows))
     for part in parts:
         size = part.stop - part.start
@@ -156,11 +157,11 @@ def test_results_by_blocks_are_those_of_one_block(monkeypatch: pytest.MonkeyPatc
         plain = OneHotCategorical(x)
         return [log_prob, entropy, *grads, plain.log_prob_index(index), plain.entropy(), plain.probs, plain.mode]
 
-    monkeypatch.setattr(reference, "_SMALL", 0)
+    monkeypatch.setattr(cpu, "_SMALL", 0)
     expected = results()
     log_p = x.double().log_softmax(-1)
     torch.testing.assert_close(expected[5].double(), log_p.expand(3, 7, LONG).gather(-1, index[..., None])[..., 0])
-    monkeypatch.setattr(reference, "_BLOCK", 2 * LONG)
+    monkeypatch.setattr(blocks, "_BLOCK", 2 * LONG)
     torch.testing.assert_close(results(), expected)
 
 
@@ -245,9 +246,9 @@ def test_an_inner_choice_of_backend_leaves_the_outer() -> None:
     x = torch.zeros(2, 3)
     with use_backend("triton"):
         with use_backend("eager"):
-            assert not ops.uses_kernels(x.device)
-        assert ops.uses_kernels(x.device)
-    assert not ops.uses_kernels(x.device)
+            assert not backends.uses_kernels(x.device)
+        assert backends.uses_kernels(x.device)
+    assert not backends.uses_kernels(x.device)
 
 
 @pytest.mark.parametrize("name", ["gpu", "cuda", ""])
@@ -261,7 +262,7 @@ def test_each_draw_and_row_has_a_uniform_of_its_own(columns: int, draws: int, sm
     """19 draws of 640 equal categories are few enough for two stages, of 20 groups of 32."""
     index = OneHotCategorical(torch.zeros(2, columns)).sample_index((draws,))
     assert not torch.equal(index[:, 0], index[:, 1])
-    within = index % reference.group_length(columns)
+    within = index % cpu.group_length(columns)
     assert (within != within[:1]).any(0).all()
 
 
@@ -282,7 +283,7 @@ def test_entropy_counts_small_probabilities(columns: int, requires_grad: bool, s
 
 
 def test_relaxed_draws_by_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(reference, "_BLOCK", 100)
+    monkeypatch.setattr(blocks, "_BLOCK", 100)
     out = RelaxedOneHotCategorical(0.5, logits=torch.zeros(7, 5)).rsample((3,))
     assert out.shape == (3, 7, 5)
     torch.testing.assert_close(out.sum(-1), torch.ones(3, 7))
@@ -291,7 +292,7 @@ def test_relaxed_draws_by_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_small_weights_behind_a_large_one_are_summed(monkeypatch: pytest.MonkeyPatch) -> None:
     """2e-9 beside 1: nothing in float32, where the largest uniform would fall on the first category."""
-    monkeypatch.setattr(reference, "_uniform", lambda shape, *_: torch.full(shape, 1 - 2.0**-53, dtype=torch.float64))
+    monkeypatch.setattr(rng, "uniform", lambda shape, *_: torch.full(shape, 1 - 2.0**-53, dtype=torch.float64))
     x = torch.full((1, 40), -20.0)
     x[0, 0] = 0.0
     assert OneHotCategorical(x).sample_index().item() == 39

@@ -22,7 +22,8 @@ from scipy import stats
 from torch import Tensor
 from torch import distributions as D
 
-from onehot_triton import MaskedOneHotCategorical, OneHotCategorical, ReparamGradientStrategy, reference
+from onehot_triton import MaskedOneHotCategorical, OneHotCategorical, ReparamGradientStrategy, rng
+from onehot_triton._backends import cpu
 
 INF, NAN = math.inf, math.nan
 PASS, RELAXED = ReparamGradientStrategy.PassThrough, ReparamGradientStrategy.RelaxedOneHot
@@ -52,7 +53,7 @@ def test_the_uniforms_at_both_ends_fall_on_what_can_be_drawn(columns, small, mon
     x = torch.randn(2, columns)
     x[:, [0, -2, -1]] = -INF
     for u, expected in ((0.0, 1), (1 - 2.0**-53, columns - 3)):
-        monkeypatch.setattr(reference, "_uniform", lambda shape, *_, u=u: torch.full(shape, u, dtype=torch.float64))
+        monkeypatch.setattr(rng, "uniform", lambda shape, *_, u=u: torch.full(shape, u, dtype=torch.float64))
         for index in draws(OneHotCategorical(x), 3):
             assert (index == expected).all()
 
@@ -67,7 +68,7 @@ def test_a_uniform_beside_a_border_falls_on_its_side(columns, monkeypatch):
     for k, border in enumerate(borders):
         for u, expected in ((border - 2e-15, k), (border + 2e-15, k + 1)):
             u = round(u * 2**53) * 2.0**-53
-            monkeypatch.setattr(reference, "_uniform", lambda shape, *_, u=u: torch.full(shape, u, dtype=torch.float64))
+            monkeypatch.setattr(rng, "uniform", lambda shape, *_, u=u: torch.full(shape, u, dtype=torch.float64))
             assert OneHotCategorical(x).sample_index().item() == expected
 
 
@@ -241,7 +242,7 @@ def test_argmax_is_the_first_maximum(dtype, columns):
             rows[0].masked_fill(torch.rand(few.shape) < 2 / columns, NAN),
         ]
     for row in rows:
-        assert torch.equal(reference.argmax(row), row.argmax(-1))
+        assert torch.equal(cpu.argmax(row), row.argmax(-1))
 
 
 # Many small terms behind a large one ----------------------------------------------------------------------------------
@@ -570,7 +571,7 @@ def test_change_in_place_between_forward_and_backward_changes_no_gradient():
 
 
 def test_change_in_place_between_forward_and_backward_is_an_error(monkeypatch):
-    monkeypatch.setattr(reference, "_SMALL", 0)
+    monkeypatch.setattr(cpu, "_SMALL", 0)
     x = torch.randn(4, requires_grad=True)
     logits = x * 1
     log_prob = OneHotCategorical(logits).log_prob_index(torch.tensor(0))
@@ -591,7 +592,7 @@ def test_the_log_prob_of_the_last_draw_is_that_of_its_copy(draw, shape, small, b
     drawn = drawn[0] if isinstance(drawn, tuple) else drawn
     (expected,) = torch.autograd.grad(dist.log_prob(drawn.clone()).exp().sum(), x)
     if backend == "eager":  # where the ones are is not looked for
-        monkeypatch.setattr(reference, "one_hot_index", None)
+        monkeypatch.setattr(cpu, "argmax", None)
     for value in (drawn, drawn.detach()):
         log_prob = dist.log_prob(value)
         assert log_prob.shape == (*shape, 4)
@@ -980,14 +981,14 @@ def test_generator_of_another_device():
         dist.sample(generator=torch.Generator())
 
 
-# Devices without float64: the noise of reference.exponential_float32 --------------------------------------------------
+# Devices without float64: the noise of rng.exponential_float32 --------------------------------------------------
 
 WORD = 2**32 - 1
 
 
 def test_float32_noise_is_exponential():
     """Its sign is reversed. Fails right noise once in a million seeds."""
-    noise = reference.exponential_float32((200_000,), torch.device("cpu"))
+    noise = rng.exponential_float32((200_000,), torch.device("cpu"))
     assert noise.dtype == torch.float32
     assert noise.isfinite().all()
     assert (noise < 0).all()
@@ -996,7 +997,7 @@ def test_float32_noise_is_exponential():
 
 def test_float32_noise_follows_the_generator():
     one, same, other = (
-        reference.exponential_float32((5,), torch.device("cpu"), torch.Generator().manual_seed(s)) for s in (1, 1, 2)
+        rng.exponential_float32((5,), torch.device("cpu"), torch.Generator().manual_seed(s)) for s in (1, 1, 2)
     )
     assert torch.equal(one, same)
     assert not torch.equal(one, other)
@@ -1013,7 +1014,7 @@ def test_float32_noise_of_extreme_words(hi, lo, monkeypatch):
     """log(1 - v) for v = (hi + (lo + 1/2) 2^-32) 2^-32, from the smallest v to the largest, with all digits."""
     words = torch.tensor([hi, lo]).unsqueeze(-1)
     monkeypatch.setattr(torch, "randint", lambda *args, **options: words)
-    (found,) = reference.exponential_float32((1,), torch.device("cpu"))
+    (found,) = rng.exponential_float32((1,), torch.device("cpu"))
     with mpmath.workdps(60):
         v = (mpmath.mpf(hi) + (mpmath.mpf(lo) + mpmath.mpf("0.5")) / 2**32) / 2**32
         expected = mpmath.log(1 - v)
@@ -1022,7 +1023,7 @@ def test_float32_noise_of_extreme_words(hi, lo, monkeypatch):
 
 def test_draws_with_float32_noise(monkeypatch):
     """As on a device without float64. Fails a right sampler once in a million seeds."""
-    monkeypatch.setattr(reference, "exponential", reference.exponential_float32)
+    monkeypatch.setattr(rng, "exponential", rng.exponential_float32)
     n, x = 40_000, torch.randn(50)
     counts = OneHotCategorical(x).sample_index((n,)).bincount(minlength=50)
     assert stats.chisquare(counts, torch.softmax(x.double(), -1) * n).pvalue > 1e-6
@@ -1036,6 +1037,6 @@ def test_float64_noise_is_never_0_and_never_infinite(monkeypatch):
     """At both ends of torch.rand: u = 0 and u = 1 - 2^-53."""
     for u in (0.0, 1 - 2**-53):
         monkeypatch.setattr(torch, "rand", lambda *args, u=u, **options: torch.tensor([u], dtype=torch.float64))
-        noise = reference.exponential((1,), torch.device("cpu"))
+        noise = rng.exponential((1,), torch.device("cpu"))
         assert noise.isfinite().all()
         assert (noise < 0).all()

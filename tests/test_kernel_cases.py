@@ -16,7 +16,8 @@ import torch
 from philox import GROUP, philox_relaxed_noise, posterior_noise, twin_sample
 from torch import Tensor
 
-from onehot_triton import reference
+from onehot_triton import tensors
+from onehot_triton._backends import eager
 
 pytest.importorskip("triton")
 import triton
@@ -174,7 +175,7 @@ def _sample_tile(given: Given) -> tuple[bool, int, int, int]:
 
 def _relaxed_grad_twin(given: Given) -> Tensor:
     noise = posterior_noise(SEED, OFFSET, 2, *given.x.shape, ROW_OFFSET)
-    return reference.relaxed_grad(given.x, given.index, given.grad, given.temperature, *noise)
+    return eager.relaxed_grad_with(given.x, given.index, given.grad, given.temperature, *noise)[0]
 
 
 def _sample(draws: int, dtype: torch.dtype | None) -> tuple[Callable, Callable]:
@@ -184,7 +185,7 @@ def _sample(draws: int, dtype: torch.dtype | None) -> tuple[Callable, Callable]:
 
     def twin(given: Given) -> tuple[Tensor, ...]:
         one_hot, index, _ = twin_sample(given.x, draws, dtype, SEED, OFFSET, ROW_OFFSET)
-        rest = (index, reference.logsumexp(given.x))
+        rest = (index, eager.logsumexp(given.x))
         return rest if one_hot is None else (one_hot, *rest)
 
     return kernel, twin
@@ -195,8 +196,8 @@ def _log_prob(draws: int, known: bool) -> tuple[Callable, Callable]:
         return log_prob.log_prob(given.x, given.logsumexp if known else None, given.value[:draws], given.mask)
 
     def twin(given: Given) -> tuple[Tensor, ...]:
-        logsumexp, index = reference.logsumexp(given.x), given.index[:draws]
-        return reference.log_prob(given.x, index, logsumexp), index, logsumexp
+        logsumexp, index = eager.logsumexp(given.x), given.index[:draws]
+        return eager.log_prob_index(given.x, index)[0], index, logsumexp
 
     return kernel, twin
 
@@ -213,7 +214,7 @@ OPERATIONS = [
     Operation(
         "relaxed",
         lambda g: (relaxed.relaxed(g.x, g.temperature, 2, SEED, OFFSET, ROW_OFFSET),),
-        lambda g: (reference.relaxed(g.x, g.temperature, 2, philox_relaxed_noise(SEED, OFFSET, ROW_OFFSET)),),
+        lambda g: (eager.relaxed_with(g.x, g.temperature, 2, philox_relaxed_noise(SEED, OFFSET, ROW_OFFSET)),),
         _noise_tile(2),
         NOISE,
         draws=2,
@@ -232,7 +233,7 @@ OPERATIONS = [
     Operation(
         "softmax_grad",
         lambda g: (softmax_grad.softmax_grad(g.x, g.logsumexp, g.grad[0], g.mask),),
-        lambda g: (reference.softmax_grad(g.x, g.grad[0]),),
+        lambda g: (eager.softmax_grad(g.x, g.grad[0]),),
         _tile("grad", twice=True),
         TWO,
     ),
@@ -241,7 +242,7 @@ OPERATIONS = [
     Operation(
         "log_prob_index",
         lambda g: (log_prob.log_prob_index(g.x, g.logsumexp, g.index, g.mask),),
-        lambda g: (reference.log_prob(g.x, g.index, reference.logsumexp(g.x)),),
+        lambda g: (eager.log_prob_index(g.x, g.index)[0],),
         _tile(),
         {**ONE, "INDEX_BLOCK": 4},
     ),
@@ -249,7 +250,7 @@ OPERATIONS = [
         Operation(
             f"log_prob_grad_{draws}",
             lambda g, n=draws: (log_prob.log_prob_grad(g.x, g.logsumexp, g.index[:n], g.row_grad[:n], g.mask),),
-            lambda g, n=draws: (_nothing_where_masked(reference.log_prob_grad(g.x, g.index[:n], g.row_grad[:n]), g),),
+            lambda g, n=draws: (_nothing_where_masked(eager.log_prob_grad(g.x, g.index[:n], g.row_grad[:n]), g),),
             _tile(),
             ONE,
         )
@@ -258,21 +259,21 @@ OPERATIONS = [
     Operation(
         "logsumexp",
         lambda g: (entropy.logsumexp(g.x, g.mask),),
-        lambda g: (reference.logsumexp(g.x),),
+        lambda g: (eager.logsumexp(g.x),),
         _tile(),
         ONE,
     ),
     Operation(
         "entropy",
         lambda g: entropy.entropy(g.x, g.mask),
-        lambda g: (reference.entropy(g.x)[0], reference.logsumexp(g.x)),
+        lambda g: (eager.entropy(g.x)[0], eager.logsumexp(g.x)),
         _tile(),
         ONE,
     ),
     Operation(
         "entropy_grad",
         lambda g: (entropy.entropy_grad(g.x, g.logsumexp, g.entropy, g.row_grad[0], g.mask),),
-        lambda g: (reference.entropy_grad(g.x, g.row_grad[0]),),
+        lambda g: (eager.entropy_grad(g.x, g.row_grad[0]),),
         _tile(),
         ONE,
     ),
@@ -291,7 +292,7 @@ def numbers_of(case: Case) -> tuple[Given, Given]:
     """What a kernel is given, and its twin: of three rows the second is no distribution, of more the third has a NaN; a
     long first row starts with a group that is all -inf."""
     rows, columns, dtype = case.rows, case.columns, case.dtype
-    compute = reference.compute_dtype(dtype)
+    compute = tensors.compute_dtype(dtype)
     x = (3 * torch.randn(rows, columns)).to(dtype)
     if columns > 1100:
         x[0, :1100] = -torch.inf
@@ -323,7 +324,7 @@ def numbers_of(case: Case) -> tuple[Given, Given]:
     temperature = torch.linspace(0.5, 2, rows, dtype=compute)
     temperature = temperature if case.temperature else temperature[:1].expand(rows)
     row_grad = torch.randn(2, rows, dtype=compute)
-    logsumexp, h = reference.logsumexp(exact).to(compute), reference.entropy(exact)[0].to(compute)
+    logsumexp, h = eager.logsumexp(exact).to(compute), eager.entropy(exact)[0].to(compute)
     given = Given(x, mask, logsumexp, h, grad, row_grad, index, value, temperature)
     return given, given._replace(
         x=exact, grad=grad.double(), row_grad=row_grad.double(), temperature=temperature.double()
@@ -366,7 +367,7 @@ def assert_same(found: Tensor, expected: Tensor, case: Case) -> None:
         return
     # Rows have the logits' dtype, numbers of rows the one that is computed in.
     rows = found.shape[-1] == case.columns
-    assert found.dtype == (case.dtype if rows else reference.compute_dtype(case.dtype))
+    assert found.dtype == (case.dtype if rows else tensors.compute_dtype(case.dtype))
     # NaN where the twin is NaN, and nowhere else. The kernels' noise is float32, for float64 too.
     eps = {torch.float64: 2e-6, torch.float32: 2e-5, torch.bfloat16: 2**-7}[found.dtype]
     torch.testing.assert_close(found.double(), expected.double(), rtol=eps, atol=1e-2 * eps, equal_nan=True)

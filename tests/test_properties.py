@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch import distributions as D
 
-from onehot_triton import OneHotCategorical, RelaxedOneHotCategorical, ReparamGradientStrategy, reference
+from onehot_triton import OneHotCategorical, RelaxedOneHotCategorical, ReparamGradientStrategy, tensors
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -84,8 +84,8 @@ def test_shapes_and_dtypes(dist, sample_shape, seed):
     index = dist.sample_index(sample_shape)
     assert (index.shape, index.dtype) == (shape, torch.int64)
     for log_prob in (dist.log_prob(drawn), dist.log_prob_index(index), dist.sample_and_log_prob(sample_shape)[1]):
-        assert (log_prob.shape, log_prob.dtype) == (shape, reference.compute_dtype(dist._param.dtype))
-    assert (dist.entropy().shape, dist.entropy().dtype) == (batch, reference.compute_dtype(dist._param.dtype))
+        assert (log_prob.shape, log_prob.dtype) == (shape, tensors.compute_dtype(dist._param.dtype))
+    assert (dist.entropy().shape, dist.entropy().dtype) == (batch, tensors.compute_dtype(dist._param.dtype))
     for of_each_category in (dist.logits, dist.probs, dist.mean, dist.variance, dist.mode):
         assert of_each_category.shape == batch + event == dist.param_shape
 

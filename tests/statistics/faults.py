@@ -12,7 +12,8 @@ import torch
 from samplers import Sampler, race_cost, search_cost
 from torch import Tensor
 
-from onehot_triton import reference
+from onehot_triton import rng
+from onehot_triton._backends import cpu, eager
 
 
 class Fault(NamedTuple):
@@ -23,12 +24,12 @@ class Fault(NamedTuple):
 
 
 def _draw(noise, logits: Tensor, n: int) -> Tensor:
-    group = reference.group_length(logits.shape[-1])
-    return reference.sample_index(logits, n, reference.race(noise), group)[0]
+    group = cpu.group_length(logits.shape[-1])
+    return eager.sample_index(logits, n, noise, group)
 
 
 def _exact(shape: tuple[int, ...]) -> Tensor:
-    return reference.exponential(shape, torch.device("cpu"))
+    return rng.exponential(shape, torch.device("cpu"))
 
 
 def _with_noise(name: str, make_noise, *rejected_by: str) -> Fault:
@@ -133,7 +134,7 @@ def _stuck_generator(shift: int):
 
     def make():
         generator = torch.Generator().manual_seed(torch.initial_seed() >> shift)
-        return reference.noise_from(torch.device("cpu"), generator)
+        return rng.noise_from(torch.device("cpu"), generator)
 
     return make
 
@@ -142,7 +143,7 @@ def _stuck_generator(shift: int):
 
 
 def _search(weight: Tensor, u: Tensor) -> Tensor:
-    """reference.inversion with uniforms u [draws, rows] that are given."""
+    """cpu.inversion with uniforms u [draws, rows] that are given."""
     cumulative = weight.cumsum(-1, dtype=torch.float64)
     if weight.dim() == 3:
         return torch.searchsorted(cumulative, u.unsqueeze(-1) * cumulative[..., -1:], right=True).squeeze(-1)
@@ -153,8 +154,8 @@ def _by_search(name: str, make_choice, *rejected_by: str) -> Fault:
     """make_choice() -> the `choose` of one call of the sampler."""
 
     def draw(logits: Tensor, n: int) -> Tensor:
-        group = reference.group_length(logits.shape[-1])
-        return reference.sample_index(logits, n, make_choice(), group)[0]
+        group = cpu.group_length(logits.shape[-1])
+        return cpu.sample_index(logits, n, make_choice(), group)[0]
 
     return Fault(Sampler(name, draw, search_cost), rejected_by)
 
@@ -189,7 +190,7 @@ def _uniform_shared_by(dim: int):
 def _group_by_maximum(logits: Tensor, n: int) -> Tensor:
     """Group Gumbel-max with max_j x_j of a group in the place of its logsumexp."""
     rows, columns = logits.shape
-    group = reference.group_length(columns)
+    group = cpu.group_length(columns)
     padded = torch.nn.functional.pad(logits, (0, -columns % group), value=-math.inf).unflatten(-1, (-1, group))
     weights = (padded - padded.amax((-1, -2), keepdim=True)).exp().double()
     winner = (weights.amax(-1) / _exact((n, rows, weights.shape[1]))).argmin(-1)

@@ -18,9 +18,9 @@ from onehot_triton import (
     OneHotCategorical,
     RelaxedOneHotCategorical,
     ReparamGradientStrategy,
-    reference,
     use_backend,
 )
+from onehot_triton._backends import cpu, eager
 
 Draw = Callable[[Tensor, int], Tensor]
 """(logits [rows, columns], n) -> int64 [n, rows], from torch's default generator."""
@@ -95,19 +95,18 @@ def _masked(logits: Tensor) -> OneHotCategorical:
 def _in_groups(logits: Tensor, n: int) -> Tensor:
     """The two stages of large batches, for a few rows."""
     columns = logits.shape[-1]
-    choose = reference.choice(columns, logits.device, None)
-    return reference.sample_index(logits, n, choose, reference.group_length(columns))[0]
+    return cpu.sample_index(logits, n, cpu.inversion(logits.device, None), cpu.group_length(columns))[0]
 
 
 def race_cost(columns: int) -> float:
     """Of a race: a number for each group and for each column of one group."""
-    group = reference.group_length(columns)
+    group = cpu.group_length(columns)
     return columns if group == columns else group + -(-columns // group)
 
 
 def search_cost(columns: int) -> float:
     """Of an inversion: a number and a search, and the weights of one group where there are several."""
-    group = reference.group_length(columns)
+    group = cpu.group_length(columns)
     return min(columns, 5) if group == columns else group + 5
 
 
@@ -163,12 +162,12 @@ def _philox_twin(logits: Tensor, n: int) -> Tensor:
     do when they are interpreted."""
     seed = int(torch.randint(2**63 - 1, ()))
     noise = philox_noise(seed, 0, logits.shape[-1], n)
-    return reference.sample_index(logits, n, reference.race(noise), _GROUP)[0]
+    return eager.sample_index(logits, n, noise, _GROUP)
 
 
 def _philox_relaxed_twin(logits: Tensor, n: int) -> Tensor:
     noise = philox_relaxed_noise(int(torch.randint(2**63 - 1, ())), 0)
-    return reference.relaxed(logits, logits.new_full(logits.shape[:1], 0.7), n, noise).argmax(-1)
+    return eager.relaxed_with(logits, logits.new_full(logits.shape[:1], 0.7), n, noise).argmax(-1)
 
 
 def _philox_cost(columns: int) -> float:

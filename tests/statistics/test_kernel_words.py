@@ -12,7 +12,7 @@ import torch
 from philox import exponential, philox4x32, relaxed_exponential, words
 from samplers import ON_GPU, kernels_run
 
-from onehot_triton import reference
+from onehot_triton import rng
 
 TOP = 2**32 - 1
 # kat_vectors of Random123, https://github.com/DEShawResearch/random123: (counter, key, answer), 10 rounds.
@@ -78,23 +78,23 @@ def test_oracle_exponential() -> None:
 
 
 def test_float32_exponential(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`reference.exponential_float32`, of devices without float64."""
+    """`rng.exponential_float32`, of devices without float64."""
     high, low, expected = word_pairs()
     fed = torch.from_numpy(np.stack([high, low]).astype(np.int64))
     monkeypatch.setattr(torch, "randint", lambda *args, **kwargs: fed)
-    found = -reference.exponential_float32((len(high),), torch.device("cpu"))
+    found = -rng.exponential_float32((len(high),), torch.device("cpu"))
     assert found.dtype == torch.float32
     assert_close(found.numpy(), expected, 1e-6)
 
 
 def test_float64_exponential(monkeypatch: pytest.MonkeyPatch) -> None:
-    """`reference.exponential`. torch's uniforms are multiples of 2^-53: where 1 - v is small, and the variate loses its
+    """`rng.exponential`. torch's uniforms are multiples of 2^-53: where 1 - v is small, and the variate loses its
     race, v is a float64 next to 1 and 1 - v right to half of its distance from the next."""
     k = np.array([0, 1, 2, 3, 1000, 2**30, 2**45, 2**51, 2**52 - 1, 2**52, 2**52 + 1, 2**53 - 2**20, 2**53 - 1])
     k = np.concatenate([k, np.random.default_rng(2).integers(0, 2**53, 2000), 2 ** np.arange(53)])
     u = torch.from_numpy(k.astype(np.float64) * 2.0**-53)
     monkeypatch.setattr(torch, "rand", lambda *args, **kwargs: u.clone())
-    found = -reference.exponential(u.shape, torch.device("cpu")).numpy()
+    found = -rng.exponential(u.shape, torch.device("cpu")).numpy()
     # v = u (1 - 2^-52) + 2^-54, in 2^-106ths.
     v = [int(i) * (2**53 - 2) + 2**52 for i in k]
     with mpmath.workdps(60):

@@ -1,0 +1,419 @@
+"""What a CPU computes otherwise than by the formulas of `eager.py`, and why. Deleted, nothing is wrong but the speed.
+
+Shapes and results are those of `interface.py`. What is a gradient here is itself written in differentiable operations.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .. import rng
+from ..blocks import blocks, by_rows, joined, part_of
+from ..rng import Seed
+from ..tensors import can_look_at, compute_dtype, in_transform, is_differentiated, loses_functions
+from . import eager
+from .eager import masked, new_seed, reads_masks  # noqa: F401
+from .interface import Sample
+
+# Up to so many elements, a call costs more than the work: an autograd Function and its backward more than the memory
+# that torch's own operations keep for theirs, a second stage of a draw more than it saves (45 us of calls: 16 x 1024 in
+# 32 us, two stages 78; 16 x 4096 in 56, two stages 93).
+_SMALL = 2**16
+# Up to so many elements, a second thread costs more than it helps.
+_ONE_THREAD = 2**12
+# Rows up to this length are one group, and torch's sums of them, one term after the other, lose less than 2e-6.
+_ONE_GROUP = 512
+# exp x, and sums of it, are normal float32 numbers for |x| up to this.
+_SAFE = 60.0
+# Rows up to this length are drawn by a race, as on other devices: the README's example promises its numbers.
+_RACED = 4
+
+Choice = Callable[[Tensor, tuple[int, ...], Tensor | None], Tensor]
+"""(weights [rows, n] or [draws, rows, n], (draws, rows), winning group or None in the group stage) -> int64
+[draws, rows], an index drawn in proportion to its weight."""
+
+
+def is_small(logits: Tensor) -> bool:
+    """Whether few operations matter more than few passes. In a recorded program, a compiler joins them."""
+    return can_look_at(logits) and logits.numel() <= _SMALL
+
+
+def records(logits: Tensor, relaxed: bool = False) -> bool:
+    # Recorded by Functions, whose Python is most of it, the step of construct, rsample, log_prob, entropy and backward
+    # of 64 x 6 takes 412 to 650 us, by torch's own operations 285. Larger batches keep O(rows) for the backward: that
+    # is what a Function is for.
+    return is_differentiated(logits) and (loses_functions() or (is_small(logits) and not relaxed))
+
+
+# Softmax --------------------------------------------------------------------------------------------------------------
+#
+# torch's softmax takes the maximum, subtracts it, and its exponential is cheaper than torch.exp's: 16 x 131072 in
+# 440 us, exp alone 660 (two threads). But it divides by a sum that it adds up one term after the other: behind a large
+# one, of 2^20 small ones a part is lost, 1e-3 of the whole. Where rows are long, what it gives is added up again, by
+# `sum`, in a tree, and divided by that, which is 1 but for the loss: no gradient flows through it.
+
+
+def is_short(logits: Tensor) -> bool:
+    """Whether torch's softmax is right to 2e-6 as it is."""
+    return logits.shape[-1] <= _ONE_GROUP
+
+
+def softmax(logits: Tensor) -> Tensor:
+    p = nearly_softmax(logits)
+    if is_short(logits):
+        return p
+    total = p.detach().sum(-1, keepdim=True)
+    return p / total if is_differentiated(logits) else p.div_(total)
+
+
+def log_softmax(logits: Tensor) -> Tensor:
+    log_p = torch.log_softmax(logits, -1, dtype=compute_dtype(logits.dtype))
+    if is_short(logits):
+        return log_p
+    log_total = log_p.detach().exp().sum(-1, keepdim=True).log()
+    return log_p - log_total if is_differentiated(logits) else log_p.sub_(log_total)
+
+
+def nearly_softmax(logits: Tensor) -> Tensor:
+    """softmax(x) but for that loss, which is one number for a row: weights need not add up to 1, and of a gradient it
+    is a part of 1e-3 at most, as in torch's own backward."""
+    return torch.softmax(logits, -1, dtype=compute_dtype(logits.dtype))
+
+
+def _log_total(weight: Tensor, total: Tensor) -> Tensor:
+    """log sum_j exp(x_j - max x), [rows], from weights w in proportion to softmax(x), and their sum."""
+    return (total / weight.amax(-1)).log()
+
+
+def softmax_backward(probs: Tensor, grad: Tensor) -> Tensor:
+    """y (g - <y, g>): torch's own fused operator, which is differentiable in both."""
+    return torch.ops.aten._softmax_backward_data(grad, probs, -1, probs.dtype)
+
+
+# Categories -----------------------------------------------------------------------------------------------------------
+
+
+def group_length(columns: int) -> int:
+    """The columns of a group on this path: all of a short row, else the power of two next to sqrt(columns), which makes
+    the least of what a draw looks at one by one: every group, and every element of the winning group."""
+    if columns <= _ONE_GROUP:
+        return columns
+    length = 16
+    # Comparisons, which leave a symbolic number of columns a range and not a constant.
+    while 2 * length**2 < columns:
+        length *= 2
+    return length
+
+
+def _of_groups(reduction: Callable[..., Tensor], tensor: Tensor, group: int) -> Tensor:
+    """reduction(., -1) of each group of consecutive columns, the last of which may be short; [..., groups]."""
+    columns = tensor.shape[-1]
+    whole = columns // group
+    out = reduction(tensor[..., : whole * group].unflatten(-1, (whole, group)), -1)
+    if whole * group < columns:
+        out = torch.cat([out, reduction(tensor[..., whole * group :], -1).unsqueeze(-1)], -1)
+    return out
+
+
+def argmax(tensor: Tensor) -> Tensor:
+    """torch's own looks at one element after the other, on one thread. A vectorised maximum of each group of columns
+    leaves it one group of a long row: 16 x 131072 in 90 us (argmax 550), and the same answer for every tensor, ties and
+    NaN too."""
+    columns = tensor.shape[-1]
+    if tensor.dtype == torch.bool:
+        tensor = tensor.view(torch.uint8)
+    if not can_look_at(tensor) or tensor.numel() <= _ONE_THREAD:
+        return tensor.argmax(-1)
+    if columns <= 4 * _ONE_GROUP:
+        # This one shares the rows among the threads.
+        return tensor.max(-1)[1]
+    group = group_length(columns)
+    first = group * _of_groups(torch.amax, tensor, group).argmax(-1)
+    column = first.unsqueeze(-1) + torch.arange(group, device=tensor.device)
+    return first + tensor.gather(-1, column.clamp(max=columns - 1)).argmax(-1)
+
+
+def one_hot(index: Tensor, columns: int, dtype: torch.dtype, all_valid: bool = False) -> Tensor:
+    """One write for each row, beside the zeros: no comparison of every element. `all_valid` where no index is -1."""
+    out = index.new_zeros((*index.shape, columns), dtype=dtype)
+    index = index.unsqueeze(-1)
+    one = 1 if all_valid else (index >= 0).to(dtype)
+    index = index if all_valid else index.clamp(min=0)
+    # vmap has a rule for the one that does not write in place.
+    return out.scatter(-1, index, one) if in_transform() else out.scatter_(-1, index, one)
+
+
+# Draws ----------------------------------------------------------------------------------------------------------------
+
+
+def race(noise: rng.Noise) -> Choice:
+    """`eager.race`, some draws at a time."""
+
+    def choose(weight: Tensor, lead: tuple[int, ...], winner: Tensor | None) -> Tensor:
+        draws, rows = lead
+        some = []
+        for part in blocks(draws, 3 * rows * weight.shape[-1]) if weight.dim() == 2 else [slice(0, draws)]:
+            some.append(eager.race(weight, noise((part.stop - part.start, rows, weight.shape[-1]), winner)))
+        return joined(some)
+
+    return choose
+
+
+def inversion(device: torch.device, generator: torch.Generator | None) -> Choice:
+    """The first index whose cumulative weight is above u sum w, in float64: one uniform u, where a race wants one, and
+    its logarithm, for each weight. 1024 x 32 in 55 us (race 161), 64 x 4096 in 56 (103), 16 x 131072 in 134 (202), one
+    thread. What is lost is reach, 31 nats in place of 36; and only a CPU sums up in a fixed order, and in float64.
+
+    As u is a multiple of 2^-53 and below 1, u sum w is below sum w, rounded too, and an index of weight 0 never the
+    first above it.
+    """
+
+    def choose(weight: Tensor, lead: tuple[int, ...], winner: Tensor | None) -> Tensor:
+        # In place where vmap need not have a rule: fresh memory costs more than the sums.
+        cumulative = weight.to(torch.float64, copy=True, memory_format=torch.contiguous_format)
+        cumulative = cumulative.cumsum(-1) if in_transform() else cumulative.cumsum_(-1)
+        total = cumulative[..., -1:]
+        if weight.dim() == 3:
+            u = rng.uniform((*lead, 1), device, generator)
+            return torch.searchsorted(cumulative, u * total, right=True).squeeze(-1)
+        # The draws of a row have its sums in common.
+        draws, rows = lead
+        some = []
+        for part in blocks(draws, 3 * rows):
+            u = rng.uniform((part.stop - part.start, rows), device, generator)
+            some.append(torch.searchsorted(cumulative, (u.t() * total).contiguous(), right=True).t())
+        return joined(some)
+
+    return choose
+
+
+def _weights(logits: Tensor) -> tuple[Tensor, bool]:
+    """Weights [rows, columns] in proportion to softmax(logits), and whether every row is known to be a distribution."""
+    if can_look_at(logits) and 0 < logits.numel() <= _ONE_THREAD:
+        # So small a softmax costs three times as much as two numbers that say that no maximum need be subtracted.
+        low, high = logits.aminmax()
+        if low.item() > -_SAFE and high.item() < _SAFE:
+            return logits.to(compute_dtype(logits.dtype)).exp(), True
+    return nearly_softmax(logits), False
+
+
+def _logsumexp_from(logits: Tensor, weight: Tensor, winner: Tensor) -> Tensor:
+    """The logsumexp, [2, rows], from the logits of one group of each row, [rows, group], and the weights of all."""
+    share = weight.gather(-1, winner.unsqueeze(-1)).squeeze(-1) / weight.sum(-1)
+    x = logits.to(weight.dtype)
+    m = x.amax(-1)
+    return torch.stack([m, (x - m.unsqueeze(-1)).logsumexp(-1) - share.log()])
+
+
+def sample_index(logits: Tensor, draws: int, choose: Choice, group: int) -> tuple[Tensor, Tensor | None, bool]:
+    """`eager.sample_index`, a block of rows at a time, with the logsumexp where it is a by-product of the groups, and
+    whether every row was found to be a distribution.
+
+    The sums of groups are vectorised, cumulative ones (1.7 ns an element) are not.
+
+    Args:
+        logits: [rows, columns].
+        draws: how many draws of each row.
+        choose: draws in proportion to weights.
+        group: columns in a group; one group, and no first choice, where it is at least `columns`.
+    """
+    rows, columns = logits.shape
+    groups = -(-columns // group)
+    # What is chosen from, and its sums in float64.
+    scratch = 3 * (groups + group if groups > 1 else columns)
+    indices, logsumexps, found_invalid = [], [], False
+    for part in blocks(rows, scratch):
+        x = part_of(logits, part)
+        if groups > 1:
+            weight, known = by_rows(lambda x: _of_groups(torch.sum, nearly_softmax(x), group), x), False
+        else:
+            weight, known = _weights(x)
+        index = choose(weight, (draws, x.shape[0]), None)
+        if groups > 1:
+            # In a row that is no distribution, a search ends anywhere.
+            winners, some = index.clamp(max=groups - 1), []
+            for chunk in blocks(draws, 3 * group * x.shape[0]):
+                winner = part_of(winners, chunk)
+                column = winner.unsqueeze(-1) * group + torch.arange(group, device=x.device)
+                inside = x.expand(*winner.shape, columns).gather(-1, column.clamp(max=columns - 1))
+                if columns % group:
+                    inside = torch.where(column < columns, inside, -torch.inf)
+                if draws and not some:
+                    logsumexps.append(_logsumexp_from(inside[0], weight, winner[0]))
+                some.append(winner * group + choose(nearly_softmax(inside), winner.shape, winner))
+            index = joined(some)
+        if not known:
+            # With a NaN or +inf in a row, or -inf alone, every element of its softmax is NaN.
+            first = weight[:, 0]
+            if not (can_look_at(first) and math.isfinite(first.sum().item())):
+                found_invalid, index = True, index.masked_fill(first.isnan(), -1)
+        indices.append(index)
+    return joined(indices, 1), joined(logsumexps, 1) if logsumexps else None, not found_invalid
+
+
+def sample(
+    logits: Tensor, mask: Tensor | None, draws: int, dtype: torch.dtype | None, seed: Seed, again: bool
+) -> Sample:
+    x, columns = masked(logits, mask), logits.shape[-1]
+    noise, seed_again = rng.noise_of_draw(x.device, seed.generator, again)
+    # Compiled, a draw whose noise is drawn again is made of a seed, and `inversion` is not.
+    by_race = columns <= _RACED or (again and torch.compiler.is_compiling())
+    group = group_length(columns)
+    # One search in place of two stages where calls are what costs, or second stages would look at more than a row has:
+    # 32,000 draws of 50,257 categories are 1.7 ms, in two stages 22.
+    if not by_race and (is_small(x) or draws * group >= columns):
+        group = columns
+    choose = race(noise) if by_race else inversion(x.device, seed.generator)
+    index, logsumexp, all_valid = sample_index(x, draws, choose, group)
+    hot = None if dtype is None else one_hot(index, columns, dtype, all_valid)
+    return Sample(hot, index, logsumexp, all_valid, seed_again() if again else None)
+
+
+def relaxed(logits: Tensor, temperature: Tensor, draws: int, seed: Seed) -> Tensor:
+    noise = rng.noise_from(logits.device, seed.generator)
+
+    def block(x: Tensor, t: Tensor) -> Tensor:
+        return softmax(eager.relaxed_scores(x, t, draws, noise)).to(x.dtype)
+
+    return by_rows(block, logits, temperature, scratch=4 * draws, dim=1)
+
+
+# Straight-through gradients -------------------------------------------------------------------------------------------
+
+
+def straight_through(
+    logits: Tensor, mask: Tensor | None, draws: int, dtype: torch.dtype | None, seed: Seed, temperature: Tensor | None
+) -> Sample:
+    x = masked(logits, mask)
+    drawn = sample(x.detach(), None, draws, dtype, seed, False)
+    y = nearly_softmax(x) if temperature is None else eager.relaxed_given(x, drawn, temperature, seed)
+    return eager.with_gradient_of(drawn, y)
+
+
+def softmax_grad(logits: Tensor, grad: Tensor, mask: Tensor | None = None, logsumexp: Tensor | None = None) -> Tensor:
+    def block(x: Tensor, g: Tensor) -> Tensor:
+        p = nearly_softmax(x)
+        return softmax_backward(p, g.to(p.dtype)).to(x.dtype)
+
+    return by_rows(block, masked(logits, mask), grad)
+
+
+def relaxed_grad(
+    logits: Tensor,
+    index: Tensor,
+    grad: Tensor,
+    temperature: Tensor,
+    seed: Seed,
+    mask: Tensor | None = None,
+    logsumexp: Tensor | None = None,
+    with_temperature: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    assert seed.tensor is not None
+    noise, draws, columns = rng.noise_again(seed.tensor), index.shape[0], logits.shape[-1]
+
+    def block(g: Tensor, x: Tensor, k: Tensor, t: Tensor) -> Tensor:
+        e = noise((draws, x.shape[0], columns + 1), None)
+        p = nearly_softmax(x)
+        inverse = t.reciprocal().unsqueeze(-1)
+        z = eager.scores_given(p, k.t(), e[..., :-1], e[..., -1]) * inverse
+        dz = softmax_backward(nearly_softmax(z), g.transpose(0, 1).to(p.dtype))
+        dx = (dz * inverse).sum(0)
+        if not with_temperature:
+            return dx.to(x.dtype)
+        # dt as one column more. Where y is 0, so is dz, and 0 -inf would be NaN.
+        return torch.cat([dx, -(dz * z.clamp_min(-1e30)).sum((0, 2)).unsqueeze(-1) * inverse], -1)
+
+    out = by_rows(block, grad.transpose(0, 1), masked(logits, mask), index.t(), temperature, scratch=4)
+    return (out[:, :-1].to(logits.dtype), out[:, -1]) if with_temperature else (out, None)
+
+
+# Densities ------------------------------------------------------------------------------------------------------------
+
+
+def log_prob_index(
+    logits: Tensor, index: Tensor, mask: Tensor | None = None, logsumexp: Tensor | None = None, inside: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """Where nothing records it, by the logsumexp: no normalised copy of the logits."""
+    x, known, new = masked(logits, mask), logsumexp, None
+    if known is None and not (is_short(x) or is_differentiated(x)):
+        known = new = by_rows(eager.logsumexp, x, dim=1)
+    at = (index if inside else index.clamp(0, x.shape[-1] - 1)).t()
+    if known is None:
+        chosen = by_rows(lambda x, k: log_softmax(x).gather(-1, k), x, at).t()
+    else:
+        m, log_sum = known
+        # Above 0 it is by a rounding, where m is the maximum of one group and not of the row.
+        chosen = (x.gather(-1, at).t().to(m.dtype) - m - log_sum).clamp_max(0.0)
+    return chosen if inside else torch.where(index == at.t(), chosen, torch.nan), new
+
+
+def log_prob(
+    logits: Tensor, value: Tensor, mask: Tensor | None = None, logsumexp: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    index = argmax(value)
+    out, new = log_prob_index(logits, index, mask, logsumexp, True)
+    return out, index, new
+
+
+def log_prob_grad(
+    logits: Tensor, index: Tensor, grad: Tensor, mask: Tensor | None = None, logsumexp: Tensor | None = None
+) -> Tensor:
+    def block(x: Tensor, k: Tensor, g: Tensor) -> Tensor:
+        smooth = nearly_softmax(x) * -g.sum(-1, keepdim=True)
+        return smooth.scatter_add(-1, k, g.to(smooth.dtype)).to(x.dtype)
+
+    out = by_rows(block, masked(logits, mask), index.clamp(0, logits.shape[-1] - 1).t(), grad.t())
+    return out if mask is None else torch.where(mask, out, 0.0)
+
+
+def entropy(logits: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """Short rows, and what is differentiated, by the formula. Else, with d = x - max x and w in proportion to exp d,
+    H = log sum exp d - (sum w d) / sum w: two numbers that are not negative, and one exponential."""
+    x = masked(logits, mask)
+    if is_short(x) or is_differentiated(x):
+        return by_rows(_entropy_by_formula, x), None
+    rows, columns = x.shape
+    dtype = compute_dtype(x.dtype)
+    parts = blocks(rows, columns)
+    entropies, maxima, log_sums = out = x.new_empty((3, rows), dtype=dtype)
+    # The same memory for each block: fresh pages cost more than the work on them.
+    scratch = x.new_empty((2, parts[0].stop, columns), dtype=dtype)
+    for part in parts:
+        some = part_of(x, part)
+        d, weight = scratch[:, : some.shape[0]]
+        m = some.amax(-1, keepdim=True).to(dtype)
+        torch.sub(some, m, out=d)
+        torch.softmax(d, -1, out=weight)
+        total = weight.sum(-1)
+        log_total = _log_total(weight, total)
+        # 0 -inf is NaN, and counts 0. In a row that is no distribution, the total is NaN.
+        entropies[part] = log_total - weight.mul_(d).nansum(-1) / total
+        maxima[part], log_sums[part] = m.squeeze(-1), log_total
+    return entropies, out[1:]
+
+
+def _entropy_by_formula(logits: Tensor) -> Tensor:
+    log_p = log_softmax(logits)
+    p = log_p.exp()
+    lowest = eager.LOWEST
+    product = p * log_p.clamp_min(lowest) if is_differentiated(logits) else p.mul_(log_p.clamp_min_(lowest))
+    # Not -sum, which is -0 for a certain outcome; no term is positive.
+    return product.sum(-1).abs()
+
+
+def entropy_grad(
+    logits: Tensor,
+    grad: Tensor,
+    mask: Tensor | None = None,
+    logsumexp: Tensor | None = None,
+    entropy: Tensor | None = None,
+) -> Tensor:
+    def block(x: Tensor, g: Tensor) -> Tensor:
+        d = eager.shifted(x).clamp_min(eager.LOWEST)
+        return (softmax_backward(nearly_softmax(d), d) * -g.unsqueeze(-1)).to(x.dtype)
+
+    return by_rows(block, masked(logits, mask), grad)

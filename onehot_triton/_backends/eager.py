@@ -1,0 +1,266 @@
+"""The formulas in plain torch, one screen an operation and no threshold: the oracle of the kernels and of `cpu.py`, and
+what computes on every device that has no backend of its own.
+
+Shapes and results are those of `interface.py`. Half precision is computed in float32. Everything is written in
+differentiable operations, gradients too, so second derivatives follow from it.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import rng
+from ..rng import Noise, Seed
+from ..tensors import compute_dtype, is_differentiated, loses_functions
+from .interface import Sample
+
+GROUP = 1024
+"""The columns of a group, as in the kernels (docs/noise.md)."""
+LOWEST = -10_000
+"""exp of it is 0, in float64 too, where 0 log 0 wants a finite number that no product of a derivative makes infinite.
+An int: a compiler takes a float of a module for an input of the graph, and compiles twice."""
+
+reads_masks = False
+
+
+def records(logits: Tensor, relaxed: bool = False) -> bool:
+    return is_differentiated(logits) and loses_functions()
+
+
+def new_seed(logits: Tensor, generator: torch.Generator | None) -> Seed:
+    return Seed(generator=generator)
+
+
+def masked(logits: Tensor, mask: Tensor | None = None) -> Tensor:
+    """`logits` with -inf where the mask, if there is one, is False; without gradient there."""
+    return logits if mask is None else torch.where(mask, logits, -torch.inf)
+
+
+# Categories -----------------------------------------------------------------------------------------------------------
+
+
+def shifted(logits: Tensor) -> Tensor:
+    """x - max x, [..., columns] in the compute dtype: all that the formulas know of x. NaN for no distribution."""
+    x = logits.to(compute_dtype(logits.dtype))
+    return x - x.detach().amax(-1, keepdim=True)
+
+
+def log_softmax(logits: Tensor) -> Tensor:
+    d = shifted(logits)
+    # torch.log_softmax on a CPU adds up one term after the other: behind a large one, of 2^20 small ones it loses 1e-3.
+    return d - d.exp().sum(-1, keepdim=True).log()
+
+
+def softmax(logits: Tensor) -> Tensor:
+    return log_softmax(logits).exp()
+
+
+def logsumexp(logits: Tensor) -> Tensor:
+    """The two numbers of a row, [2, rows]."""
+    d = shifted(logits)
+    return torch.stack([logits.amax(-1).to(d.dtype), d.exp().sum(-1).log()])
+
+
+def argmax(tensor: Tensor) -> Tensor:
+    return (tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor).argmax(-1)
+
+
+def one_hot(index: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
+    return (index.unsqueeze(-1) == torch.arange(columns, device=index.device)).to(dtype)
+
+
+# Draws ----------------------------------------------------------------------------------------------------------------
+
+
+def race(weight: Tensor, e: Tensor) -> Tensor:
+    """The index of the least E / w, E iid Exp(1): of exponentials divided by their rates, each is the least with a
+    probability in proportion to its rate. It is Gumbel-max, with -log E for the Gumbel variate. `e` is -E."""
+    return (weight / e).argmin(-1)
+
+
+def sample_index(logits: Tensor, draws: int, noise: Noise, group: int = GROUP) -> Tensor:
+    """Draws from softmax(x), int64 [draws, rows], first a group of columns, then one of its columns.
+
+    With the row cut into groups of consecutive columns, a group in proportion to the sum of its exp x_j and then an
+    element of it in proportion to exp x_j is exactly a draw from the row's softmax. A row of one group needs no first.
+    """
+    rows, columns = logits.shape
+    weight = shifted(logits).exp()
+    if columns <= group:
+        index = race(weight, noise((draws, *weight.shape), None))
+    else:
+        groups = -(-columns // group)
+        beyond = groups * group - columns
+        in_groups = torch.nn.functional.pad(weight, (0, beyond)).view(rows, groups, group).sum(-1)
+        winner = race(in_groups, noise((draws, *in_groups.shape), None))
+        # Of a group far below the row's maximum, the weights may all be 0: they are taken again, below its own.
+        column = winner.unsqueeze(-1) * group + torch.arange(group, device=logits.device)
+        inside = logits.expand(draws, rows, columns).gather(-1, column.clamp(max=columns - 1))
+        weight_inside = shifted(torch.where(column < columns, inside, -torch.inf)).exp()
+        index = winner * group + race(weight_inside, noise((draws, rows, group), winner))
+    # With a NaN or +inf in a row, or -inf alone, every weight is NaN.
+    return index.masked_fill(weight[:, 0].isnan(), -1)
+
+
+def sample(
+    logits: Tensor, mask: Tensor | None, draws: int, dtype: torch.dtype | None, seed: Seed, again: bool
+) -> Sample:
+    x = masked(logits, mask)
+    noise, seed_again = rng.noise_of_draw(x.device, seed.generator, again)
+    index = sample_index(x, draws, noise)
+    hot = None if dtype is None else one_hot(index, x.shape[-1], dtype)
+    return Sample(hot, index, None, False, seed_again() if again else None)
+
+
+def relaxed_scores(logits: Tensor, temperature: Tensor, draws: int, noise: Noise) -> Tensor:
+    """(x - max x + Gumbel) / t, [draws, rows, columns] in the compute dtype."""
+    # A category that is off must not make the temperature's gradient 0 inf.
+    d = shifted(logits).clamp_min(-1e20)
+    gumbel = -torch.log(-noise((draws, *d.shape), None))
+    return (d + gumbel.to(d.dtype)) / temperature.to(d.dtype).unsqueeze(-1)
+
+
+def relaxed_with(logits: Tensor, temperature: Tensor, draws: int, noise: Noise) -> Tensor:
+    """`relaxed`, of that noise."""
+    return softmax(relaxed_scores(logits, temperature, draws, noise)).to(logits.dtype)
+
+
+def relaxed(logits: Tensor, temperature: Tensor, draws: int, seed: Seed) -> Tensor:
+    return relaxed_with(logits, temperature, draws, rng.noise_from(logits.device, seed.generator))
+
+
+# Straight-through gradients -------------------------------------------------------------------------------------------
+
+
+def softmax_backward(probs: Tensor, grad: Tensor) -> Tensor:
+    """y (g - <y, g>)."""
+    return probs * (grad - (probs * grad).sum(-1, keepdim=True))
+
+
+def softmax_grad(logits: Tensor, grad: Tensor, mask: Tensor | None = None, logsumexp: Tensor | None = None) -> Tensor:
+    p = softmax(masked(logits, mask))
+    return softmax_backward(p, grad.to(p.dtype)).to(logits.dtype)
+
+
+def scores_given(probs: Tensor, index: Tensor, e: Tensor, e_winner: Tensor) -> Tensor:
+    """log p + Gumbel less its maximum, [draws, rows, columns], drawn given that column k is the maximum.
+
+    With E iid Exp(1), s_k = -log E_k and s_j = -log(E_j / p_j + E_k) has the law of log p + Gumbel given that k is its
+    arg-max: the winner's value is a Gumbel variate, independent of which column won, and the others are Gumbel
+    variates truncated at it (Maddison, Tarlow and Minka 2014, https://arxiv.org/abs/1411.0030). Less s_k that is 0 at
+    k, and -log(1 + E_j / (p_j E_k)) elsewhere.
+
+    Args:
+        probs: [rows, columns].
+        index: int64 [draws, rows], the winners k.
+        e: E, [draws, rows, columns], of either sign.
+        e_winner: E_k, of `index`'s shape, of the same sign.
+    """
+    # p = 0 makes the ratio infinite; E_j / E_k can overflow float32 to the same effect.
+    ratio = (e / e_winner.unsqueeze(-1)).to(probs.dtype) / probs
+    return torch.log1p(ratio).neg().scatter(-1, index.clamp(min=0).unsqueeze(-1), 0.0)
+
+
+def relaxed_grad_with(
+    logits: Tensor, index: Tensor, grad: Tensor, temperature: Tensor, e: Tensor, e_winner: Tensor
+) -> tuple[Tensor, Tensor]:
+    """`relaxed_grad`, of that noise, with both its gradients. No gradient flows through the noise, which does not
+    depend on the logits. A z off by a number is as good for dt: dz sums to 0."""
+    p = softmax(logits)
+    t = temperature.to(p.dtype).unsqueeze(-1)
+    z = scores_given(p, index, e, e_winner) / t
+    dz = softmax_backward(softmax(z), grad.to(p.dtype))
+    # Where y is 0, so is dz, and 0 -inf would be NaN.
+    dt = -(dz * z.clamp_min(-1e30)).sum((0, 2)) / temperature.to(p.dtype)
+    return (dz / t).sum(0).to(logits.dtype), dt
+
+
+def relaxed_grad(
+    logits: Tensor,
+    index: Tensor,
+    grad: Tensor,
+    temperature: Tensor,
+    seed: Seed,
+    mask: Tensor | None = None,
+    logsumexp: Tensor | None = None,
+    with_temperature: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    assert seed.tensor is not None
+    e = rng.noise_again(seed.tensor)((*grad.shape[:-1], grad.shape[-1] + 1), None)
+    dx, dt = relaxed_grad_with(masked(logits, mask), index, grad, temperature, e[..., :-1], e[..., -1])
+    return dx, dt if with_temperature else None
+
+
+def relaxed_given(logits: Tensor, drawn: Sample, temperature: Tensor, seed: Seed) -> Tensor:
+    """A relaxed sample y whose arg-max is the draw, [draws, rows, columns] in the compute dtype, in operations whose
+    derivatives are those of softmax((x + Gumbel) / t) for a fixed Gumbel."""
+    with torch.no_grad():
+        e = rng.exponential((*drawn.index.shape, logits.shape[-1] + 1), logits.device, seed.generator)
+        score = scores_given(softmax(logits), drawn.index, e[..., :-1], e[..., -1]).clamp_min(-1e30)
+    # x - x would be NaN where it is infinite.
+    x = logits.masked_fill(logits.isinf(), 0.0).to(score.dtype)
+    return softmax((score.detach() + (x - x.detach())) / temperature.to(score.dtype).unsqueeze(-1))
+
+
+def straight_through(
+    logits: Tensor, mask: Tensor | None, draws: int, dtype: torch.dtype | None, seed: Seed, temperature: Tensor | None
+) -> Sample:
+    x = masked(logits, mask)
+    drawn = sample(x.detach(), None, draws, dtype, seed, False)
+    return with_gradient_of(drawn, softmax(x) if temperature is None else relaxed_given(x, drawn, temperature, seed))
+
+
+def with_gradient_of(drawn: Sample, y: Tensor) -> Sample:
+    """h + (y - y): the draw itself, since y - y is 0 exactly, but for NaN in a row that is no distribution."""
+    assert drawn.one_hot is not None
+    y = y.to(drawn.one_hot.dtype)
+    zero = y - y.detach()
+    return drawn._replace(one_hot=drawn.one_hot + (zero if drawn.all_valid else zero.nan_to_num(0.0)))
+
+
+# Densities ------------------------------------------------------------------------------------------------------------
+
+
+def log_prob_index(
+    logits: Tensor, index: Tensor, mask: Tensor | None = None, logsumexp: Tensor | None = None, inside: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    at = index.clamp(0, logits.shape[-1] - 1)
+    chosen = log_softmax(masked(logits, mask)).gather(-1, at.t()).t()
+    return torch.where(index == at, chosen, torch.nan), None
+
+
+def log_prob(
+    logits: Tensor, value: Tensor, mask: Tensor | None = None, logsumexp: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    index = argmax(value)
+    return log_prob_index(logits, index, mask, logsumexp, True)[0], index, None
+
+
+def log_prob_grad(
+    logits: Tensor, index: Tensor, grad: Tensor, mask: Tensor | None = None, logsumexp: Tensor | None = None
+) -> Tensor:
+    smooth = softmax(masked(logits, mask)) * -grad.sum(0).unsqueeze(-1)
+    at = index.clamp(0, logits.shape[-1] - 1).t()
+    # In float32: rounded to half precision before they are added, the two would cancel to noise where p is near 1.
+    out = smooth.scatter_add(-1, at, grad.t().to(smooth.dtype)).to(logits.dtype)
+    return out if mask is None else torch.where(mask, out, 0.0)
+
+
+def entropy(logits: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    log_p = log_softmax(masked(logits, mask))
+    # Not -sum, which is -0 for a certain outcome; no term is positive.
+    return (log_p.exp() * log_p.clamp_min(LOWEST)).sum(-1).abs(), None
+
+
+def entropy_grad(
+    logits: Tensor,
+    grad: Tensor,
+    mask: Tensor | None = None,
+    logsumexp: Tensor | None = None,
+    entropy: Tensor | None = None,
+) -> Tensor:
+    """As H = -<p, log p>, it is -g times the PassThrough gradient of log p, which is that of log p less any number."""
+    x = masked(logits, mask)
+    d = shifted(x).clamp_min(LOWEST)
+    return (softmax_backward(softmax(x), d) * -grad.unsqueeze(-1)).to(logits.dtype)

@@ -1,0 +1,162 @@
+"""What a backend is: one function an operation, rows in, rows out. `triton.py`, `cpu.py` and `eager.py` are such.
+
+    logits          [rows, columns], unnormalised, of any floating dtype, with any strides
+    mask            bool [rows, columns], True where a category can be drawn; None for everywhere
+    draws           the leading dimension of what there is for each draw
+    index           int64 [draws, rows], the columns drawn; -1 where the row is no distribution
+    logsumexp       [2, rows] in the compute dtype: max x, and log sum exp(x - max x), NaN where the row is no
+                    distribution. Added up, the two would be rounded to a part of the maximum, not of the difference.
+                    What one function returns another takes; a backend that has no use for it gives, and takes, None.
+
+Gradients come in the dtype of the logits, densities in the compute dtype.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from ..rng import Seed
+
+
+class Sample(NamedTuple):
+    """A draw.
+
+    Attributes:
+        one_hot: [draws, rows, columns]; None where none was asked for. A row that is no distribution is all zero.
+        index, logsumexp: as above.
+        all_valid: True where every row was found to be a distribution.
+        seed: one int64 element, of which `relaxed_grad` draws its noise; None where it has that of the draw itself.
+    """
+
+    one_hot: Tensor | None
+    index: Tensor
+    logsumexp: Tensor | None
+    all_valid: bool
+    seed: Tensor | None
+
+
+class Backend(Protocol):
+    """See the head of this file."""
+
+    reads_masks: bool
+    """Whether it reads a mask beside the logits at no cost; else logits are better masked once than in each call."""
+
+    def records(self, logits: Tensor, relaxed: bool = False) -> bool:
+        """Whether autograd is to record the functions as they are, each a formula in differentiable operations; of
+        relaxed samples, where that is another question."""
+        ...
+
+    def new_seed(self, logits: Tensor, generator: torch.Generator | None) -> Seed:
+        """The seed of a draw from `logits`."""
+        ...
+
+    # Categories
+
+    def softmax(self, logits: Tensor) -> Tensor:
+        """softmax(x), [..., columns], in the compute dtype."""
+        ...
+
+    def log_softmax(self, logits: Tensor) -> Tensor:
+        """log softmax(x), [..., columns], in the compute dtype."""
+        ...
+
+    def argmax(self, tensor: Tensor) -> Tensor:
+        """The first maximum, int64 [...]: NaN counts as one."""
+        ...
+
+    def one_hot(self, index: Tensor, columns: int, dtype: torch.dtype) -> Tensor:
+        """[*index.shape, columns], all zero where the index is -1."""
+        ...
+
+    # Draws
+
+    def sample(
+        self, logits: Tensor, mask: Tensor | None, draws: int, dtype: torch.dtype | None, seed: Seed, again: bool
+    ) -> Sample:
+        """Draws from softmax(x), one-hot rows of `dtype`, None for none; `again` where `relaxed_grad` will follow."""
+        ...
+
+    def relaxed(self, logits: Tensor, temperature: Tensor, draws: int, seed: Seed) -> Tensor:
+        """softmax((x + Gumbel) / t), [draws, rows, columns] in the logits' dtype, for `temperature` [rows]."""
+        ...
+
+    def straight_through(
+        self,
+        logits: Tensor,
+        mask: Tensor | None,
+        draws: int,
+        dtype: torch.dtype | None,
+        seed: Seed,
+        temperature: Tensor | None,
+    ) -> Sample:
+        """`sample`, whose one-hot has a gradient that autograd records: PassThrough's, or RelaxedOneHot's at a
+        `temperature` [rows]."""
+        ...
+
+    # Straight-through gradients of a draw, for `grad` [draws, rows, columns]
+
+    def softmax_grad(
+        self, logits: Tensor, grad: Tensor, mask: Tensor | None = None, logsumexp: Tensor | None = None
+    ) -> Tensor:
+        """PassThrough, p (g - <p, g>), [rows, columns], for `grad` [rows, columns]: the draws have p in common."""
+        ...
+
+    def relaxed_grad(
+        self,
+        logits: Tensor,
+        index: Tensor,
+        grad: Tensor,
+        temperature: Tensor,
+        seed: Seed,
+        mask: Tensor | None = None,
+        logsumexp: Tensor | None = None,
+        with_temperature: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """RelaxedOneHot: with dz = y (g - <y, g>), y = softmax(z) drawn given that column k won, sum_s dz / t,
+        [rows, columns], and sum_s -<dz, z> / t, [rows] in the compute dtype, where it is wanted."""
+        ...
+
+    # Densities
+
+    def log_prob(
+        self, logits: Tensor, value: Tensor, mask: Tensor | None = None, logsumexp: Tensor | None = None
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """log p_k at the first maximum k of each row of `value` [draws, rows, columns]: log_prob [draws, rows], k, and
+        the logsumexp where it was made here."""
+        ...
+
+    def log_prob_index(
+        self,
+        logits: Tensor,
+        index: Tensor,
+        mask: Tensor | None = None,
+        logsumexp: Tensor | None = None,
+        inside: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """log p_k, [draws, rows], NaN where k is no column, which is nowhere if `inside`; and the logsumexp where it
+        was made here."""
+        ...
+
+    def log_prob_grad(
+        self, logits: Tensor, index: Tensor, grad: Tensor, mask: Tensor | None = None, logsumexp: Tensor | None = None
+    ) -> Tensor:
+        """sum_s g_s (onehot(k_s) - p), [rows, columns], for `grad` [draws, rows]."""
+        ...
+
+    def entropy(self, logits: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+        """H = -sum_j p_j log p_j with 0 log 0 = 0, [rows], and the logsumexp where it was made."""
+        ...
+
+    def entropy_grad(
+        self,
+        logits: Tensor,
+        grad: Tensor,
+        mask: Tensor | None = None,
+        logsumexp: Tensor | None = None,
+        entropy: Tensor | None = None,
+    ) -> Tensor:
+        """-g p_j (log p_j + H), [rows, columns], for `entropy` and `grad` [rows]."""
+        ...

@@ -1,0 +1,121 @@
+"""The kernels, by way of their operators in `library.py`."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from .. import rng
+from ..library import operators
+from ..rng import Seed
+from ..tensors import compute_dtype
+from .eager import argmax, one_hot, straight_through  # noqa: F401
+from .interface import Sample
+
+reads_masks = True
+
+
+def records(logits: Tensor, relaxed: bool = False) -> bool:
+    return False
+
+
+def new_seed(logits: Tensor, generator: torch.Generator | None) -> Seed:
+    return rng.next_seed(logits, generator)
+
+
+# torch's own, which are one kernel on a GPU.
+
+
+def softmax(logits: Tensor) -> Tensor:
+    return torch.softmax(logits, -1, dtype=compute_dtype(logits.dtype))
+
+
+def log_softmax(logits: Tensor) -> Tensor:
+    return torch.log_softmax(logits, -1, dtype=compute_dtype(logits.dtype))
+
+
+def sample(
+    logits: Tensor, mask: Tensor | None, draws: int, dtype: torch.dtype | None, seed: Seed, again: bool
+) -> Sample:
+    hot, index, logsumexp = operators.sample(logits, draws, dtype, seed.tensor, seed.key, seed.offset, 0, mask)
+    return Sample(None if dtype is None else hot, index, logsumexp, False, None)
+
+
+def relaxed(logits: Tensor, temperature: Tensor, draws: int, seed: Seed) -> Tensor:
+    return operators.relaxed(logits, temperature, draws, seed.tensor, seed.key, seed.offset, 0)
+
+
+def softmax_grad(logits: Tensor, grad: Tensor, mask: Tensor | None = None, logsumexp: Tensor | None = None) -> Tensor:
+    return operators.softmax_grad(logits, logsumexp, grad, mask)
+
+
+class _NoSecondDerivative(Function):
+    """A gradient that a kernel computed, of `sources`: in a graph it can be used, but not differentiated."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(gradient, *sources):
+        return gradient.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        pass
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise RuntimeError("rsample: the RelaxedOneHot gradient of a kernel has no second derivative")
+
+
+def relaxed_grad(
+    logits: Tensor,
+    index: Tensor,
+    grad: Tensor,
+    temperature: Tensor,
+    seed: Seed,
+    mask: Tensor | None = None,
+    logsumexp: Tensor | None = None,
+    with_temperature: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    if with_temperature:
+        raise RuntimeError('rsample: kernels have no gradient of a temperature; use_backend("eager") has')
+    noise = seed.tensor, seed.key, seed.offset, 0
+    # It must have the noise of its draw, which torch's operations do not draw.
+    with torch.no_grad():
+        out = operators.relaxed_grad(logits, logsumexp, index, grad, temperature, *noise, mask)
+    return _NoSecondDerivative.apply(out, logits, grad) if torch.is_grad_enabled() else out, None
+
+
+def log_prob(
+    logits: Tensor, value: Tensor, mask: Tensor | None = None, logsumexp: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    out, index, new = operators.log_prob(logits, logsumexp, value, mask)
+    return out, index, new if logsumexp is None else None
+
+
+def log_prob_index(
+    logits: Tensor, index: Tensor, mask: Tensor | None = None, logsumexp: Tensor | None = None, inside: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    new = operators.logsumexp(logits, mask) if logsumexp is None else None
+    return operators.log_prob_index(logits, new if logsumexp is None else logsumexp, index, mask), new
+
+
+def log_prob_grad(
+    logits: Tensor, index: Tensor, grad: Tensor, mask: Tensor | None = None, logsumexp: Tensor | None = None
+) -> Tensor:
+    return operators.log_prob_grad(logits, logsumexp, index, grad, mask)
+
+
+def entropy(logits: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    return operators.entropy(logits, mask)
+
+
+def entropy_grad(
+    logits: Tensor,
+    grad: Tensor,
+    mask: Tensor | None = None,
+    logsumexp: Tensor | None = None,
+    entropy: Tensor | None = None,
+) -> Tensor:
+    return operators.entropy_grad(logits, logsumexp, entropy, grad, mask)

@@ -1,0 +1,69 @@
+"""From what a user gives (logits or probs, unimix, a mask) to the unnormalised logits that all is computed of."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+
+from . import _backends as backends
+from .ops import apply
+from .tensors import compute_dtype, loses_functions
+
+
+class _Log(Function):
+    """log w, with gradient 0 where w is 0: that category is switched off, as one with logit -inf is."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(weights):
+        return weights.log()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx, grad):
+        (weights,) = ctx.saved_tensors
+        return grad / torch.where(weights == 0, torch.inf, weights)
+
+
+def _log(weights: Tensor) -> Tensor:
+    if not loses_functions():
+        return apply(_Log, weights)
+    off = weights == 0
+    return weights.masked_fill(off, 1.0).log().masked_fill(off, -torch.inf)
+
+
+def masked(logits: Tensor, mask: Tensor | None) -> Tensor:
+    """`logits` with -inf where the mask, if there is one, is False; without gradient there."""
+    return logits if mask is None else torch.where(mask, logits, -torch.inf)
+
+
+def logits_of(param: Tensor, is_probs: bool, unimix: float, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    """Unnormalised logits of softmax(param), or of param / sum(param), mixed with `unimix` of the uniform distribution.
+
+    Args:
+        param: [*batch, columns].
+        is_probs: whether it is probabilities.
+        unimix: the weight of the uniform distribution, over the categories that `mask` allows.
+        mask: bool of param's shape; what is False is switched off, whatever the parameter is there.
+
+    Returns:
+        logits: the parameter itself where it is logits and nothing is to be done; else a new tensor, in float32 at
+            least, because half precision has too few digits for the logarithm of a small probability.
+        mask: the mask where it is still to be applied, by a backend that reads it beside the logits; else None.
+    """
+    backend = backends.of(param)
+    if not is_probs and unimix == 0:
+        return (param, mask) if mask is None or backend.reads_masks else (masked(param, mask), None)
+    param = param.to(compute_dtype(param.dtype))
+    param = param if mask is None else torch.where(mask, param, 0.0 if is_probs else -torch.inf)
+    logits = _log(param) if is_probs else param
+    if unimix == 0:
+        return logits, None
+    # 0 / 0 where nothing is allowed: no distribution.
+    uniform = 1 / logits.shape[-1] if mask is None else mask.to(logits.dtype) / mask.sum(-1, keepdim=True)
+    return _log(backend.softmax(logits) * (1 - unimix) + unimix * uniform), None

@@ -1,0 +1,53 @@
+"""What a tensor tells before anything is computed: the dtype to compute in, and how the program around it runs."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch._C._functorch import peek_interpreter_stack
+from torch.autograd import forward_ad
+from torch.jit._trace import is_tracing
+from torch.nn import Parameter
+
+
+def compute_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that values of `dtype` are computed in: float32 at least."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def is_recorded(tensor: Tensor) -> bool:
+    """Whether the program is recorded (compiled, exported, traced) and run later: `tensor` may have no values yet, and
+    what is computed of them now would become a constant."""
+    return (
+        torch.compiler.is_compiling()
+        or is_tracing()
+        or type(tensor) not in (Tensor, Parameter)
+        or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
+    )
+
+
+def in_transform() -> bool:
+    """Whether a transform of torch.func (vmap, grad) is active: then a tensor may have no values to look at."""
+    return peek_interpreter_stack() is not None
+
+
+def can_look_at(tensor: Tensor) -> bool:
+    """Whether its values can be looked at now, by the call alone: on a CPU, in no recorded or transformed program."""
+    return tensor.is_cpu and not is_recorded(tensor) and not in_transform()
+
+
+def loses_functions() -> bool:
+    """Whether a gradient has to come from torch's own operations: an exported or traced program keeps no autograd
+    Function, and forward-mode differentiation, which `torch.func.jvp` enters too, has no rule for one."""
+    if torch.compiler.is_exporting():
+        return torch.is_grad_enabled()
+    if torch.compiler.is_compiling():
+        return False
+    # A dual tensor inside a transform does not say what it is.
+    return forward_ad._current_level >= 0 or (is_tracing() and torch.is_grad_enabled())
+
+
+def is_differentiated(tensor: Tensor) -> bool:
+    """Whether autograd may record what is computed of it, which must then not be changed in place."""
+    # A transform may differentiate what does not say so.
+    return in_transform() or (tensor.requires_grad and torch.is_grad_enabled()) or loses_functions()

@@ -227,8 +227,8 @@ def sample(logits: Tensor, allowed: Tensor | None, draw: Draw) -> tuple[Tensor |
     Returns:
         one_hot: [*sample_shape, *batch, columns], or None. A row that is no distribution is all zero.
         index: int64 [*sample_shape, *batch]; -1 for such a row.
-        logsumexp: [rows] in the compute dtype, NaN for such a row; None where it is no by-product. It stays inside of
-            the library, so nobody gives it the batch's shape, which is an operator more.
+        logsumexp: [2, rows] in the compute dtype, NaN for such a row; None where it is no by-product. It stays inside
+            of the library, so nobody gives it the batch's shape, which is an operator more.
         all_valid: True where every row was found to be a distribution.
     """
     seed = rng.next_seed(logits, draw.generator) if uses_kernels(logits.device) else None
@@ -551,14 +551,14 @@ def log_prob(
     Args:
         logits: [*batch, columns].
         allowed: the kernels' category mask.
-        logsumexp: [rows], where the caller has it.
+        logsumexp: [2, rows], where the caller has it.
         value: [*draws, *batch, columns] of any float, integer or bool dtype; its first maximum counts.
         index: int64 [*draws, *batch], in place of `value`. Outside 0 .. columns - 1 the result is NaN.
         inside: True where every index is known to be inside.
 
     Returns:
         log_prob: [*draws, *batch] in the compute dtype.
-        logsumexp: [rows] in the compute dtype, without gradient; None where it was neither given nor computed.
+        logsumexp: [2, rows] in the compute dtype, without gradient; None where it was neither given nor computed.
     """
     value = value.detach() if value is not None and value.requires_grad else value
     if not (kernels := _differentiable_by_kernels(logits)) and _records_forward(logits):
@@ -601,8 +601,8 @@ class _Entropy(Function):
 
 
 def entropy(logits: Tensor, allowed: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """The entropy of softmax(logits), differentiable in the logits, and its logsumexp [rows], without gradient, or None
-    where it was not computed: both in the compute dtype."""
+    """The entropy of softmax(logits), differentiable in the logits, and its logsumexp [2, rows], without gradient, or
+    None where it was not computed: both in the compute dtype."""
     if not (kernels := _differentiable_by_kernels(logits)) and _records_forward(logits):
         return _Entropy.forward(masked(logits, allowed), None, False)
     return _apply(_Entropy, logits, allowed, kernels)

@@ -1,12 +1,12 @@
 """Entropy, and the logsumexp by itself.
 
-In log2 units, with d_j = x_j log2(e) - M, S = sum 2^d_j and T = sum 2^d_j d_j:
+With M = max x, and in log2 units d_j = (x_j - M) log2(e), S = sum 2^d_j and T = sum 2^d_j d_j:
 
-    logsumexp = ln2 (M + log2 S)
+    logsumexp = M + ln2 log2 S                         kept as these two numbers
     H = ln2 (log2 S - T / S)                           no rounding of the logsumexp enters it
     dH / dx_j = -p_j (log p_j + H)
 
-When M grows by a, every d shrinks by a: S becomes S 2^-a, T becomes (T - a S) 2^-a.
+When M grows by a ln2, every d shrinks by a: S becomes S 2^-a, T becomes (T - a S) 2^-a.
 """
 
 import torch
@@ -21,16 +21,17 @@ from .rows import (
     allowed_arguments,
     compute_dtype,
     compute_type,
-    exp2_of,
     has_tail,
     lane_max,
     lane_sum,
     load_logits,
+    load_logsumexp,
     load_parts,
-    logsumexp_of,
+    log2_probs,
     or_zero,
     over_lanes,
     over_tile,
+    store_logsumexp,
     store_part,
     tile_columns,
     with_unit_stride,
@@ -39,18 +40,19 @@ from .rows import (
 
 @triton.jit
 def _rebase(maximum, base, total, moment):
-    """(S, T) relative to `base` in place of `maximum`. Where that is -inf, S and T are 0, whatever the growth."""
-    scale = tl.exp2(maximum - base)
-    return total * scale, (moment - (base - or_zero(maximum)) * total) * scale
+    """(S, T) relative to `base` in place of `maximum`. Where that is -inf, S and T are 0, whatever the shift."""
+    shift = tl.maximum((maximum - base) * LOG2E, FAR)
+    scale = tl.exp2(shift)
+    return total * scale, (moment + shift * total) * scale
 
 
 @triton.jit
 def _add_tile(x, maximum, total, moment):
     """Adds a tile to the (M, S, T) of each lane, [ROWS, LANES]."""
-    new = tl.maximum(maximum, lane_max(x) * LOG2E)
+    new = tl.maximum(maximum, lane_max(x))
     base = or_zero(new)
     total, moment = _rebase(maximum, base, total, moment)
-    d = exp2_of(x, over_lanes(base))
+    d = (x - over_lanes(base)) * LOG2E
     weight = tl.exp2(d)
     return new, total + lane_sum(weight), moment + lane_sum(weight * tl.maximum(d, FAR))
 
@@ -64,8 +66,8 @@ def _join(maximum, total, moment):
 
 
 @triton.jit
-def _store(entropy_ptr, logsumexp_ptr, row, inside, maximum, total, moment, ENTROPY: tl.constexpr):
-    tl.store(logsumexp_ptr + row, logsumexp_of(maximum, total), mask=inside)
+def _store(entropy_ptr, logsumexp_ptr, row, rows, inside, maximum, total, moment, ENTROPY: tl.constexpr):
+    store_logsumexp(logsumexp_ptr, row, rows, inside, maximum, total)
     if ENTROPY:
         entropy = (tl.log2(total) - moment / total) * LN2
         tl.store(entropy_ptr + row, tl.where(total > 0, entropy, float("nan")), mask=inside)
@@ -103,7 +105,7 @@ def _entropy_kernel(
         store_part(parts_ptr, 3 * row + 1, total)
         store_part(parts_ptr, 3 * row + 2, moment)
     else:
-        _store(entropy_ptr, logsumexp_ptr, row, inside, maximum, total, moment, ENTROPY)
+        _store(entropy_ptr, logsumexp_ptr, row, rows, inside, maximum, total, moment, ENTROPY)
 
 
 @triton.jit(do_not_specialize=["parts"])
@@ -115,7 +117,7 @@ def _join_kernel(parts_ptr, entropy_ptr, logsumexp_ptr, parts, ENTROPY: tl.const
         load_parts(parts_ptr, 3 * row + 1, parts, 0.0, PARTS),
         load_parts(parts_ptr, 3 * row + 2, parts, 0.0, PARTS),
     )
-    _store(entropy_ptr, logsumexp_ptr, row, row >= 0, maximum, total, moment, ENTROPY)
+    _store(entropy_ptr, logsumexp_ptr, row, tl.num_programs(0), row >= 0, maximum, total, moment, ENTROPY)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -133,7 +135,8 @@ def _entropy_grad_kernel(
     mask = over_tile(inside) & (column < columns)
     allowed_at = over_tile(row * allowed_stride) + column
     x = load_logits(logits_ptr + over_tile(row * row_stride) + column, mask, TYPE, allowed_ptr, allowed_at)
-    log2_p = exp2_of(x, over_tile(tl.load(logsumexp_ptr + row, mask=inside) * LOG2E))
+    maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, inside)
+    log2_p = log2_probs(x, maximum, log_sum)
     entropy = tl.load(entropy_ptr + row, mask=inside) * LOG2E
     grad = tl.load(grad_ptr + row, mask=inside).to(TYPE) * LN2
     # -g p (log p + H), and 0 where p is.
@@ -144,8 +147,8 @@ def _entropy_grad_kernel(
 def _reduce(logits: Tensor, allowed: Tensor | None, with_entropy: bool) -> tuple[Tensor, Tensor]:
     logits = with_unit_stride(logits)
     rows, columns = logits.shape
-    logsumexp = torch.empty(rows, dtype=compute_dtype(logits.dtype), device=logits.device)
-    entropy = torch.empty_like(logsumexp) if with_entropy else logsumexp
+    logsumexp = torch.empty((2, rows), dtype=compute_dtype(logits.dtype), device=logits.device)
+    entropy = logsumexp.new_empty(rows) if with_entropy else logsumexp
     if rows:
         tile = launch.tile(logits)
         split = tile.parts > 1
@@ -163,20 +166,21 @@ def _reduce(logits: Tensor, allowed: Tensor | None, with_entropy: bool) -> tuple
 
 
 def logsumexp(logits: Tensor, allowed: Tensor | None = None) -> Tensor:
-    """log sum exp of each row of `logits` [rows, columns], in the compute dtype; NaN for no distribution. `allowed`:
-    see `rows.allowed_arguments`."""
+    """log sum exp of each row of `logits` [rows, columns], as two numbers whose sum it is, [2, rows] in the compute
+    dtype: the maximum, and log sum exp(x - maximum), NaN for no distribution. `allowed`: see
+    `rows.allowed_arguments`."""
     return _reduce(logits, allowed, with_entropy=False)[1]
 
 
 def entropy(logits: Tensor, allowed: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The entropy in nats and the logsumexp of each row of `logits` [rows, columns], in the compute dtype."""
+    """The entropy in nats, [rows], and the logsumexp, [2, rows], of each row of `logits`, in the compute dtype."""
     return _reduce(logits, allowed, with_entropy=True)
 
 
 def entropy_grad(
     logits: Tensor, logsumexp: Tensor, entropy: Tensor, grad: Tensor, allowed: Tensor | None = None
 ) -> Tensor:
-    """-g p (log p + H), [rows, columns] in the logits' dtype; `logsumexp`, `entropy` and `grad` are [rows]."""
+    """-g p (log p + H), [rows, columns] in the logits' dtype; `logsumexp` is [2, rows], `entropy` and `grad` [rows]."""
     logits = with_unit_stride(logits)
     rows, columns = logits.shape
     out = torch.empty((rows, columns), dtype=logits.dtype, device=logits.device)

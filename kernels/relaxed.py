@@ -44,6 +44,7 @@ from .rows import (
     lane_sum,
     load_grad,
     load_logits,
+    load_logsumexp,
     load_parts,
     or_zero,
     over_lanes,
@@ -279,8 +280,8 @@ def _log2(x):
 
 @triton.jit
 def _weights(x, call, winner, row, draw, key, counter3, base, inverse):
-    """w_j = (1 + E_j / (p_j E_k))^(-1/t), 1 for the winner; `base` is the row's logsumexp in log2 units. p_j = 0 makes
-    the quotient inf and the weight 0."""
+    """w_j = (1 + E_j / (p_j E_k))^(-1/t), 1 for the winner; `x` is relative to the row's maximum, `base`
+    the log2 of its sum. p_j = 0 makes the quotient inf and the weight 0."""
     hi, lo, _, _ = words(POSTERIOR, WINNER_CALL, row, draw, key, counter3)
     base -= fast_log2(exponential64(hi, lo))
     # -1.0 *: a sign, where 0 - is an instruction.
@@ -313,7 +314,8 @@ def _grad_sums_kernel(
     x_ptrs = logits_ptr + over_tile(row * row_stride) + column
     allowed_at = over_tile(row * allowed_stride) + column
     grad_ptrs = grad_ptr + over_tile(at * columns) + column
-    base = tl.load(logsumexp_ptr + row) * LOG2E
+    maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, None)
+    base = log_sum * LOG2E
     inverse = 1.0 / tl.load(temperature_ptr + row * temperature_stride)
     winner = tl.load(index_ptr + at)
     row += row_offset
@@ -322,13 +324,13 @@ def _grad_sums_kernel(
     BLOCK: tl.constexpr = 4 * DEPTH * LANES * VECTOR
     whole = columns // BLOCK * BLOCK
     for start in range(tl.program_id(1) * BLOCK, whole, tl.num_programs(1) * BLOCK):
-        x = load_logits(x_ptrs + start, None, TYPE, allowed_ptr, allowed_at + start)
+        x = load_logits(x_ptrs + start, None, TYPE, allowed_ptr, allowed_at + start) - over_tile(maximum)
         w = _weights(x, call + start // 4, winner, row, draw, key, counter3, base, inverse)
         total += lane_sum(w)
         dot += lane_sum(w * load_grad(grad_ptrs + start, None, TYPE))
     if has_tail(whole, columns, BLOCK):
         mask = whole + column < columns
-        x = load_logits(x_ptrs + whole, mask, TYPE, allowed_ptr, allowed_at + whole)
+        x = load_logits(x_ptrs + whole, mask, TYPE, allowed_ptr, allowed_at + whole) - over_tile(maximum)
         w = _weights(x, call + whole // 4, winner, row, draw, key, counter3, base, inverse)
         total += lane_sum(w)
         dot += lane_sum(w * load_grad(grad_ptrs + whole, mask, TYPE))
@@ -339,11 +341,11 @@ def _grad_sums_kernel(
 @triton.jit
 def _write_tile(
     start, mask, x_ptrs, allowed_ptr, allowed_at, index_ptr, grad_ptrs, parts_ptr, out_ptrs, call, row, inside,
-    row_offset, rows, draws, columns, key, counter3, base, inverse, TYPE: tl.constexpr, PARTS: tl.constexpr,
+    row_offset, rows, draws, columns, key, counter3, maximum, base, inverse, TYPE: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """Writes a tile of the gradient, which stays in registers over all draws. Their sums come from the tile itself
     where the rows are in it whole, else from the PARTS of them."""
-    x = load_logits(x_ptrs + start, mask, TYPE, allowed_ptr, allowed_at + start)
+    x = load_logits(x_ptrs + start, mask, TYPE, allowed_ptr, allowed_at + start) - over_tile(maximum)
     out = tl.zeros(x.shape, TYPE)
     for draw in range(draws):
         at = draw * rows + row
@@ -381,13 +383,14 @@ def _relaxed_grad_kernel(
     allowed_at = over_tile(row * allowed_stride) + column
     grad_ptrs = grad_ptr + column
     out_ptrs = out_ptr + over_tile(row * columns) + column
-    base = tl.load(logsumexp_ptr + row, mask=inside, other=0.0) * LOG2E
+    maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, inside)
+    base = log_sum * LOG2E
     inverse = 1.0 / tl.load(temperature_ptr + row * temperature_stride, mask=inside, other=1.0)
     if PARTS == 0:
         mask = (over_tile(inside) & (column < columns)) if MASK else None
         _write_tile(
             0, mask, x_ptrs, allowed_ptr, allowed_at, index_ptr, grad_ptrs, parts_ptr, out_ptrs, call, row,
-            inside, row_offset, rows, draws, columns, key, counter3, base, inverse, TYPE, PARTS,
+            inside, row_offset, rows, draws, columns, key, counter3, maximum, base, inverse, TYPE, PARTS,
         )  # fmt: skip
     else:
         BLOCK: tl.constexpr = 4 * DEPTH * LANES * VECTOR
@@ -395,12 +398,12 @@ def _relaxed_grad_kernel(
         for start in range(tl.program_id(1) * BLOCK, whole, tl.num_programs(1) * BLOCK):
             _write_tile(
                 start, None, x_ptrs, allowed_ptr, allowed_at, index_ptr, grad_ptrs, parts_ptr, out_ptrs, call,
-                row, inside, row_offset, rows, draws, columns, key, counter3, base, inverse, TYPE, PARTS,
+                row, inside, row_offset, rows, draws, columns, key, counter3, maximum, base, inverse, TYPE, PARTS,
             )  # fmt: skip
         if has_tail(whole, columns, BLOCK):
             _write_tile(
                 whole, whole + column < columns, x_ptrs, allowed_ptr, allowed_at, index_ptr, grad_ptrs, parts_ptr,
-                out_ptrs, call, row, inside, row_offset, rows, draws, columns, key, counter3, base, inverse,
+                out_ptrs, call, row, inside, row_offset, rows, draws, columns, key, counter3, maximum, base, inverse,
                 TYPE, PARTS,
             )  # fmt: skip
 
@@ -413,7 +416,7 @@ def relaxed_grad(
 
     Args:
         logits: [rows, columns], any row stride.
-        logsumexp: [rows].
+        logsumexp: [2, rows], see `entropy.logsumexp`.
         index: int64 [draws, rows], the winners.
         grad: [draws, rows, columns].
         temperature: [rows] in the compute dtype, any stride.

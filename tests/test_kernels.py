@@ -265,7 +265,7 @@ def test_log_prob_of_every_value_dtype(dtype: torch.dtype, columns: int) -> None
     logits = torch.randn(4, columns)
     index = torch.tensor([[0, columns - 1, 1024, 7]])
     value = torch.zeros(1, 4, columns, dtype=dtype).scatter_(-1, index.unsqueeze(-1), 1)
-    for logsumexp in (None, logits.logsumexp(-1)):
+    for logsumexp in (None, eager.logsumexp(logits)):
         out, found, _ = log_prob.log_prob(logits, logsumexp, value)
         assert torch.equal(found, index)
         torch.testing.assert_close(out[0], logits.log_softmax(-1).gather(1, index.t())[:, 0])
@@ -278,8 +278,43 @@ def test_log_prob_takes_the_first_maximum(columns: int, launched: str) -> None:
     value[:, 1, columns - 1] = -1
     value[:, 3] = torch.nan
     logits = torch.zeros(4, columns)
-    for logsumexp in (None, logits.logsumexp(-1)):
+    for logsumexp in (None, eager.logsumexp(logits)):
         assert log_prob.log_prob(logits, logsumexp, value)[1].tolist() == 2 * [[7, columns - 1, 0, -1]]
+
+
+@pytest.mark.parametrize("columns", [18, 1500])
+def test_a_common_offset_changes_nothing(columns: int) -> None:
+    """Densities and gradients of x + c are those of x, also from the logsumexp of a draw; log_prob is at most 0."""
+    logits = (3 * torch.randn(3, columns)).mul(2**10).round().div(2**10)
+    logits[0, 1] = 60.0
+    grad, index = torch.randn(3, columns), torch.tensor([[1, 0, 1]])
+
+    def results(x: Tensor) -> dict[str, Tensor]:
+        kept = sample.sample(x, 1, None, *SEED)[2]
+        twin = eager.logsumexp(x)
+        return {
+            "entropy": entropy.entropy(x)[0],
+            "entropy's twin": eager.entropy(x)[0],
+            "log_prob": log_prob.log_prob_index(x, kept, index),
+            "log_prob's twin": eager.log_prob_index(x, index)[0],
+            "softmax_grad": softmax_grad.softmax_grad(x, kept, grad),
+            "softmax_grad's twin": eager.softmax_grad(x, grad),
+            "log_prob_grad": log_prob.log_prob_grad(x, kept, index, torch.ones(1, 3)),
+        }
+
+    expected = results(logits)
+    assert expected["entropy"].min() >= 0
+    for offset in (-1e4, 500.0, 1e4):
+        for name, found in results(logits + offset).items():
+            torch.testing.assert_close(found, expected[name], rtol=1e-6, atol=1e-6, msg=name)
+            if "log_prob" in name and "grad" not in name:
+                assert found.max() <= 0
+
+
+def test_logits_so_large_that_their_log2_would_overflow() -> None:
+    logits = torch.full((1, 1500), torch.finfo(torch.float32).min)
+    assert sample.sample(logits, 1, None, *SEED)[1].item() == twin_sample(logits, 1, None, *SEED)[1].item()
+    torch.testing.assert_close(entropy.entropy(logits)[0].item(), float(np.log(1500)), rtol=1e-6, atol=0)
 
 
 # Samples --------------------------------------------------------------------------------------------------------------
@@ -297,7 +332,7 @@ def test_sample_is_the_twins_draw_for_draw(columns: int, draws: int) -> None:
         assert torch.equal(index, expected)
         assert torch.equal(one_hot, expected_one_hot)
         exact = logits.double().logsumexp(-1)
-        assert_as_good_as(logsumexp, eager.logsumexp(logits), exact, dtype)
+        assert_as_good_as(logsumexp.sum(0), eager.logsumexp(logits).sum(0), exact, dtype)
 
 
 @pytest.mark.parametrize("columns", [100, 5000])
@@ -364,9 +399,9 @@ def test_rows_that_are_no_distribution(columns: int, launched: str, draws: int) 
     one_hot, index, logsumexp = sample.sample(logits, draws, torch.int64, 1, 0)
     assert (index[:, :4] == -1).all()
     assert (one_hot[:, :4] == 0).all()
-    assert logsumexp[:4].isnan().all()
+    assert logsumexp[1, :4].isnan().all()
     assert (one_hot[:, 4].sum(-1) == 1).all()
-    for value in (entropy.logsumexp(logits), *entropy.entropy(logits)):
+    for value in (entropy.logsumexp(logits)[1], entropy.entropy(logits)[0], entropy.entropy(logits)[1][1]):
         assert value[:4].isnan().all()
         assert value[4].isfinite()
     value = torch.eye(columns)[None, :1].expand(draws, 5, -1)
@@ -380,7 +415,7 @@ def test_rows_that_are_no_distribution(columns: int, launched: str, draws: int) 
 def test_log_prob_index_of_no_column_is_nan() -> None:
     logits = torch.zeros(1, 4)
     index = torch.tensor([[-1], [0], [3], [4], [2**40]])
-    found = log_prob.log_prob_index(logits, logits.logsumexp(-1), index)
+    found = log_prob.log_prob_index(logits, eager.logsumexp(logits), index)
     assert found.isnan().tolist() == [[True], [False], [False], [True], [True]]
 
 

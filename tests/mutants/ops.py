@@ -5,8 +5,6 @@ from collections.abc import Callable
 
 from mutants.mutant import Mutant
 
-REFERENCE, OPS = "onehot_triton/reference.py", "onehot_triton/ops.py"
-LIBRARY, RNG = "onehot_triton/library.py", "onehot_triton/rng.py"
 SEEDS = "tests/test_rng.py"
 
 
@@ -19,297 +17,283 @@ eager, operators, hard = _of("test_eager_path.py"), _of("test_operators.py"), _o
 gradients, relaxed, distribution = _of("test_gradients.py"), _of("test_relaxed.py"), _of("test_distribution.py")
 
 
-def _reference(old: str, new: str, why: str, tests: str, equivalent: str = "") -> Mutant:
-    return Mutant(REFERENCE, old, new, why, tests, equivalent)
+def _in(file: str) -> Callable[..., Mutant]:
+    """A row of the table: old, new, why, tests, and why it is equivalent."""
+    return lambda *row: Mutant(f"onehot_triton/{file}", *row)
 
 
-def _ops(old: str, new: str, why: str, tests: str, equivalent: str = "") -> Mutant:
-    return Mutant(OPS, old, new, why, tests, equivalent)
-
-
-def _library(old: str, new: str, why: str, tests: str, equivalent: str = "") -> Mutant:
-    return Mutant(LIBRARY, old, new, why, tests, equivalent)
-
-
-def _rng(old: str, new: str, why: str, tests: str, equivalent: str = "") -> Mutant:
-    return Mutant(RNG, old, new, why, tests, equivalent)
-
+_cpu, _formulas, _kernels, _choice = (_in(f"_backends/{name}.py") for name in ("cpu", "eager", "triton", "__init__"))
+_ops, _library, _rng, _parameters = (_in(f"{name}.py") for name in ("ops", "library", "rng", "parameters"))
+_blocks, _checks = _in("blocks.py"), _in("checks.py")
 
 MUTANTS = [
     # The eager path
-    _reference("_SAFE = 60.0", "_SAFE = 100.0", "exp is infinite in float32", eager("large_logits")),
-    _reference(
-        "_LOWEST = -10_000", "_LOWEST = -10", "small terms of the entropy cut off", eager("small_probabilities")
+    _cpu("_SAFE = 60.0", "_SAFE = 100.0", "exp is infinite in float32", eager("large_logits")),
+    _formulas(
+        "LOWEST = -10_000", "LOWEST = -10", "small terms of the entropy cut off", eager("small_probabilities")
     ),
-    _reference("_RACED = 4", "_RACED = 0", "other numbers from a seed than README shows", "tests/test_readme.py"),
-    _reference(
+    _cpu("_RACED = 4", "_RACED = 0", "other numbers from a seed than README shows", "tests/test_readme.py"),
+    _cpu(
         "index.clamp(max=groups - 1), []",
         "index, []",
         "a search that ends beyond the last group",
         eager("drawn_nowhere"),
     ),
-    _reference(".nansum(-1)", ".sum(-1)", "0 times -inf in the entropy of long rows", eager("entropy_of_a_long_row")),
-    _reference(
+    _cpu(".nansum(-1)", ".sum(-1)", "0 times -inf in the entropy of long rows", eager("entropy_of_a_long_row")),
+    _blocks(
         "_BLOCK // max(1, elements_per_row)",
         "2 * _BLOCK // max(1, elements_per_row)",
         "blocks twice as large",
         eager("blocks_are"),
     ),
-    _reference("rows * elements_per_row <= _BLOCK", "rows <= _BLOCK", "no blocks at all", eager("blocks_are")),
-    _reference("range(0, rows, step)]", "range(0, rows - 1, step)]", "the last row left out", eager("blocks_are")),
-    _reference(
+    _blocks("rows * elements_per_row <= _BLOCK", "rows <= _BLOCK", "no blocks at all", eager("blocks_are")),
+    _blocks("range(0, rows, step)]", "range(0, rows - 1, step)]", "the last row left out", eager("blocks_are")),
+    _blocks(
         "min(start + step, rows)", "min(start + step - 1, rows)", "a row lost between two blocks", eager("blocks_are")
     ),
-    _reference(
+    _blocks(
         "shape[dim] = rows",
         "shape[0] = rows",
         "the rows of a result taken for its first dimension",
         eager("relaxed_draws_by_blocks"),
     ),
-    _reference("else tensor[part]", "else tensor", "every block reads all rows", eager("by_blocks")),
-    _reference(
+    _blocks("else tensor[part]", "else tensor", "every block reads all rows", eager("by_blocks")),
+    _checks(
         "logits.amax(-1).isfinite()",
         "~logits.amax(-1).isnan()",
         "a row of +inf is called a distribution",
         hard("bad_row_checked"),
     ),
-    _reference(
+    _cpu(
         "return p / total if is_differentiated(logits)",
         "return p if is_differentiated(logits)",
         "small terms lost behind a large one",
         hard("no_small_term"),
     ),
-    _reference(
+    _cpu(
         "return log_p - log_total if", "return log_p + log_total if", "the sign of a correction", hard("no_small_term")
     ),
-    _reference("(total / weight.amax(-1)).log()", "total.log()", "the largest weight taken for 1", eager("by_blocks")),
-    _reference(
+    _cpu("(total / weight.amax(-1)).log()", "total.log()", "the largest weight taken for 1", eager("by_blocks")),
+    _rng(
         "-(2.0**-54), alpha=1 - 2.0**-52", "-(2.0**-54), alpha=1", "noise of an infinite variate", hard("float64_noise")
     ),
-    _reference("-(2.0**-54), alpha", "0.0, alpha", "noise that is 0", hard("float64_noise")),
-    _reference(
+    _rng("-(2.0**-54), alpha", "0.0, alpha", "noise that is 0", hard("float64_noise")),
+    _rng(
         "torch.where(v < 0.5,", "torch.where(v < 2,", "the complement without its low digits", hard("float32_noise")
     ),
-    _reference(
+    _rng(
         "torch.log1p(-v), torch.log(complement)",
         "torch.log1p(-v), torch.log(v)",
         "the wrong tail of the noise",
         hard("float32_noise"),
     ),
-    _reference("lo.float() + 0.5", "lo.float()", "noise that is 0", hard("float32_noise")),
-    _reference(
+    _rng("lo.float() + 0.5", "lo.float()", "noise that is 0", hard("float32_noise")),
+    _formulas(
         "(weight / e).argmin(-1)",
         "(weight / e).argmax(-1)",
         "a race that the last one wins",
         eager("eager_draws_have_their_law"),
     ),
-    _reference(
+    _formulas(
         "(weight / e).argmin(-1)",
         "(weight.sqrt() / e).argmin(-1)",
         "weights to the power 1/2",
         eager("eager_draws_have_their_law"),
     ),
-    _reference(
+    _cpu(
         "u * total, right=True",
         "u * total, right=False",
         "a category of weight 0 is found",
         hard("uniforms_at_both_ends"),
     ),
-    _reference(
+    _cpu(
         "(u.t() * total).contiguous(), right=True",
         "(u.t() * total).contiguous(), right=False",
         "a category of weight 0 is found",
         hard("uniforms_at_both_ends"),
     ),
-    _reference(
-        "u = _uniform((part.stop - part.start, rows)",
-        "u = _uniform((part.stop - part.start, 1)",
+    _cpu(
+        "u = rng.uniform((part.stop - part.start, rows)",
+        "u = rng.uniform((part.stop - part.start, 1)",
         "one uniform for all rows",
         eager("uniform_of_its_own"),
     ),
-    _reference(
-        "u = _uniform((*lead, 1)",
-        "u = _uniform((1, *lead[1:], 1)",
+    _cpu(
+        "u = rng.uniform((*lead, 1)",
+        "u = rng.uniform((1, *lead[1:], 1)",
         "one uniform for all draws, in the second stage",
         eager("uniform_of_its_own"),
     ),
-    _reference(
+    _cpu(
         "weight.to(torch.float64, copy=True",
         "weight.to(torch.float32, copy=True",
         "sums in float32",
         eager("small_weights_behind"),
     ),
-    _reference(
-        "if columns > _RACED and",
-        "if columns < _RACED and",
+    _cpu(
+        "by_race = columns <= _RACED or",
+        "by_race = columns >= _RACED or",
         "the two ways of drawing exchanged",
         "tests/test_readme.py",
     ),
-    _reference(
+    _cpu(
         "while 2 * length**2 < columns",
         "while length**2 < columns",
         "groups of another length, other numbers",
         eager("law"),
         "groups of any length give the same law; which is fastest is measured",
     ),
-    _reference(
+    _cpu(
         "column.clamp(max=columns - 1))\n                if",
         "column.clamp(max=columns - 2))\n                if",
         "the last column is never reached",
         eager("last_column"),
     ),
-    _reference(
+    _cpu(
         "torch.where(column < columns, inside, -torch.inf)",
         "torch.where(column <= columns, inside, -torch.inf)",
         "a column more in the last group",
         eager("last_column"),
     ),
-    _reference("if columns % group:", "if False:", "the last column counts more than once", eager("last_column")),
-    _reference(
+    _cpu("if columns % group:", "if False:", "the last column counts more than once", eager("last_column")),
+    _cpu(
         "_logsumexp_from(inside[0], weight, winner[0])",
         "_logsumexp_from(inside[0], weight, winner[-1])",
         "the share of another draw's group",
         eager("log_prob_that_comes_with_draws"),
     ),
-    _reference(
+    _cpu(
         "some.append(winner * group + choose",
         "some.append(winner + choose",
         "a column of the first groups",
         eager("eager_draws_have_their_law"),
     ),
-    _reference(
+    _cpu(
         "choose(nearly_softmax(inside), winner.shape, winner)",
         "choose(nearly_softmax(inside * 0.5), winner.shape, winner)",
         "a flatter law inside of a group",
         eager("eager_draws_have_their_law"),
     ),
-    _reference(
+    _cpu(
         "index.masked_fill(first.isnan(), -1)",
         "index",
         "a row that is no distribution is drawn",
         eager("drawn_nowhere"),
     ),
-    _reference(
+    _cpu(
         "math.isfinite(first.sum().item())",
         "math.isfinite(first.amax().item() * 0)",
         "NaN found",
         eager("drawn_nowhere"),
         "amax keeps NaN, as the sum does",
     ),
-    _reference("low.item() > -_SAFE and high", "high", "small weights that are all 0", eager("large_logits")),
-    _reference(
+    _cpu("low.item() > -_SAFE and high", "high", "small weights that are all 0", eager("large_logits")),
+    _cpu(
         "logsumexp(-1) - share.log()",
         "logsumexp(-1) + share.log()",
         "the sign of a share",
         eager("log_prob_that_comes_with_draws"),
     ),
-    _reference("if whole * group < columns:", "if False:", "the last group left out", eager("last_column")),
-    _reference("(index >= 0).to(dtype)", "(index > 0).to(dtype)", "column 0 is never set", distribution("sample")),
-    _reference(
+    _cpu("if whole * group < columns:", "if False:", "the last group left out", eager("last_column")),
+    _cpu("(index >= 0).to(dtype)", "(index > 0).to(dtype)", "column 0 is never set", distribution("sample")),
+    _cpu(
         "index if all_valid else index.clamp(min=0)",
         "index if all_valid else index.abs()",
         "-1 read as column 1, where 0 is written",
         hard("bad_row_unchecked"),
         "0 is written, wherever it is",
     ),
-    _reference(
+    _cpu(
         "return tensor.max(-1)[1]", "return tensor.min(-1)[1]", "the other end of a row", hard("argmax_is_the_first")
     ),
-    _reference(
+    _cpu(
         "first = group * _of_groups",
         "first = _of_groups",
         "the mode of a group taken for the row's",
         hard("argmax_is_the_first"),
     ),
-    _reference(
+    _cpu(
         "torch.where(index == at.t(), chosen, torch.nan)",
         "chosen",
         "an index out of bounds counts as the next",
         hard("index_out_of_bounds"),
     ),
-    _reference(
+    _cpu(
         "nearly_softmax(x) * -g.sum(-1, keepdim=True)",
         "nearly_softmax(x) * -g[:, :1]",
         "the gradient of the first draw alone",
         gradients("log_prob_gradient_of_broadcast"),
     ),
-    _reference(
+    _cpu(
         "* -g.unsqueeze(-1)).to(x.dtype)",
         "* g.unsqueeze(-1)).to(x.dtype)",
         "the sign of the entropy's gradient",
         gradients("density_gradient"),
     ),
-    _reference(
-        "d = (x.to(dtype) - x.detach().amax",
-        "d = (x.to(dtype) - 2 * x.detach().amax",
-        "a number per row more, which no gradient sees",
-        gradients("density_gradient"),
-        "softmax and its gradient do not change by one number for a row",
-    ),
-    _reference(
-        "ratio = (noise / winner_noise",
-        "ratio = (winner_noise.unsqueeze(-1) / noise).to(p.dtype) / p if True else (noise / winner_noise",
+    _formulas(
+        "ratio = (e / e_winner.unsqueeze(-1))",
+        "ratio = (e_winner.unsqueeze(-1) / e)",
         "the ratio upside down",
         gradients("relaxed_gradient_has_the_law"),
     ),
-    _reference(
+    _formulas(
         "index.clamp(min=0).unsqueeze(-1), 0.0)",
         "index.clamp(min=0).unsqueeze(-1), 1.0)",
         "the winner more certain than it is",
         gradients("relaxed_gradient_has_the_law"),
     ),
-    _reference(
+    _cpu(
         "* inverse).sum(0)", "/ inverse).sum(0)", "times the temperature", gradients("relaxed_gradient_has_the_law")
     ),
-    _reference(
+    _formulas(
         "gumbel = -torch.log(-noise", "gumbel = torch.log(-noise", "the sign of the Gumbel variate", relaxed("law")
     ),
     # The autograd
-    _ops(
-        "if torch.is_grad_enabled():\n                out = _NoSecondDerivative",
-        "if False:\n                out = _NoSecondDerivative",
+    _kernels(
+        "if torch.is_grad_enabled() else out",
+        "if False else out",
         "the error of the second derivative removed",
         eager("no_derivative"),
     ),
     _ops(
-        "if ctx.kernels and not torch.is_grad_enabled():\n                out = _kernels.softmax_grad",
-        "if ctx.kernels:\n                out = _kernels.softmax_grad",
+        "backends.differentiable(backend) if torch.is_grad_enabled() else backend",
+        "backend",
         "the kernel's gradient under create_graph",
         eager("create_graph"),
     ),
-    _ops(
-        "reference.softmax_grad(masked(x, allowed), grad)",
-        "reference.softmax_grad(x, grad)",
+    _formulas(
+        "p = softmax(masked(logits, mask))",
+        "p = softmax(logits)",
         "the mask forgotten under create_graph: PassThrough",
         eager("create_graph"),
     ),
-    _ops(
-        "reference.log_prob_grad(masked(x, allowed), index",
-        "reference.log_prob_grad(x, index",
+    _formulas(
+        "smooth = softmax(masked(logits, mask))",
+        "smooth = softmax(logits)",
         "the mask forgotten under create_graph: log_prob",
         eager("create_graph"),
     ),
-    _ops(
-        "reference.entropy_grad(masked(x, allowed), grad)",
-        "reference.entropy_grad(x, grad)",
+    _formulas(
+        "x = masked(logits, mask)\n    d = shifted(x)",
+        "x = logits\n    d = shifted(x)",
         "the mask forgotten under create_graph: entropy",
         eager("create_graph"),
     ),
-    _ops(
-        "_kernels.seeded_exponential(seed + next(requests), shape)",
+    _rng(
+        "seeded_exponential(seed + next(requests), shape)",
         "_kernels.seeded_exponential(seed, shape)",
         "compiled RelaxedOneHot with one noise for both stages",
         eager("noise_of_their_own"),
     ),
     _ops(
-        "noise = (seed_tensor, ctx.key, ctx.offset, 0)",
-        "noise = (seed_tensor, ctx.key, 0, 0)",
+        "Seed(seed_tensor, ctx.key, ctx.offset)",
+        "Seed(seed_tensor, ctx.key, 0)",
         "the offset left out of the backward",
         eager("reads_the_noise"),
     ),
     _ops(
-        "noise = (seed_tensor, ctx.key, ctx.offset, 0)",
-        "noise = (seed_tensor, ctx.key + 1, ctx.offset, 0)",
+        "Seed(seed_tensor, ctx.key, ctx.offset)",
+        "Seed(seed_tensor, ctx.key + 1, ctx.offset)",
         "another seed in the backward",
         eager("reads_the_noise"),
     ),
@@ -319,31 +303,31 @@ MUTANTS = [
         "the gradient of the first draw alone",
         gradients("test_pass_through_gradient"),
     ),
-    _ops(
+    _parameters(
         "torch.where(weights == 0, torch.inf, weights)",
         "weights",
         "0 / 0 in the gradient of a category that is off",
         gradients("never_drawn"),
     ),
-    _ops(
-        "torch.where(allowed, logits, -torch.inf)",
+    _formulas(
+        "torch.where(mask, logits, -torch.inf)",
         "torch.where(allowed, logits, -1e4)",
         "a category that is off can be drawn from rows as low",
         "tests/test_masked.py",
     ),
-    _ops(
+    _parameters(
         "1 - unimix) + unimix * uniform",
         "1 - unimix) + uniform",
         "the weight of the uniform part",
         distribution("probs"),
     ),
-    _ops(
+    _parameters(
         "mask.to(logits.dtype) / mask.sum(-1, keepdim=True)",
         "mask.to(logits.dtype) / mask.shape[-1]",
         "the uniform part over all categories",
         "tests/test_masked.py -k unimix",
     ),
-    _ops(
+    _cpu(
         "draws * group >= columns",
         "draws * group < columns",
         "one stage where two cost less",
@@ -374,14 +358,14 @@ MUTANTS = [
         "a temperature of shape (1,) in a batch of another rank",
         eager("temperature_of_one_element"),
     ),
-    _ops(
-        "name not in _BACKENDS",
+    _choice(
+        "name not in _NAMES",
         'name not in (*_BACKENDS, "gpu")',
         "a backend that is none",
         eager("backend_that_is_none"),
     ),
-    _ops(
-        "        _backend = before",
+    _choice(
+        "        _name = before",
         '        _backend = "auto"',
         "an inner choice of backend ends the outer",
         eager("inner_choice"),

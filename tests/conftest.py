@@ -11,6 +11,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from onehot_triton import _backends as backends
 from onehot_triton import use_backend
 from onehot_triton._backends import cpu
 
@@ -20,9 +21,12 @@ collect_ignore = ["ptx"]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--thorough", action="store_true", help="statistical checks of 10^8 draws (10^9 on a GPU)")
+    parser.addoption("--without-cpu", action="store_true", help="the formulas of eager.py in place of cpu.py")
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if config.getoption("--without-cpu"):
+        backends.BY_DEVICE.clear()
     config.addinivalue_line(
         "markers",
         "interpreted(argument=[values]): of the cases with backend=triton, those that are worth an interpreter's time",

@@ -291,7 +291,6 @@ def test_a_common_offset_changes_nothing(columns: int) -> None:
 
     def results(x: Tensor) -> dict[str, Tensor]:
         kept = sample.sample(x, 1, None, *SEED)[2]
-        twin = eager.logsumexp(x)
         return {
             "entropy": entropy.entropy(x)[0],
             "entropy's twin": eager.entropy(x)[0],

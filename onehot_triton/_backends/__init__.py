@@ -21,7 +21,7 @@ _NAMES = ("auto", "triton", "eager")
 # A plain global, which torch.compile can read and guards on.
 _name = "auto"
 _TRITON_IS_THERE = importlib.util.find_spec("triton") is not None
-_BY_DEVICE: dict[str, Backend] = {"cpu": cpu}
+BY_DEVICE: dict[str, Backend] = {"cpu": cpu}
 """The eager path of a device, where it is not the formulas as they stand."""
 
 
@@ -59,7 +59,7 @@ def of(tensor: Tensor) -> Backend:
     # Where a Function would be lost, a gradient comes from torch's operations alone.
     if uses_kernels(device) and not (loses_functions() and is_differentiated(tensor)):
         return triton
-    return _BY_DEVICE.get(device.type, eager)
+    return BY_DEVICE.get(device.type, eager)
 
 
 def differentiable(backend: Backend) -> Backend:

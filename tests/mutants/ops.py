@@ -29,9 +29,7 @@ _blocks, _checks = _in("blocks.py"), _in("checks.py")
 MUTANTS = [
     # The eager path
     _cpu("_SAFE = 60.0", "_SAFE = 100.0", "exp is infinite in float32", eager("large_logits")),
-    _formulas(
-        "LOWEST = -10_000", "LOWEST = -10", "small terms of the entropy cut off", eager("small_probabilities")
-    ),
+    _formulas("LOWEST = -10_000", "LOWEST = -10", "small terms of the entropy cut off", eager("small_probabilities")),
     _cpu("_RACED = 4", "_RACED = 0", "other numbers from a seed than README shows", "tests/test_readme.py"),
     _cpu(
         "index.clamp(max=groups - 1), []",
@@ -78,9 +76,7 @@ MUTANTS = [
         "-(2.0**-54), alpha=1 - 2.0**-52", "-(2.0**-54), alpha=1", "noise of an infinite variate", hard("float64_noise")
     ),
     _rng("-(2.0**-54), alpha", "0.0, alpha", "noise that is 0", hard("float64_noise")),
-    _rng(
-        "torch.where(v < 0.5,", "torch.where(v < 2,", "the complement without its low digits", hard("float32_noise")
-    ),
+    _rng("torch.where(v < 0.5,", "torch.where(v < 2,", "the complement without its low digits", hard("float32_noise")),
     _rng(
         "torch.log1p(-v), torch.log(complement)",
         "torch.log1p(-v), torch.log(v)",
@@ -203,9 +199,7 @@ MUTANTS = [
         hard("bad_row_unchecked"),
         "0 is written, wherever it is",
     ),
-    _cpu(
-        "return tensor.max(-1)[1]", "return tensor.min(-1)[1]", "the other end of a row", hard("argmax_is_the_first")
-    ),
+    _cpu("return tensor.max(-1)[1]", "return tensor.min(-1)[1]", "the other end of a row", hard("argmax_is_the_first")),
     _cpu(
         "first = group * _of_groups",
         "first = _of_groups",
@@ -242,9 +236,7 @@ MUTANTS = [
         "the winner more certain than it is",
         gradients("relaxed_gradient_has_the_law"),
     ),
-    _cpu(
-        "* inverse).sum(0)", "/ inverse).sum(0)", "times the temperature", gradients("relaxed_gradient_has_the_law")
-    ),
+    _cpu("* inverse).sum(0)", "/ inverse).sum(0)", "times the temperature", gradients("relaxed_gradient_has_the_law")),
     _formulas(
         "gumbel = -torch.log(-noise", "gumbel = torch.log(-noise", "the sign of the Gumbel variate", relaxed("law")
     ),

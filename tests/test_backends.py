@@ -1,0 +1,46 @@
+"""The backends: one interface, and a CPU that is right without its fast path."""
+
+from __future__ import annotations
+
+import inspect
+import subprocess
+import sys
+from types import ModuleType
+
+import pytest
+
+from onehot_triton import _backends as backends
+from onehot_triton._backends import cpu, eager, triton
+from onehot_triton._backends.interface import Backend
+
+OPERATIONS = [name for name, member in vars(Backend).items() if inspect.isfunction(member) and not name.startswith("_")]
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+@pytest.mark.parametrize("backend", [triton, cpu, eager], ids=lambda module: module.__name__.rpartition(".")[2])
+def test_a_backend_has_the_signatures_of_the_interface(backend: ModuleType, name: str) -> None:
+    asked = inspect.signature(getattr(Backend, name))
+    asked = asked.replace(parameters=list(asked.parameters.values())[1:])
+    found = inspect.signature(getattr(backend, name))
+    # A backend may have more, with a default, for itself.
+    extra = list(found.parameters.values())[len(asked.parameters) :]
+    assert all(parameter.default is not inspect.Parameter.empty for parameter in extra)
+    assert found.replace(parameters=list(found.parameters.values())[: len(asked.parameters)]) == asked
+
+
+def test_the_interface_is_all_that_is_asked_of_a_backend() -> None:
+    """What the library takes from a backend that it chose is in the interface."""
+    assert set(Backend.__annotations__) == {"reads_masks"}
+    assert {module.reads_masks for module in (cpu, eager)} == {False}
+    assert triton.reads_masks
+
+
+def test_the_core_of_the_suite_without_the_fast_path_of_a_cpu(request: pytest.FixtureRequest) -> None:
+    """`cpu.py` deleted, nothing is wrong but the speed: the tests of the distributions' members and of their gradients
+    pass with the formulas in its place."""
+    if not backends.BY_DEVICE:
+        pytest.skip("is being run without it already")
+    core = ["tests/test_gradients.py", "tests/test_masked.py", "-k", "not triton and not compile"]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--without-cpu", *core]
+    run = subprocess.run(command, capture_output=True, text=True, cwd=request.config.rootpath)
+    assert run.returncode == 0, run.stdout[-3000:]

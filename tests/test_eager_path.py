@@ -160,6 +160,7 @@ def test_results_by_blocks_are_those_of_one_block(monkeypatch: pytest.MonkeyPatc
     expected = results()
     log_p = x.double().log_softmax(-1)
     torch.testing.assert_close(expected[5].double(), log_p.expand(3, 7, LONG).gather(-1, index[..., None])[..., 0])
+    torch.testing.assert_close(expected[6].double(), -(log_p.exp() * log_p).sum(-1))
     monkeypatch.setattr(reference, "_BLOCK", 2 * LONG)
     torch.testing.assert_close(results(), expected)
 

@@ -82,7 +82,12 @@ MUTANTS = [
     _reference(
         "return log_p - log_total if", "return log_p + log_total if", "the sign of a correction", hard("no_small_term")
     ),
-    _reference("(total / weight.amax(-1)).log()", "total.log()", "the largest weight taken for 1", eager("by_blocks or entropy_of_a_long_row")),
+    _reference(
+        "(total / weight.amax(-1)).log()",
+        "total.log()",
+        "the largest weight taken for 1",
+        eager("by_blocks or entropy_of_a_long_row"),
+    ),
     _reference(
         "-(2.0**-54), alpha=1 - 2.0**-52", "-(2.0**-54), alpha=1", "noise of an infinite variate", hard("float64_noise")
     ),

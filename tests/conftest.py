@@ -1,5 +1,6 @@
 """What every test starts from."""
 
+import importlib.util
 import os
 
 import torch
@@ -12,6 +13,11 @@ from collections.abc import Iterator
 import pytest
 
 from onehot_triton import reference, use_backend
+
+if os.environ["TRITON_INTERPRET"] == "1" and importlib.util.find_spec("triton"):
+    import quick_interpreter
+
+    quick_interpreter.install()
 
 # A program of its own, which compiles kernels where the tests interpret them.
 collect_ignore = ["ptx"]

@@ -24,7 +24,7 @@ QUICK := tests/test_api_reference.py tests/test_distribution.py tests/test_maske
 	tests/test_rng.py tests/test_self_check.py tests/test_report.py
 
 test-quick: $(VENV)/.test ## the eager path alone; make test-quick ARGS=tests/test_x.py adds a file
-	$(BIN)/python -m pytest -n auto --maxprocesses 4 -k "not triton" $(QUICK) $(ARGS)
+	$(BIN)/python -m pytest -n auto --maxprocesses 4 -k "not triton and not compiled" $(QUICK) $(ARGS)
 
 lint: $(VENV)/.test ## ruff and pyright
 	$(BIN)/ruff check .

@@ -290,7 +290,12 @@ def main() -> int:
         print()
     else:
         show(entries)
-    return 0
+    over = [e for e in entries if over_limit(e)]
+    for e in over:
+        what = f"{e['operation']}, {e['arch']}, {e['rows']} x {e['columns']} {e['dtype']}"
+        number = e["instructions_per_element"]
+        print(f"{what}: expected at most {LIMITS[e['operation']]} an element, found {number}", file=sys.stderr)
+    return 1 if over else 0
 
 
 if __name__ == "__main__":

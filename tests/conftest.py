@@ -1,5 +1,6 @@
 """What every test starts from."""
 
+import importlib.util
 import os
 
 import torch
@@ -14,6 +15,11 @@ import pytest
 from onehot_triton import _backends as backends
 from onehot_triton import use_backend
 from onehot_triton._backends import cpu
+
+if os.environ["TRITON_INTERPRET"] == "1" and importlib.util.find_spec("triton"):
+    import quick_interpreter
+
+    quick_interpreter.install()
 
 # A program of its own, which compiles kernels where the tests interpret them.
 collect_ignore = ["ptx"]

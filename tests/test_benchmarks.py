@@ -330,24 +330,34 @@ def test_no_check_makes_a_square_of_the_columns(case) -> None:
     assert 0 < largest.elements < columns**2 // 4
 
 
-# Where a result is made that is then one percent off, or of another column.
-FAULTS = {
-    "sample": (gpu_checks.sample, "sample", lambda found: (found[0].roll(1, -1), *found[1:])),
-    "softmax_grad": (torch.autograd, "grad", lambda found: (1.01 * found[0],)),
-    "relaxed": (gpu_checks.relaxed, "relaxed", lambda found: 1.01 * found),
-    "relaxed_grad": (gpu_checks.relaxed, "relaxed_grad", lambda found: 1.01 * found),
-}
+# Where a result is made that is then one percent off, or of another column: the one-hot alone, or two draws of three.
+FAULTS = [
+    ("sample", gpu_checks.sample, "sample", lambda found: (found[0].roll(1, -1), *found[1:])),
+    ("sample", gpu_checks.sample, "sample", lambda found: (*(two_moved(x) for x in found[:2]), found[2])),
+    ("softmax_grad", torch.autograd, "grad", lambda found: (1.01 * found[0],)),
+    ("relaxed", gpu_checks.relaxed, "relaxed", lambda found: 1.01 * found),
+    ("relaxed_grad", gpu_checks.relaxed, "relaxed_grad", lambda found: 1.01 * found),
+]
 
 
-@pytest.mark.parametrize("operation", gpu_checks.AT_A_SHAPE)
-def test_a_kernel_that_is_off_is_seen(operation: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    place, name, spoil = FAULTS[operation]
+def two_moved(found: Tensor) -> Tensor:
+    """Of draws [1, 3] or one-hots [1, 3, 18], those of two rows moved one column to the right."""
+    moved = found.roll(1, -1) if found.dim() == 3 else (found + 1) % 18
+    return torch.cat([moved[:, :2], found[:, 2:]], 1)
+
+
+@pytest.mark.parametrize(("operation", "place", "name", "spoil"), FAULTS)
+def test_a_kernel_that_is_off_is_seen(operation: str, place, name, spoil, monkeypatch: pytest.MonkeyPatch) -> None:
     right = getattr(place, name)
     check = gpu_checks.AT_A_SHAPE[operation]
     gpu_checks.checked(CPU, True, check, 3, 18, torch.float32)
     monkeypatch.setattr(place, name, lambda *args, **kwargs: spoil(right(*args, **kwargs)))
     with pytest.raises(AssertionError):
         gpu_checks.checked(CPU, True, check, 3, 18, torch.float32)
+
+
+def test_a_fault_of_every_check_at_a_shape_is_planted() -> None:
+    assert {operation for operation, *_ in FAULTS} == set(gpu_checks.AT_A_SHAPE)
 
 
 def test_dry_run(tmp_path: Path) -> None:

@@ -15,12 +15,12 @@ from onehot_triton import (
     OneHotCategorical,
     RelaxedOneHotCategorical,
     ReparamGradientStrategy,
+    backends,
     blocks,
     library,
     rng,
     use_backend,
 )
-from onehot_triton import _backends as backends
 from onehot_triton._backends import cpu
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -161,6 +161,7 @@ def test_results_by_blocks_are_those_of_one_block(monkeypatch: pytest.MonkeyPatc
     expected = results()
     log_p = x.double().log_softmax(-1)
     torch.testing.assert_close(expected[5].double(), log_p.expand(3, 7, LONG).gather(-1, index[..., None])[..., 0])
+    torch.testing.assert_close(expected[6].double(), -(log_p.exp() * log_p).sum(-1))
     monkeypatch.setattr(blocks, "_BLOCK", 2 * LONG)
     torch.testing.assert_close(results(), expected)
 

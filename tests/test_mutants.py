@@ -41,12 +41,15 @@ def test_the_runner_tells_a_survivor_and_a_row_that_proves_nothing(capsys: pytes
         row("no such text", "", quick),
         row("RelaxedOneHot = 2", "RelaxedOneHot = 3", quick, "none"),
         row("RelaxedOneHot = 2", "RelaxedOneHot = 4", "tests/no_such_test.py"),
+        row("from enum import Enum", "import os; os.abort()", quick),
     ]
     results = run.run(rows, jobs=2, quiet=True, check=True)
-    assert [r.status for r in results] == [run.SURVIVED, run.KILLED, run.BROKEN, run.EQUIVALENT, run.BROKEN]
+    assert [r.status for r in results] == [run.SURVIVED, run.KILLED, run.BROKEN, run.EQUIVALENT, run.BROKEN, run.KILLED]
+    assert [r.detail for r in results if r.status == run.KILLED] == ["", "by SIGABRT"]
+    assert "Killed, but by no assertion:\n\n- onehot_triton/grad_method.py: why: by SIGABRT" in run.report(results)
     assert "expected `old` exactly once" in results[2].detail
     assert not run.is_enough(results)
     assert run.is_enough([results[1], results[3]])
     assert not run.is_enough([results[1]] * 18 + [results[0]])
     assert run.is_enough([results[1]] * 19 + [results[0]])
-    assert "| all | 1 | 1 | 1 | 2 |" in run.report(results, markdown=True)
+    assert "| all | 2 | 1 | 1 | 2 |" in run.report(results, markdown=True)

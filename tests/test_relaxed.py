@@ -290,6 +290,7 @@ def test_a_temperature_of_one_element_is_a_number():
     assert drawn.shape == (3, COLUMNS)
     value = torch.softmax(torch.randn(3, COLUMNS), -1)
     torch.testing.assert_close(dist.log_prob(value), by_torch(0.5, logits=x).log_prob(value.double()).float())
+    assert dist.log_prob(value[0]).shape == ()
     (drawn.sum() + dist.log_prob(value).sum()).backward()
     assert t.grad.shape == (1,)
 

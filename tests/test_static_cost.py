@@ -87,6 +87,27 @@ print(json.dumps([static_cost.cost({MASKED!r}, 4, 4, 32), [static_cost.over_limi
     out.getvalue().splitlines()[1:]]))
 """
 
+MAIN = """
+import contextlib, io, json, sys
+import static_cost
+
+def table_of(arch):
+    e = dict(operation="entropy", kernel="k", arch=arch, dtype="float32", out_dtype="float32", rows=8, columns=4096,
+        registers=1, spill_bytes=0, load_bits=128, store_bits=0, bytes_per_element=4, predicted_limit="issue",
+        issue_over_memory=1.0)
+    return [e | dict(instructions_per_element=n) for n in (20.0, COSTS[arch])]
+
+static_cost.table_of = table_of
+found = []
+for costs in (20.0, 20.5), (20.0, 20.0):
+    COSTS = dict(zip(("sm_90", "sm_100"), costs))
+    for form in ([], ["--json"]):
+        sys.argv = ["static_cost.py", "--arch", *COSTS, *form]
+        with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()) as err:
+            found.append([static_cost.main(), err.getvalue()])
+print(json.dumps(found))
+"""
+
 ENTRY = """
 import json, static_cost
 from ahead_of_time import BF16, LONG, Launch, TARGETS, compiling
@@ -132,6 +153,12 @@ def test_a_masked_loop_does_not_count_and_a_limit_is_reported(tmp_path: Path) ->
     assert cost[:2] == [0.75, 0.75]
     assert over == [True, False, False, False, True]
     assert [line.endswith(("over 12", "over 20")) for line in lines] == over
+
+
+def test_status_1_and_what_costs_more_than_it_may(tmp_path: Path) -> None:
+    """As a table and as JSON, of which `make static-cost` keeps a file."""
+    over = [1, "entropy, sm_100, 8 x 4096 float32: expected at most 20 an element, found 20.5\n"]
+    assert run(MAIN, tmp_path) == [over, over, [0, ""], [0, ""]]
 
 
 def test_entry_of_a_kernel(tmp_path: Path) -> None:

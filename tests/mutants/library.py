@@ -8,6 +8,7 @@ RELAXED, RNG, DEMO = PACKAGE + "relaxed.py", PACKAGE + "rng.py", PACKAGE + "__ma
 TORCHRL = PACKAGE + "integrations/torchrl.py"
 CORRECTNESS, MEASURE, COST = "benchmarks/correctness.py", "benchmarks/measure.py", "benchmarks/static_cost.py"
 OPERATIONS = "benchmarks/operations.py"
+GPU_STEPS, GPU_CHECKS = "benchmarks/gpu_steps.py", "benchmarks/gpu_checks.py"
 
 BAD = "tests/test_hard_cases.py -k test_bad_input"
 BAD_VALUE = "tests/test_hard_cases.py -k test_bad_one_hot_values"
@@ -17,6 +18,9 @@ SEEDS = "tests/test_rng.py"
 DEMO_TESTS = "tests/test_self_check.py"
 STATUS = DEMO_TESTS + " -k status"
 PROVIDERS = "tests/test_benchmarks.py -k 'slightly or not_timed or each_dtype or cannot'"
+STEPS = "tests/test_benchmarks.py -k 'not_timed_and or at_its_limit or end_in_time'"
+OFF = "tests/test_benchmarks.py -k kernel_that_is_off"
+STATIC_STATUS = "tests/test_static_cost.py -k status"
 LISTING = "tests/test_static_cost.py -k 'listing or masked_loop'"
 
 MUTANTS = [
@@ -130,7 +134,7 @@ MUTANTS = [
         "draw._version != version or ",
         "",
         "a draw changed in place is taken for the last",
-        "tests/test_hard_cases.py -k 'no_longer_the_last'",
+        "tests/test_hard_cases.py -k written_beside",
     ),
     Mutant(
         DISTRIBUTION,
@@ -350,8 +354,7 @@ MUTANTS = [
         ").abs().max() / oracle.grad",
         ").max() / oracle.grad",
         "errors of one sign alone",
-        DEMO_TESTS,
-        "the other sign is as large in a row that sums to 0",
+        DEMO_TESTS + " -k pass_through",
     ),
     # benchmarks/
     Mutant(CORRECTNESS, "bound = max(1e-3,", "bound = max(1e-1,", "a tolerance a hundred times wider", PROVIDERS),
@@ -359,6 +362,13 @@ MUTANTS = [
         CORRECTNESS, "near = max(1e-5,", "near = max(1e-3,", "nearly one-hot within a hundred times more", PROVIDERS
     ),
     Mutant(CORRECTNESS, "(bad if z > math", "(bad if z > 100 * math", "a z-score a hundred times larger", PROVIDERS),
+    Mutant(
+        CORRECTNESS,
+        "bound > math.log(FAILURE_RATE)",
+        "bound > 100 * math.log(FAILURE_RATE)",
+        "a bound on frequencies a hundred times as far",
+        PROVIDERS,
+    ),
     Mutant(
         CORRECTNESS,
         "return _draw_fault(draw, given) or _log_prob_fault(log_prob, given, draw)",
@@ -381,6 +391,25 @@ MUTANTS = [
         PROVIDERS,
     ),
     Mutant(MEASURE, 'return {"wrong": why}', "pass", "a wrong provider is timed all the same", PROVIDERS),
+    Mutant(GPU_STEPS, "if not_right:", "if False:", "a wrong kernel is timed on a GPU", STEPS),
+    Mutant(
+        GPU_STEPS,
+        "wrong |= dict.fromkeys(step.vouches, step.name)",
+        "pass",
+        "what a check on a GPU finds is forgotten",
+        STEPS,
+    ),
+    Mutant(
+        GPU_STEPS,
+        "except (Exception, OutOfTime) as error",
+        "except Exception as error",
+        "a step at its limit ends all",
+        STEPS,
+    ),
+    Mutant(GPU_STEPS, "perf_counter() + step.limit > end", "perf_counter() > end", "a step begun too late", STEPS),
+    Mutant(GPU_CHECKS, "different <= 1,", "different <= 100,", "a hundred wrong draws pass", OFF),
+    Mutant(GPU_CHECKS, "RELAXED, RELAXED_GRAD = 1e-3", "RELAXED, RELAXED_GRAD = 1e-1", "a tolerance too wide", OFF),
+    Mutant(GPU_CHECKS, "= 1e-3, 3e-4", "= 1e-3, 3e-2", "a tolerance of gradients too wide", OFF),
     Mutant(
         MEASURE,
         "max(0, most - _bytes_of(results))",
@@ -401,6 +430,14 @@ MUTANTS = [
         COST, '> LIMITS[entry["operation"]]', '> 10 * LIMITS[entry["operation"]]', "a limit never reported", LISTING
     ),
     Mutant(COST, 'over = f"  over {LIMITS', 'over = f"" and f"  over {LIMITS', "a limit found and not shown", LISTING),
+    Mutant(COST, "return 1 if over else 0", "return 0", "a status that is always 0", STATIC_STATUS),
+    Mutant(
+        COST,
+        "over = [e for e in entries if over_limit(e)]",
+        "over = [e for e in entries[:2] if over_limit(e)]",
+        "the limits of one architecture alone",
+        STATIC_STATUS,
+    ),
     Mutant(
         COST,
         'entry["columns"] >= LIMIT_FROM',

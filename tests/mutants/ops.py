@@ -71,7 +71,12 @@ MUTANTS = [
     _cpu(
         "return log_p - log_total if", "return log_p + log_total if", "the sign of a correction", hard("no_small_term")
     ),
-    _cpu("(total / weight.amax(-1)).log()", "total.log()", "the largest weight taken for 1", eager("by_blocks")),
+    _cpu(
+        "(total / weight.amax(-1)).log()",
+        "total.log()",
+        "the largest weight taken for 1",
+        eager("by_blocks or entropy_of_a_long_row"),
+    ),
     _rng(
         "-(2.0**-54), alpha=1 - 2.0**-52", "-(2.0**-54), alpha=1", "noise of an infinite variate", hard("float64_noise")
     ),

@@ -41,7 +41,7 @@ WANTED = 0.95
 
 
 class Result(NamedTuple):
-    """What became of a mutant: `status` is one of the four above, `detail` says more where it is not killed."""
+    """What became of a mutant: `status` is one of the four above, `detail` says more where no test failed."""
 
     table: str
     mutant: Mutant
@@ -131,9 +131,12 @@ def judge(table: str, mutant: Mutant, root: Path, limit: float) -> Result:
         status, output = run_tests(mutant.tests, root, limit)
     finally:
         path.write_text(before)
-    # Without the fault the tests end in time; a kernel out of bounds may end the process by a signal.
-    if status is None or status == 1 or status < 0:
+    if status is None:
+        return Result(table, mutant, KILLED, "by its limit: without the fault the tests end in time")
+    if status == 1:
         return Result(table, mutant, KILLED)
+    if status < 0:
+        return Result(table, mutant, KILLED, f"by {signal.Signals(-status).name}")
     if status == 0:
         return Result(table, mutant, SURVIVED)
     return Result(table, mutant, BROKEN, f"no test ran, pytest's status {status}: {output}")
@@ -209,10 +212,11 @@ def report(results: Sequence[Result], markdown: bool = False) -> str:
             lines.append(f"| {table} | " + " | ".join(str(counts[status]) for status in columns) + " |")
         else:
             lines.append(f"{table:10}" + "".join(f"  {counts[status]:4} {status}" for status in columns))
-    for status in columns[1:]:
-        some = [result for result in results if result.status == status]
+    for status in columns:
+        # A test that fails says what is wrong. A process that a signal ends does not, and takes the other tests along.
+        some = [result for result in results if result.status == status and (result.detail or status != KILLED)]
         if some:
-            lines += ["", f"{status.capitalize()}:", ""]
+            lines += ["", "Killed, but by no assertion:" if status == KILLED else f"{status.capitalize()}:", ""]
         for _, mutant, _, detail in some:
             what = f"`{mutant.file}`" if markdown else mutant.file
             lines.append(f"- {what}: {mutant.why}" + (f": {detail}" if detail else ""))

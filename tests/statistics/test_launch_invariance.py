@@ -39,21 +39,22 @@ def logits_of(rows: int, columns: int) -> Tensor:
     return (3 * torch.randn(rows, columns, generator=generator)).to(DEVICE)
 
 
-def draw(logits: Tensor, draws: int, row_offset: int = 0, seed=SEED) -> list[Tensor]:
-    """One-hot and index of the sample kernel, and the relaxed sample."""
+def draw(logits: Tensor, draws: int, row_offset: int = 0, seed=SEED, mask: Tensor | None = None) -> list[Tensor]:
+    """One-hot and index of the sample kernel, and the relaxed sample, which takes no mask."""
     ops = torch.ops.onehot_triton
-    one_hot, index, _ = ops.sample(logits, draws, torch.bool, *seed, row_offset, None)
+    one_hot, index, _ = ops.sample(logits, draws, torch.bool, *seed, row_offset, mask)
     temperature = torch.full((logits.shape[0],), 0.7, device=DEVICE)
     return [one_hot, index, ops.relaxed(logits, temperature, draws, *seed, row_offset)]
 
 
-def grad(logits: Tensor, index: Tensor, rows: slice = slice(None)) -> Tensor:
+def grad(logits: Tensor, index: Tensor, rows: slice = slice(None), mask: Tensor | None = None) -> Tensor:
     """The RelaxedOneHot backward, whose noise has the rows' numbers too."""
     g = torch.randn(*index.shape, logits.shape[-1], generator=torch.Generator().manual_seed(1)).to(DEVICE)
     x = logits[rows]
     temperature = torch.full((x.shape[0],), 0.7, device=DEVICE)
-    args = (eager.logsumexp(x), index[:, rows].contiguous(), g[:, rows].contiguous(), temperature)
-    return torch.ops.onehot_triton.relaxed_grad(x, *args, *SEED, rows.start or 0, None)
+    masked = x if mask is None else torch.where(mask, x, -torch.inf)
+    args = (eager.logsumexp(masked), index[:, rows].contiguous(), g[:, rows].contiguous(), temperature)
+    return torch.ops.onehot_triton.relaxed_grad(x, *args, *SEED, rows.start or 0, mask)
 
 
 def assert_same(found: list[Tensor], expected: list[Tensor]) -> None:
@@ -67,12 +68,15 @@ def assert_same(found: list[Tensor], expected: list[Tensor]) -> None:
 
 @lru_cache
 def as_launched(shape: tuple[int, int], draws: int) -> list[Tensor]:
-    """All that a seed decides. One draw and several of a long row take different kernels, of the hard sample alone."""
+    """All that a seed decides, of several draws under a mask. One draw and several of a long row take different
+    kernels, of the hard sample alone."""
     logits = logits_of(*shape)
     if draws == 1:
         return list(torch.ops.onehot_triton.sample(logits, 1, torch.bool, *SEED, 0, None)[:2])
-    samples = draw(logits, draws)
-    return [*samples, grad(logits, samples[1])]
+    mask = logits_of(*shape).roll(1) > 0
+    samples = draw(logits, draws, mask=mask)
+    assert mask.expand(draws, *shape)[samples[0]].all()
+    return [*samples, grad(logits, samples[1], mask=mask)]
 
 
 @pytest.mark.parametrize(("shape", "choices"), [(shape, choices) for shapes, choices in CHOICES for shape in shapes])

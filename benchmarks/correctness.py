@@ -71,6 +71,10 @@ def _log_prob_fault(log_prob: Tensor, given: Inputs, draw: Tensor | None = None)
     return density_fault("log_prob", log_prob, expected, given.logits.dtype)
 
 
+def _log_prob_index_fault(log_prob: Tensor, given: Inputs) -> str | None:
+    return _log_prob_fault(log_prob, given, torch.nn.functional.one_hot(given.value, given.logits.shape[-1]))
+
+
 def _entropy_fault(entropy: Tensor, given: Inputs) -> str | None:
     exact = _log_probs(given.logits)
     return density_fault("entropy", entropy, -(exact.exp() * exact).sum(-1), given.logits.dtype)
@@ -133,6 +137,7 @@ CHECKS: dict[str, Callable[[Any, Inputs], str | None]] = {
     "pass_through": _pass_through_fault,
     "relaxed": _relaxed_fault,
     "log_prob": _log_prob_fault,
+    "log_prob_index": _log_prob_index_fault,
     "entropy": _entropy_fault,
     "step": _step_fault,
     "train_step": _train_step_fault,

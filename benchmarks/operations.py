@@ -36,6 +36,7 @@ OPERATIONS = {
     "pass_through": Operation("rsample and backward, PassThrough", "rsample", True, lambda s: 5 * s),
     "relaxed": Operation("rsample and backward, RelaxedOneHot", "rsample_relaxed", True, lambda s: 5 * s),
     "log_prob": Operation("log_prob", "log_prob", False, lambda s: 2 * s),
+    "log_prob_index": Operation("log_prob of an index", "log_prob_index", False, lambda s: s),
     "entropy": Operation("entropy", "entropy", False, lambda s: s),
     "step": Operation("rsample, log_prob, entropy", "step", False, lambda s: 4 * s),
     "train_step": Operation("rsample, log_prob, entropy, backward", "step", True, lambda s: 7 * s),
@@ -82,7 +83,7 @@ class Inputs(NamedTuple):
 
     Attributes:
         logits: [rows, columns], which require a gradient where one is taken.
-        value: a one-hot, [rows, columns]; empty where no operation asks for it.
+        value: a one-hot, [rows, columns], or an index, [rows]; empty where no operation asks for it.
         grad: incoming gradient of a draw, [rows, columns]; empty where there is no backward.
         row_grad: incoming gradient of one number a row, [rows].
     """
@@ -95,9 +96,10 @@ class Inputs(NamedTuple):
 
 def inputs_from(logits: Tensor, operation: str) -> Inputs:
     value = grad = logits.new_empty(0)
+    if operation in ("log_prob", "log_prob_index"):
+        value = torch.randint(logits.shape[-1], logits.shape[:-1], device=logits.device)
     if operation == "log_prob":
-        index = torch.randint(logits.shape[-1], (*logits.shape[:-1], 1), device=logits.device)
-        value = torch.zeros_like(logits).scatter_(-1, index, 1)
+        value = torch.zeros_like(logits).scatter_(-1, value.unsqueeze(-1), 1)
     if OPERATIONS[operation].backward:
         grad = torch.randn_like(logits)
     return Inputs(logits, value, grad, torch.randn(logits.shape[:-1], dtype=logits.dtype, device=logits.device))

@@ -16,7 +16,7 @@ from torch import distributions as D
 from onehot_triton import OneHotCategorical, ReparamGradientStrategy
 
 Forward = Callable[[Tensor, Tensor], Any]
-"""(logits, value) -> what an operation gives before any backward. `value` is a one-hot, for `log_prob`."""
+"""(logits, value) -> what an operation gives before any backward. `value` is a one-hot, for `log_prob`, or an index."""
 
 
 class Provider(NamedTuple):
@@ -59,6 +59,7 @@ def _ours() -> Provider:
     forwards = {
         **_class_forwards(OneHotCategorical),
         "sample_index": lambda x, _: OneHotCategorical(x).sample_index(),
+        "log_prob_index": lambda x, index: OneHotCategorical(x).log_prob_index(index),
         "rsample_relaxed": lambda x, _: OneHotCategorical(x, grad_method=relaxed).rsample(),
         "decode": lambda x, _: OneHotCategorical(x).sample_and_log_prob(),
     }
@@ -87,6 +88,7 @@ def _torch() -> Provider:
     forwards = {
         **_class_forwards(lambda x: D.OneHotCategoricalStraightThrough(logits=x)),
         "sample_index": lambda x, _: D.Categorical(logits=x).sample(),
+        "log_prob_index": lambda x, index: D.Categorical(logits=x).log_prob(index),
     }
     return Provider("torch.distributions", forwards, D.OneHotCategorical(torch.ones(2))._validate_args)
 
@@ -97,6 +99,15 @@ def _gumbel_softmax() -> Provider:
 
     forwards = {"sample": draw, "sample_index": lambda x, _: draw(x, _).argmax(-1), "rsample_relaxed": draw}
     return Provider("F.gumbel_softmax", forwards)
+
+
+def _log_softmax_at(x: Tensor, index: Tensor) -> Tensor:
+    return torch.log_softmax(x, -1).gather(-1, index.unsqueeze(-1)).squeeze(-1)
+
+
+def _log_softmax() -> Provider:
+    """What a loss of a language model does by hand."""
+    return Provider("log_softmax + gather", {"log_prob_index": _log_softmax_at})
 
 
 def _race_index(x: Tensor) -> Tensor:
@@ -113,7 +124,7 @@ def _race() -> Provider:
 
     def decode(x: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
         index = _race_index(x)
-        return _one_hot(index, x), torch.log_softmax(x, -1).gather(-1, index.unsqueeze(-1)).squeeze(-1)
+        return _one_hot(index, x), _log_softmax_at(x, index)
 
     forwards = {
         "sample": lambda x, _: _one_hot(_race_index(x), x),
@@ -147,11 +158,19 @@ MAKERS = {
     "torch.distributions": _torch,
     "F.gumbel_softmax": _gumbel_softmax,
     "exponential race": _race,
+    "log_softmax + gather": _log_softmax,
     "naive Triton": _naive,
     "flashinfer": _flashinfer,
 }
 # Libraries with kernels of their own gain nothing from it.
-EAGER = ("onehot_triton", "torchrl", "torch.distributions", "F.gumbel_softmax", "exponential race")
+EAGER = (
+    "onehot_triton",
+    "torchrl",
+    "torch.distributions",
+    "F.gumbel_softmax",
+    "exponential race",
+    "log_softmax + gather",
+)
 COMPILED = " compiled"
 
 

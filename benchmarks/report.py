@@ -347,7 +347,8 @@ Draw = Callable[[Any], None]
 """Draws on a matplotlib figure."""
 COLOURS = {
     OURS: "#d62728", THEIRS: "#1f77b4", "torch.distributions": "#2ca02c", "F.gumbel_softmax": "#9467bd",
-    "exponential race": "#8c564b", "naive Triton": "#7f7f7f", "flashinfer": "#e377c2",
+    "exponential race": "#8c564b", "log_softmax + gather": "#bcbd22", "naive Triton": "#7f7f7f",
+    "flashinfer": "#e377c2",
 }  # fmt: skip
 
 

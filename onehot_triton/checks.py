@@ -91,7 +91,9 @@ def rows(logits: Tensor, param: Tensor, name: str, mask: Tensor | None = None) -
         message = f"{name}: expected a distribution in every row, found NaN, inf or nothing"
         _is_true(_valid_rows(logits).all(), message)
         return
-    # One number tells of all maxima, but where it overflows.
+    # One finite number tells of finite logits, and of all maxima where it does not overflow.
+    if mask is None and math.isfinite(logits.sum().item()):
+        return
     if math.isfinite(logits.amax(-1).sum(dtype=compute_dtype(logits.dtype)).item()):
         return
     bad_rows = ~_valid_rows(logits)

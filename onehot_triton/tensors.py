@@ -44,7 +44,7 @@ def loses_functions() -> bool:
     if torch.compiler.is_compiling():
         return False
     # A dual tensor inside a transform does not say what it is.
-    return forward_ad._current_level >= 0 or (is_tracing() and torch.is_grad_enabled())
+    return forward_ad._current_level >= 0 or is_tracing()
 
 
 def is_differentiated(tensor: Tensor) -> bool:

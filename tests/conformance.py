@@ -3,6 +3,7 @@
     make conformance RL=path PYTORCH=path PYRO=path
 
 Each path is a checkout of that project, of the version that is installed or near it; a project without one is left out.
+PyTorch's tests import expecttest, which this project does not install.
 The output is the table of docs/conformance.md.
 """
 
@@ -23,7 +24,8 @@ import pytest
 # The files of each checkout, what to choose of them (pytest's -k), and the package whose version the table gives.
 PROJECTS = {
     "RL": (["test/test_distributions.py"], "OneHotCategorical", "torchrl"),
-    "PYTORCH": (["test/distributions/test_distributions.py"], "one_hot or OneHot or TestJit", "torch"),
+    # Most tests there are of every distribution in turn.
+    "PYTORCH": (["test/distributions/test_distributions.py"], "", "torch"),
     "PYRO": (
         [
             "tests/distributions/test_one_hot_categorical.py",
@@ -60,14 +62,20 @@ def replace(project: str) -> None:
         class OneHotCategorical(onehot_triton.OneHotCategorical):
             """torch's order and dtype."""
 
+            method: onehot_triton.ReparamGradientStrategy | None = None
+
             def __init__(self, probs: Any = None, logits: Any = None, validate_args: bool | None = None) -> None:
                 param = logits if probs is None else probs
-                super().__init__(logits, probs, dtype=param.dtype, validate_args=validate_args)
+                super().__init__(logits, probs, self.method, dtype=param.dtype, validate_args=validate_args)
 
             def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
-                return super().expand(batch_shape, self._get_checked_instance(OneHotCategorical, _instance))
+                return super().expand(batch_shape, self._get_checked_instance(type(self), _instance))
 
-        torch.distributions.OneHotCategorical = OneHotCategorical
+        class OneHotCategoricalStraightThrough(OneHotCategorical):
+            method = onehot_triton.ReparamGradientStrategy.PassThrough
+
+        for replaced in (OneHotCategorical, OneHotCategoricalStraightThrough):
+            setattr(torch.distributions, replaced.__name__, replaced)
 
 
 class Results:

@@ -100,6 +100,7 @@ WRONG = {
     "pass_through": lambda x, _: straight(torch.softmax(x / 2, -1), hot(x, draw(x))),
     "relaxed": lambda x, _: straight(torch.softmax(x, -1), hot(x, draw(x))),
     "log_prob": lambda x, value: (value * x).sum(-1),
+    "log_prob_index": lambda x, index: x.gather(-1, index.unsqueeze(-1)).squeeze(-1),
     "entropy": lambda x, _: torch.softmax(x, -1).square().sum(-1),
     "step": lambda x, _: (hot(x, draw(x)), x.logsumexp(-1), x.logsumexp(-1)),
     "train_step": lambda x, _: 3 * (x.sum(-1),),

@@ -291,6 +291,21 @@ def test_relaxed_draws_by_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     assert len(out.flatten(0, 1).unique(dim=0)) == 21
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
+def test_logsumexp_of_rows_of_all_sizes(dtype: torch.dtype) -> None:
+    """Where the sum of exp x overflows, is too small or is none, a maximum is subtracted first."""
+    x = torch.randn(9, LONG).to(dtype)
+    x[1], x[2], x[3], x[4] = x[1] + 200, x[2] - 200, 1e4, -1e4
+    x[5] = torch.where(torch.arange(LONG) % 7 > 0, -torch.inf, -95.0)
+    x[6], x[7, 3], x[8, 3] = -torch.inf, torch.nan, torch.inf
+    expected = torch.logsumexp(x.double(), -1)
+    expected[6:] = torch.nan
+    for rows in (slice(0, 9), *(slice(at, at + 1) for at in range(9))):
+        found = eager.logsumexp(x[rows])
+        assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        torch.testing.assert_close(found.double(), expected[rows], rtol=2e-6, atol=2e-6, equal_nan=True)
+
+
 def test_small_weights_behind_a_large_one_are_summed(monkeypatch: pytest.MonkeyPatch) -> None:
     """2e-9 beside 1: nothing in float32, where the largest uniform would fall on the first category."""
     monkeypatch.setattr(rng, "uniform", lambda shape, *_: torch.full(shape, 1 - 2.0**-53, dtype=torch.float64))

@@ -716,7 +716,7 @@ def test_parameter_that_was_filled_with_nan_behind_torch(columns, small, backend
 
 
 @pytest.mark.parametrize("method", ReparamGradientStrategy, ids=str)
-def test_a_batch_of_gradients_is_each_gradient(method):
+def test_a_batch_of_gradients_is_each_gradient(method, backend):
     x = torch.randn(3, 5, requires_grad=True)
     drawn = OneHotCategorical(x, grad_method=method).rsample((2,))
     given = torch.randn(4, 2, 3, 5)

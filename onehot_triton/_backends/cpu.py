@@ -334,13 +334,26 @@ def relaxed_grad(
 # Densities ------------------------------------------------------------------------------------------------------------
 
 
+def _logsumexp(logits: Tensor) -> Tensor:
+    """`eager.logsumexp`. Where its sum shows that nothing was lost, no maximum need be found and subtracted: rounded at
+    16, a logarithm is off by 5e-7, and of 2^24 columns, those whose exp is no normal number add up to e^-70."""
+    if can_look_at(logits) and logits.shape[0] > 0:
+        dtype = compute_dtype(logits.dtype)
+        log_sum = (logits.exp() if logits.dtype == dtype else logits.to(dtype).exp_()).sum(-1).log()
+        low, high = log_sum.aminmax()
+        if low.item() > -16 and high.item() < 16:
+            return torch.stack([torch.zeros_like(log_sum), log_sum])
+    return eager.logsumexp(logits)
+
+
 def log_prob_index(
     logits: Tensor, index: Tensor, mask: Tensor | None = None, logsumexp: Tensor | None = None, inside: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     """Where nothing records it, by the logsumexp: no normalised copy of the logits."""
     x, known, new = masked(logits, mask), logsumexp, None
     if known is None and not (is_short(x) or is_differentiated(x)):
-        known = new = by_rows(eager.logsumexp, x, dim=1)
+        # Blocks of half the size, in which both copies of a row stay in the cache.
+        known = new = by_rows(_logsumexp, x, scratch=2, dim=1)
     at = (index if inside else index.clamp(0, x.shape[-1] - 1)).t()
     if known is None:
         chosen = by_rows(lambda x, k: log_softmax(x).gather(-1, k), x, at).t()

@@ -301,7 +301,7 @@ def test_logsumexp_of_rows_of_all_sizes(dtype: torch.dtype) -> None:
     expected = torch.logsumexp(x.double(), -1)
     expected[6:] = torch.nan
     for rows in (slice(0, 9), *(slice(at, at + 1) for at in range(9))):
-        found = eager.logsumexp(x[rows])
+        found = cpu._logsumexp(x[rows]).sum(0)
         assert found.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
         torch.testing.assert_close(found.double(), expected[rows], rtol=2e-6, atol=2e-6, equal_nan=True)
 

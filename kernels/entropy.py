@@ -162,17 +162,20 @@ def _reduce(logits: Tensor, allowed: Tensor | None, with_entropy: bool) -> tuple
     return entropy, logsumexp
 
 
+@launch.on_its_device
 def logsumexp(logits: Tensor, allowed: Tensor | None = None) -> Tensor:
     """log sum exp of each row of `logits` [rows, columns], in the compute dtype; NaN for no distribution. `allowed`:
     see `rows.allowed_arguments`."""
     return _reduce(logits, allowed, with_entropy=False)[1]
 
 
+@launch.on_its_device
 def entropy(logits: Tensor, allowed: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The entropy in nats and the logsumexp of each row of `logits` [rows, columns], in the compute dtype."""
     return _reduce(logits, allowed, with_entropy=True)
 
 
+@launch.on_its_device
 def entropy_grad(
     logits: Tensor, logsumexp: Tensor, entropy: Tensor, grad: Tensor, allowed: Tensor | None = None
 ) -> Tensor:

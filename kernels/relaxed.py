@@ -121,15 +121,15 @@ def _log2_sum(maximum, total):
     return tl.where(total > 0, maximum + tl.log2(total), float("nan"))
 
 
-@triton.jit(do_not_specialize=["key", "counter3", "row_offset", "rows", "programs_per_draw"])
+@triton.jit(do_not_specialize=["seed_ptr", "key", "counter3", "row_offset", "rows", "programs_per_draw"])
 def _relaxed_kernel(
     logits_ptr, temperature_ptr, out_ptr, seed_ptr, key: tl.int64, counter3: tl.int64, row_offset: tl.int64,
     row_stride: tl.int64, temperature_stride: tl.int64, rows: tl.int64, programs_per_draw, columns,
-    SEED_TENSOR: tl.constexpr, TYPE: tl.constexpr, MASK: tl.constexpr,
+    TYPE: tl.constexpr, MASK: tl.constexpr,
     ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     # Rows that are in a tile whole: one exp2 an element, relative to its lane, and then one factor a lane.
-    key = load_key(seed_ptr, key, SEED_TENSOR)
+    key = load_key(seed_ptr, key)
     draw = (tl.program_id(0) // programs_per_draw).to(tl.int64)
     row = (tl.program_id(0) % programs_per_draw).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
@@ -150,15 +150,14 @@ def _relaxed_kernel(
     tl.store(out_ptrs, y.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["key", "counter3", "row_offset", "rows"])
+@triton.jit(do_not_specialize=["seed_ptr", "key", "counter3", "row_offset", "rows"])
 def _relaxed_sums_kernel(
     logits_ptr, temperature_ptr, parts_ptr, seed_ptr, key: tl.int64, counter3: tl.int64,
     row_offset: tl.int64, row_stride: tl.int64, temperature_stride: tl.int64, rows: tl.int64, columns,
-    SEED_TENSOR: tl.constexpr, TYPE: tl.constexpr,
-    DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
+    TYPE: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     # The (top, maximum, total) of a part of one draw of one long row a program.
-    key = load_key(seed_ptr, key, SEED_TENSOR)
+    key = load_key(seed_ptr, key)
     at = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
     draw = at // rows
     row = at % rows
@@ -187,16 +186,16 @@ def _relaxed_sums_kernel(
     store_part(parts_ptr, 3 * at + 2, total)
 
 
-@triton.jit(do_not_specialize=["key", "counter3", "row_offset", "rows"])
+@triton.jit(do_not_specialize=["seed_ptr", "key", "counter3", "row_offset", "rows"])
 def _relaxed_write_kernel(
     logits_ptr, temperature_ptr, parts_ptr, out_ptr, seed_ptr, key: tl.int64,
     counter3: tl.int64, row_offset: tl.int64, row_stride: tl.int64, temperature_stride: tl.int64, rows: tl.int64,
     columns,
-    SEED_TENSOR: tl.constexpr, TYPE: tl.constexpr, PARTS: tl.constexpr,
+    TYPE: tl.constexpr, PARTS: tl.constexpr,
     DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     # The same part of the row a program: y = 2^(s - log2 sum 2^s).
-    key = load_key(seed_ptr, key, SEED_TENSOR)
+    key = load_key(seed_ptr, key)
     at = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
     draw = at // rows
     row = at % rows
@@ -228,6 +227,7 @@ def _relaxed_write_kernel(
         tl.store(out_ptrs + whole, y.to(out_ptr.dtype.element_ty), mask=mask)
 
 
+@launch.on_its_device
 def relaxed(
     logits: Tensor, temperature: Tensor, draws: int, seed: int | Tensor, offset: int, row_offset: int = 0
 ) -> Tensor:
@@ -241,7 +241,7 @@ def relaxed(
     """
     logits = with_unit_stride(logits)
     rows, columns = logits.shape
-    noise = seed_arguments(seed, offset, row_offset, rows, columns, draws, logits)
+    noise = seed_arguments(seed, offset, row_offset, rows, columns, draws)
     out = torch.empty((draws, rows, columns), dtype=logits.dtype, device=logits.device)
     if not (rows and draws):
         return out
@@ -296,16 +296,15 @@ def _weights(x, call, winner, row, draw, key, counter3, base, inverse):
     return tl.where(hot, 1.0, weight)
 
 
-@triton.jit(do_not_specialize=["key", "counter3", "row_offset", "rows"])
+@triton.jit(do_not_specialize=["seed_ptr", "key", "counter3", "row_offset", "rows"])
 def _grad_sums_kernel(
     logits_ptr, allowed_ptr, logsumexp_ptr, index_ptr, grad_ptr, temperature_ptr, parts_ptr, seed_ptr,
     key: tl.int64, counter3: tl.int64, row_offset: tl.int64, row_stride: tl.int64, allowed_stride: tl.int64,
     temperature_stride: tl.int64, rows: tl.int64, columns,
-    SEED_TENSOR: tl.constexpr, TYPE: tl.constexpr,
-    DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
+    TYPE: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     # (sum w, sum w g) of a part of one draw of one long row a program.
-    key = load_key(seed_ptr, key, SEED_TENSOR)
+    key = load_key(seed_ptr, key)
     at = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
     draw = at // rows
     row = at % rows
@@ -364,16 +363,18 @@ def _write_tile(
     tl.store(out_ptrs + start, out.to(out_ptrs.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["key", "counter3", "row_offset", "rows"], do_not_specialize_on_alignment=["draws"])
+@triton.jit(
+    do_not_specialize=["seed_ptr", "key", "counter3", "row_offset", "rows"], do_not_specialize_on_alignment=["draws"]
+)
 def _relaxed_grad_kernel(
     logits_ptr, allowed_ptr, logsumexp_ptr, index_ptr, grad_ptr, temperature_ptr, parts_ptr, out_ptr, seed_ptr,
     key: tl.int64, counter3: tl.int64, row_offset: tl.int64, row_stride: tl.int64, allowed_stride: tl.int64,
     temperature_stride: tl.int64, rows: tl.int64, draws, columns,
-    SEED_TENSOR: tl.constexpr, TYPE: tl.constexpr, MASK: tl.constexpr, PARTS: tl.constexpr,
+    TYPE: tl.constexpr, MASK: tl.constexpr, PARTS: tl.constexpr,
     ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     # Rows that are in a tile whole, PARTS = 0, or a part of a long row. One draw has no loop: `draws` is specialised.
-    key = load_key(seed_ptr, key, SEED_TENSOR)
+    key = load_key(seed_ptr, key)
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
     column, call = _columns(DEPTH, LANES, VECTOR)
@@ -405,6 +406,7 @@ def _relaxed_grad_kernel(
             )  # fmt: skip
 
 
+@launch.on_its_device
 def relaxed_grad(
     logits: Tensor, logsumexp: Tensor, index: Tensor, grad: Tensor, temperature: Tensor,
     seed: int | Tensor, offset: int, row_offset: int = 0, allowed: Tensor | None = None,
@@ -428,7 +430,7 @@ def relaxed_grad(
     )
     rows, columns = logits.shape
     draws = index.shape[0]
-    noise = seed_arguments(seed, offset, row_offset, rows, columns, draws, logits)
+    noise = seed_arguments(seed, offset, row_offset, rows, columns, draws)
     out = torch.empty((rows, columns), dtype=logits.dtype, device=logits.device)
     if rows:
         tile = launch.noise_tile(logits, 4, draws)

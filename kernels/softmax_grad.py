@@ -147,6 +147,7 @@ def _write_kernel(
     _write_row(x_ptrs, allowed_ptr, allowed_at, grad_ptrs, out_ptrs, column, columns, base, dot, TYPE, BLOCK)
 
 
+@launch.on_its_device
 def softmax_grad(logits: Tensor, logsumexp: Tensor, grad: Tensor, allowed: Tensor | None = None) -> Tensor:
     """p (g - <p, g>), [rows, columns] in the logits' dtype, for `grad` of that shape and `logsumexp` [rows]; `allowed`:
     see `rows.allowed_arguments`."""

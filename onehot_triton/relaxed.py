@@ -53,7 +53,7 @@ class RelaxedOneHotCategorical(Distribution):
         shape = self._param.shape
         super().__init__(shape[:-1], shape[-1:], validate_args=False)
         self._validate_args = checks.resolve(validate_args, self._param)
-        temperature = checks.temperature(temperature, shape[:-1], self._validate_args)
+        temperature = checks.temperature(temperature, shape[:-1], self._param.device, self._validate_args)
         if not isinstance(temperature, Tensor):
             dtype = reference.compute_dtype(self._param.dtype)
             temperature = torch.full((), temperature, dtype=dtype, device=self._param.device)
@@ -109,7 +109,7 @@ class RelaxedOneHotCategorical(Distribution):
         Returns:
             The broadcast leading dimensions, in float32, or float64 for parameters in float64.
         """
-        checks.value_shape(value, self._batch_shape, self._event_shape)
+        checks.value_shape(value, self._batch_shape, self._event_shape, self._param.device)
         if self._validate_args:
             self._validate_sample(value)
         dtype = reference.compute_dtype(self._param.dtype)

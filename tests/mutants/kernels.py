@@ -841,17 +841,61 @@ MUTANTS = [
     ),
     Mutant(
         "kernels/noise.py",
-        "return tl.load(seed_ptr) + key",
-        "return tl.load(seed_ptr)",
+        "other=0) + key",
+        "other=0)",
         "the offset left out where the seed is on the device",
         "tests/test_kernel_cases.py -k 'on_the_device'",
     ),
     Mutant(
         "kernels/noise.py",
-        '"seed_ptr": seed if is_tensor else placeholder',
-        '"seed_ptr": placeholder',
-        "the wrong tensor read as the seed",
+        '"seed_ptr": seed if is_tensor else _NULL',
+        '"seed_ptr": _NULL',
+        "the seed on the device not read",
         "tests/test_kernel_cases.py -k 'on_the_device'",
+    ),
+    *(
+        Mutant(
+            f"kernels/{file}.py",
+            f'({line}"seed_ptr", {rest})\ndef {kernel}(',
+            f"({line}{rest})\ndef {kernel}(",
+            "a captured graph meets a variant of the kernel that no eager call has compiled",
+            "tests/test_capture.py -k compiles_nothing",
+        )
+        for file, kernel, line, rest in (
+            ("sample", "_short_kernel", "do_not_specialize=[", '"key", "counter3", "row_offset", "rows", "draws"]'),
+            ("sample", "_row_kernel", "do_not_specialize=[", '"key", "counter3", "row_offset"]'),
+            ("sample", "_select_kernel", "do_not_specialize=[", '"key", "counter3", "row_offset", "rows"]'),
+            ("relaxed", "_relaxed_sums_kernel", "do_not_specialize=[", '"key", "counter3", "row_offset", "rows"]'),
+            ("relaxed", "_grad_sums_kernel", "do_not_specialize=[", '"key", "counter3", "row_offset", "rows"]'),
+        )
+    ),
+    *(
+        Mutant(
+            f"kernels/{file}.py",
+            f"@launch.on_its_device\ndef {name}(",
+            f"def {name}(",
+            "launched on the current GPU, not on that of its tensors",
+            f"tests/test_devices.py -k 'launches_where and {name}-18'",
+        )
+        for file, name in (
+            ("sample", "sample"),
+            ("relaxed", "relaxed"),
+            ("relaxed", "relaxed_grad"),
+            ("softmax_grad", "softmax_grad"),
+            ("log_prob", "log_prob"),
+            ("log_prob", "log_prob_index"),
+            ("log_prob", "log_prob_grad"),
+            ("entropy", "logsumexp"),
+            ("entropy", "entropy"),
+            ("entropy", "entropy_grad"),
+        )
+    ),
+    Mutant(
+        "kernels/launch.py",
+        " or index == torch.accelerator.current_device_index()",
+        "",
+        "a switch of GPUs in each call",
+        "tests/test_devices.py -k switches_no_gpu",
     ),
     Mutant(
         "kernels/noise.py",

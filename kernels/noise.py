@@ -36,6 +36,10 @@ RELAXED = tl.constexpr(2)  # soft samples
 POSTERIOR = tl.constexpr(3)  # soft samples given their arg-max
 WINNER_CALL = tl.constexpr(2**30 - 1)  # the stage POSTERIOR's noise of the winner, beyond every column
 
+# The arguments that change from call to call, and with the place of the seed: no kernel has a variant for some of their
+# values, or for where they lie.
+PER_CALL = ["seed_ptr", "key", "counter3", "row_offset", "rows"]
+
 LN2 = tl.constexpr(0.6931471805599453)
 LOG2E = tl.constexpr(1.4426950408889634)
 _TWO_TO_MINUS_32 = tl.constexpr(2.0**-32)

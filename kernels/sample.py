@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import launch
 from .entropy import logsumexp as row_logsumexp
-from .noise import ELEMENT, GROUP, GROUPS, LOG2E, exponential64, load_key, seed_arguments, word_pairs, words
+from .noise import ELEMENT, GROUP, GROUPS, LOG2E, PER_CALL, exponential64, load_key, seed_arguments, word_pairs, words
 from .rows import (
     allowed_arguments,
     compute_dtype,
@@ -68,7 +68,7 @@ def _zero_or_one(condition, ptr):
     return number.to(ptr.dtype.element_ty)
 
 
-@triton.jit(do_not_specialize=["seed_ptr", "key", "counter3", "row_offset", "rows", "draws"])
+@triton.jit(do_not_specialize=[*PER_CALL, "draws"])
 def _short_kernel(
     logits_ptr, one_hot_ptr, index_ptr, logsumexp_ptr, allowed_ptr, seed_ptr, key: tl.int64, counter3: tl.int64,
     row_offset: tl.int64, row_stride: tl.int64, allowed_stride: tl.int64, rows: tl.int64, draws: tl.int64, columns,
@@ -202,7 +202,7 @@ def _select(
         tl.store(one_hot_ptr + winner, _zero_or_one(valid, one_hot_ptr), mask=valid)
 
 
-@triton.jit(do_not_specialize=["seed_ptr", "key", "counter3", "row_offset"])
+@triton.jit(do_not_specialize=PER_CALL)
 def _row_kernel(
     logits_ptr, one_hot_ptr, index_ptr, logsumexp_ptr, exponent_ptr, total_ptr, allowed_ptr, seed_ptr, key: tl.int64,
     counter3: tl.int64, row_offset: tl.int64, row_stride: tl.int64, allowed_stride: tl.int64, columns,
@@ -246,7 +246,7 @@ def _sums_kernel(
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["seed_ptr", "key", "counter3", "row_offset", "rows"])
+@triton.jit(do_not_specialize=PER_CALL)
 def _select_kernel(
     logits_ptr, one_hot_ptr, index_ptr, logsumexp_ptr, exponent_ptr, total_ptr, allowed_ptr, seed_ptr, key: tl.int64,
     counter3: tl.int64, row_offset: tl.int64, row_stride: tl.int64, allowed_stride: tl.int64, rows: tl.int64, columns,

@@ -297,6 +297,8 @@ class _StraightThrough(Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         logits, allowed, temperature, seed_tensor, ctx.key, ctx.offset, ctx.kernels, _ = inputs
+        ctx.is_relaxed = temperature is not None
+        temperature, ctx.temperature = _tensor_or_number(temperature)
         _, *by_products, backward_seed = output
         ctx.mark_non_differentiable(*(t for t in (*by_products, backward_seed) if t is not None))
         ctx.set_materialize_grads(False)
@@ -313,7 +315,7 @@ class _StraightThrough(Function):
         rows, columns = x.shape
         draws = math.prod(index.shape[: index.dim() - logits.dim() + 1])
         grad = _shaped(grad, draws, rows, columns)
-        if temperature is None:
+        if not ctx.is_relaxed:
             grad = grad[0] if draws == 1 else grad.sum(0)
             # Under create_graph, the gradient is computed in differentiable torch operations.
             if ctx.kernels and not torch.is_grad_enabled():
@@ -329,7 +331,7 @@ class _StraightThrough(Function):
             index = _shaped(index, draws, rows)
             with torch.no_grad():
                 noise = (seed_tensor, ctx.key, ctx.offset, 0)
-                out = _kernels.relaxed_grad(x, logsumexp, index, grad, temperature, *noise, allowed)
+                out = _kernels.relaxed_grad(x, logsumexp, index, grad, temperature, ctx.temperature, *noise, allowed)
             if torch.is_grad_enabled():
                 out = _NoSecondDerivative.apply(out, x, grad)
         else:
@@ -385,7 +387,7 @@ def rsample(
         # p - p is 0 exactly, but NaN in a row that is no distribution.
         return one_hot + (smooth if all_valid else smooth.nan_to_num(0.0)), index, logsumexp, all_valid
     seed = rng.next_seed(logits, draw.generator) if kernels else rng.Seed(None, 0, 0)
-    at = _row_temperature(temperature, logits) if relaxed else None
+    at = _temperature(temperature, logits, kernels) if relaxed else None
     one_hot, index, logsumexp, _ = _apply(_StraightThrough, logits, allowed, at, *seed, kernels, draw)
     return one_hot, index, logsumexp, False
 
@@ -397,6 +399,19 @@ def _relaxed_given(logits: Tensor, index: Tensor, temperature: Tensor, draw: Dra
     e = reference.exponential((*shape, columns + 1), x.device, draw.generator)
     y = reference.relaxed_given(x, _shaped(index, *shape), temperature, e[..., :-1], e[..., -1])
     return _shaped(y, *index.shape, columns)
+
+
+def _tensor_or_number(temperature: Tensor | float | None) -> tuple[Tensor | None, float]:
+    """The two arguments of an operator that takes either: the number counts where the tensor is None."""
+    return (temperature, 1.0) if temperature is None or isinstance(temperature, Tensor) else (None, temperature)
+
+
+def _temperature(temperature: Tensor | float, logits: Tensor, kernels: bool) -> Tensor | float:
+    """`_row_temperature`, but a number as it is where kernels take one, which saves a launch. A compiled program is
+    given a tensor, so that another number needs no other program."""
+    if kernels and not isinstance(temperature, Tensor) and not torch.compiler.is_compiling():
+        return temperature
+    return _row_temperature(temperature, logits)
 
 
 def _row_temperature(temperature: Tensor | float, logits: Tensor) -> Tensor:
@@ -424,7 +439,7 @@ class _Relaxed(Function):
     def forward(logits, temperature, seed_tensor, key, offset, kernels, draw):
         x, draws = _rows(logits), math.prod(draw.sample_shape)
         if kernels:
-            out = _kernels.relaxed(x, temperature, draws, seed_tensor, key, offset, 0)
+            out = _kernels.relaxed(x, *_tensor_or_number(temperature), draws, seed_tensor, key, offset, 0)
         else:
             out = reference.relaxed(x, temperature, draws, reference.noise_from(x.device, draw.generator))
         return _shaped(out, *draw.sample_shape, *logits.shape)
@@ -432,6 +447,7 @@ class _Relaxed(Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         logits, temperature, *_ = inputs
+        temperature, ctx.temperature = _tensor_or_number(temperature)
         ctx.save_for_backward(temperature, output)
         ctx.batch = logits.shape[:-1]
 
@@ -441,12 +457,13 @@ class _Relaxed(Function):
         columns = y.shape[-1]
         rows = math.prod(ctx.batch)
         draws = math.prod(y.shape[: y.dim() - 1 - len(ctx.batch)])
-        dtype = temperature.dtype
+        dtype = reference.compute_dtype(y.dtype)
+        divisor = ctx.temperature if temperature is None else temperature.unsqueeze(-1)
         probs = _shaped(y, draws, rows, columns).to(dtype)
         dz = reference.softmax_backward(probs, _shaped(grad, draws, rows, columns).to(dtype))
         dx = dt = None
         if ctx.needs_input_grad[0]:
-            dx = (dz.sum(0) / temperature.unsqueeze(-1)).to(y.dtype).view(*ctx.batch, columns)
+            dx = (dz.sum(0) / divisor).to(y.dtype).view(*ctx.batch, columns)
         if ctx.needs_input_grad[1]:
             log_y = probs.clamp(min=torch.finfo(dtype).tiny).log()
             dt = -(dz * log_y).sum((0, 2)) / temperature
@@ -474,7 +491,7 @@ def relaxed_sample(
         return _shaped(y, *sample_shape, *logits.shape)
     kernels = uses_kernels(logits.device)
     seed = rng.next_seed(logits, generator) if kernels else rng.Seed(None, 0, 0)
-    return _apply(_Relaxed, logits, _row_temperature(temperature, logits), *seed, kernels, draw)
+    return _apply(_Relaxed, logits, _temperature(temperature, logits, kernels), *seed, kernels, draw)
 
 
 # Densities ------------------------------------------------------------------------------------------------------------

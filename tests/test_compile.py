@@ -13,7 +13,7 @@ from torch._inductor.virtualized import V
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from onehot_triton import OneHotCategorical, RelaxedOneHotCategorical, ReparamGradientStrategy
+from onehot_triton import OneHotCategorical, RelaxedOneHotCategorical, ReparamGradientStrategy, use_backend
 
 METHODS = list(ReparamGradientStrategy)
 
@@ -101,6 +101,29 @@ def test_dynamo_finds_no_graph_break_in_the_cuda_branch(method: ReparamGradientS
         torch.compile(rl_step, fullgraph=True, backend=backend)(logits, method)
     assert len(graphs) == 1
     assert operators(graphs[0])["sample"] == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="interprets the kernels")
+def test_another_temperature_is_no_other_program() -> None:
+    """A number is a symbol from its second value on."""
+    graphs = []
+
+    def backend(module: torch.fx.GraphModule, _: list) -> torch.fx.GraphModule:
+        graphs.append(module)
+        return module
+
+    def soft(x: Tensor, temperature: float) -> Tensor:
+        dist = RelaxedOneHotCategorical(temperature, logits=x, validate_args=False)
+        hard = OneHotCategorical(x, grad_method=METHODS[1], temperature=temperature, validate_args=False)
+        return dist.log_prob(dist.rsample()) + hard.rsample().sum(-1)
+
+    torch._dynamo.reset()
+    logits = torch.randn(2, 5, requires_grad=True)
+    compiled = torch.compile(soft, fullgraph=True, backend=backend)
+    with use_backend("triton"):
+        for temperature in (0.5, 0.6, 0.7, 0.8):
+            compiled(logits, temperature)
+    assert len(graphs) == 2
 
 
 # On a GPU -------------------------------------------------------------------------------------------------------------

@@ -115,6 +115,7 @@ def test_the_library_computes_where_its_tensors_are(gpus: FakeGpus, current: int
         forward(torch.empty(300, 5000, device="cuda:1"))
     assert {(launch.device, launch.stream) for launch in gpus.launches} == {(1, 1001)}
     assert gpus.current == current
+    assert bool(gpus.switches) == (current == 0)
     # Six draws, each of which moves the generator of its GPU alone.
     assert [generator.offset for generator in gpus.generators] == [0, 24]
 

@@ -855,19 +855,13 @@ MUTANTS = [
     ),
     *(
         Mutant(
-            f"kernels/{file}.py",
-            f'({line}"seed_ptr", {rest})\ndef {kernel}(',
-            f"({line}{rest})\ndef {kernel}(",
+            "kernels/noise.py",
+            f'"{name}", ',
+            "",
             "a captured graph meets a variant of the kernel that no eager call has compiled",
             "tests/test_capture.py -k compiles_nothing",
         )
-        for file, kernel, line, rest in (
-            ("sample", "_short_kernel", "do_not_specialize=[", '"key", "counter3", "row_offset", "rows", "draws"]'),
-            ("sample", "_row_kernel", "do_not_specialize=[", '"key", "counter3", "row_offset"]'),
-            ("sample", "_select_kernel", "do_not_specialize=[", '"key", "counter3", "row_offset", "rows"]'),
-            ("relaxed", "_relaxed_sums_kernel", "do_not_specialize=[", '"key", "counter3", "row_offset", "rows"]'),
-            ("relaxed", "_grad_sums_kernel", "do_not_specialize=[", '"key", "counter3", "row_offset", "rows"]'),
-        )
+        for name in ("seed_ptr", "key", "counter3")
     ),
     *(
         Mutant(
@@ -1194,36 +1188,36 @@ MUTANTS = [
     ),
     Mutant(
         "kernels/relaxed.py",
-        "row * temperature_stride, mask=inside, other=1.0)\n    nothing",
-        "row, mask=inside, other=1.0)\n    nothing",
+        "row * temperature_stride, inside, TYPE)\n    nothing",
+        "row, inside, TYPE)\n    nothing",
         "the temperatures' stride ignored",
         "tests/test_kernel_cases.py -k 'relaxed-one'",
     ),
     Mutant(
         "kernels/relaxed.py",
-        "row * temperature_stride)\n    row += row_offset\n    top",
-        "row)\n    row += row_offset\n    top",
+        "row * temperature_stride, row >= 0, TYPE)\n    row += row_offset\n    top",
+        "row, row >= 0, TYPE)\n    row += row_offset\n    top",
         "the temperatures' stride ignored in the sums of long rows",
         "tests/test_kernel_cases.py -k 'relaxed-walked'",
     ),
     Mutant(
         "kernels/relaxed.py",
-        "row * temperature_stride)\n    row += row_offset\n    parts",
-        "row)\n    row += row_offset\n    parts",
+        "row * temperature_stride, row >= 0, TYPE)\n    row += row_offset\n    parts",
+        "row, row >= 0, TYPE)\n    row += row_offset\n    parts",
         "the temperatures' stride ignored where long rows are written",
         "tests/test_kernel_cases.py -k 'relaxed-split'",
     ),
     Mutant(
         "kernels/relaxed.py",
-        "row * temperature_stride)\n    winner",
-        "row)\n    winner",
+        "row * temperature_stride, row >= 0, TYPE)\n    winner",
+        "row, row >= 0, TYPE)\n    winner",
         "the temperatures' stride ignored in the sums of long rows",
         "tests/test_kernel_cases.py -k 'relaxed_grad-walked'",
     ),
     Mutant(
         "kernels/relaxed.py",
-        "row * temperature_stride, mask=inside, other=1.0)\n    if PARTS",
-        "row, mask=inside, other=1.0)\n    if PARTS",
+        "row * temperature_stride, inside, TYPE)\n    if PARTS",
+        "row, inside, TYPE)\n    if PARTS",
         "the temperatures' stride ignored",
         "tests/test_kernel_cases.py -k 'relaxed_grad-one'",
     ),
@@ -1383,8 +1377,8 @@ MUTANTS = [
     ),
     Mutant(
         "kernels/relaxed.py",
-        '"temperature_stride": temperature.stride(0), "rows"',
-        '"temperature_stride": 1, "rows"',
+        '"temperature_stride": temperature.stride(0)',
+        '"temperature_stride": 1',
         "the temperatures' stride ignored",
         "tests/test_kernel_cases.py -k 'relaxed-shared'",
     ),

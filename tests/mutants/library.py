@@ -239,8 +239,8 @@ MUTANTS = [
     ),
     Mutant(
         RELAXED,
-        "(columns - 1) * t.log()",
-        "columns * t.log()",
+        "(columns - 1) * log_t",
+        "columns * log_t",
         "the power of the temperature",
         "tests/test_relaxed.py -k integrates",
     ),
@@ -288,6 +288,20 @@ MUTANTS = [
         "",
         "a mask of another device",
         "tests/test_devices.py -k 'two_devices and mask'",
+    ),
+    Mutant(
+        RELAXED,
+        "if torch.compiler.is_compiling() and not isinstance(temperature, Tensor):",
+        "if False:",
+        "a compiled density for each temperature",
+        "tests/test_compile.py -k another_temperature",
+    ),
+    Mutant(
+        RELAXED,
+        "column_t, log_t = t, math.log(t)",
+        "column_t, log_t = t, t",
+        "t for log t in the density",
+        "tests/test_relaxed.py",
     ),
     # rng.py
     Mutant(RNG, "2**63 - 1, (), device", "2**31 - 1, (), device", "63 bits cut to 31", SEEDS),

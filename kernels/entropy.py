@@ -165,6 +165,7 @@ def _reduce(logits: Tensor, allowed: Tensor | None, with_entropy: bool) -> tuple
     return entropy, logsumexp
 
 
+@launch.on_its_device
 def logsumexp(logits: Tensor, allowed: Tensor | None = None) -> Tensor:
     """log sum exp of each row of `logits` [rows, columns], as two numbers whose sum it is, [2, rows] in the compute
     dtype: the maximum, and log sum exp(x - maximum), NaN for no distribution. `allowed`: see
@@ -172,11 +173,13 @@ def logsumexp(logits: Tensor, allowed: Tensor | None = None) -> Tensor:
     return _reduce(logits, allowed, with_entropy=False)[1]
 
 
+@launch.on_its_device
 def entropy(logits: Tensor, allowed: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The entropy in nats, [rows], and the logsumexp, [2, rows], of each row of `logits`, in the compute dtype."""
     return _reduce(logits, allowed, with_entropy=True)
 
 
+@launch.on_its_device
 def entropy_grad(
     logits: Tensor, logsumexp: Tensor, entropy: Tensor, grad: Tensor, allowed: Tensor | None = None
 ) -> Tensor:

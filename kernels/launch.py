@@ -1,8 +1,11 @@
 """(rows, columns, dtype) -> tile, warps, programs a row. One table: a launch is a function of its shapes alone, so that
 a sample never depends on what was timed before it, and ahead-of-time compilation knows every configuration."""
 
-from typing import NamedTuple
+from collections.abc import Callable
+from functools import wraps
+from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
+import torch
 from torch import Tensor
 from triton import cdiv, next_power_of_2
 
@@ -17,6 +20,28 @@ FILL = 2 * MULTIPROCESSORS
 TILE = 4096
 # The longest row that stays in registers from its load to its store: 32 elements a thread for 16 warps.
 ONE_TILE = 16384
+
+
+_Rest = ParamSpec("_Rest")
+_Result = TypeVar("_Result")
+
+
+def on_its_device(
+    launcher: Callable[Concatenate[Tensor, _Rest], _Result],
+) -> Callable[Concatenate[Tensor, _Rest], _Result]:
+    """`launcher`, run with the device of its first argument as the current one: that is where Triton launches, on the
+    current stream of it, and torch gives an operator that is implemented in Python no guard."""
+
+    @wraps(launcher)
+    def guarded(tensor: Tensor, /, *args: _Rest.args, **kwargs: _Rest.kwargs) -> _Result:
+        index = tensor.get_device()
+        # -1 is a CPU, where kernels are interpreted.
+        if index < 0 or index == torch.accelerator.current_device_index():
+            return launcher(tensor, *args, **kwargs)
+        with torch.accelerator.device_index(index):
+            return launcher(tensor, *args, **kwargs)
+
+    return guarded
 
 
 class Tile(NamedTuple):

@@ -215,6 +215,7 @@ def _value_type(dtype: torch.dtype) -> tuple[tl.dtype, float | int]:
     return (tl.int64, -(2**63)) if dtype == torch.int64 else (tl.int32, -(2**31))
 
 
+@launch.on_its_device
 def log_prob(
     logits: Tensor, logsumexp: Tensor | None, value: Tensor, allowed: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -264,6 +265,7 @@ def log_prob(
     return out, index, logsumexp
 
 
+@launch.on_its_device
 def log_prob_index(logits: Tensor, logsumexp: Tensor, index: Tensor, allowed: Tensor | None = None) -> Tensor:
     """x_k - logsumexp for `index` int64 [draws, rows], in the compute dtype; NaN where it is no column."""
     logits = with_unit_stride(logits)
@@ -278,6 +280,7 @@ def log_prob_index(logits: Tensor, logsumexp: Tensor, index: Tensor, allowed: Te
     return out
 
 
+@launch.on_its_device
 def log_prob_grad(
     logits: Tensor, logsumexp: Tensor, index: Tensor, grad: Tensor, allowed: Tensor | None = None
 ) -> Tensor:

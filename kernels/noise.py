@@ -36,6 +36,10 @@ RELAXED = tl.constexpr(2)  # soft samples
 POSTERIOR = tl.constexpr(3)  # soft samples given their arg-max
 WINNER_CALL = tl.constexpr(2**30 - 1)  # the stage POSTERIOR's noise of the winner, beyond every column
 
+# The arguments that change from call to call, and with the place of the seed: no kernel has a variant for some of their
+# values, or for where they lie.
+PER_CALL = ["seed_ptr", "key", "counter3", "row_offset", "rows"]
+
 LN2 = tl.constexpr(0.6931471805599453)
 LOG2E = tl.constexpr(1.4426950408889634)
 _TWO_TO_MINUS_32 = tl.constexpr(2.0**-32)
@@ -149,17 +153,18 @@ def exponential32(word):
 
 
 @triton.jit
-def load_key(seed_ptr, key, SEED_TENSOR: tl.constexpr):
-    """The Philox key: the host's, or the seed on the device plus the host's part, which is what the offset adds."""
-    if SEED_TENSOR:
-        return tl.load(seed_ptr) + key
-    else:
-        return key
+def load_key(seed_ptr, key):
+    """The Philox key: the seed on the device, 0 for a null pointer, plus `key`, the host's part of it. A choice at run
+    time, not another variant of the kernel: a graph is captured with a seed on the device, by the kernels that calls
+    with seeds of the host have compiled and loaded before."""
+    return tl.load(seed_ptr, mask=seed_ptr.to(tl.int64) != 0, other=0) + key
 
 
-def seed_arguments(
-    seed: int | Tensor, offset: int, row_offset: int, rows: int, columns: int, draws: int, placeholder: Tensor
-) -> dict:
+# No element, so no memory: a null pointer on every device.
+_NULL = torch.empty(0, dtype=torch.int64, device="cpu")
+
+
+def seed_arguments(seed: int | Tensor, offset: int, row_offset: int, rows: int, columns: int, draws: int) -> dict:
     """The arguments of a kernel that say which noise it draws.
 
     Args:
@@ -169,7 +174,6 @@ def seed_arguments(
         rows: how many there are.
         columns: of a row.
         draws: of each row.
-        placeholder: any tensor on the device, for a pointer that is not read.
 
     Raises:
         ValueError: more rows, columns or draws than the counter has bits for, a negative offset, or a seed that is no
@@ -189,9 +193,8 @@ def seed_arguments(
         raise ValueError(f"seed: expected an int or an int64 tensor, found {seed!r}")
     key = ((0 if is_tensor else seed) + ((offset >> 33) << 32)) % 2**64
     return {
-        "seed_ptr": seed if is_tensor else placeholder,
+        "seed_ptr": seed if is_tensor else _NULL,
         "key": key - 2**64 if key >= 2**63 else key,
         "counter3": 2**31 | ((offset >> 2) & 0x7FFFFFFF),
         "row_offset": row_offset,
-        "SEED_TENSOR": is_tensor,
     }

@@ -23,6 +23,7 @@ from . import launch
 from .noise import (
     GROUP,
     LOG2E,
+    PER_CALL,
     POSTERIOR,
     RELAXED,
     WINNER_CALL,
@@ -36,6 +37,7 @@ from .noise import (
 )
 from .rows import (
     allowed_arguments,
+    compute_dtype,
     compute_type,
     exp2_of,
     has_tail,
@@ -56,6 +58,7 @@ from .rows import (
 
 _GROUP = tl.constexpr(GROUP)
 _CALLS = tl.constexpr(GROUP // 4)
+_PER_CALL = ["temperature_ptr", "temperature_stride", *PER_CALL]
 
 
 @triton.jit
@@ -77,6 +80,23 @@ def _words(STAGE: tl.constexpr, call, row, draw, key, counter3):
     """The word of each element of a tile."""
     pairs = word_pairs(STAGE, call, over_tile(row), draw, key, counter3)
     return tl.permute(tl.join(pairs.to(tl.uint32), (pairs >> 32).to(tl.uint32)), (4, 5, 0, 1, 2, 3))
+
+
+@triton.jit
+def _inverse_temperature(temperature_ptr, temperature, at, inside, TYPE: tl.constexpr):
+    """1 / t of each row, [ROWS]: of the tensor at the offsets `at`, or of the one number where there is no tensor."""
+    if temperature_ptr is None:
+        t = tl.full(at.shape, temperature, TYPE)
+    else:
+        t = tl.load(temperature_ptr + at, mask=inside, other=1.0)
+    return 1.0 / t
+
+
+def _temperature_arguments(temperature: Tensor | float) -> dict:
+    """The arguments of a kernel for a temperature [rows] of any stride, or for a number, which takes no memory."""
+    if isinstance(temperature, Tensor):
+        return {"temperature_ptr": temperature, "temperature": 1.0, "temperature_stride": temperature.stride(0)}
+    return {"temperature_ptr": None, "temperature": temperature, "temperature_stride": 0}
 
 
 # The sample -----------------------------------------------------------------------------------------------------------
@@ -122,22 +142,22 @@ def _log2_sum(maximum, total):
     return tl.where(total > 0, maximum + tl.log2(total), float("nan"))
 
 
-@triton.jit(do_not_specialize=["key", "counter3", "row_offset", "rows", "programs_per_draw"])
+@triton.jit(do_not_specialize=[*_PER_CALL, "programs_per_draw"])
 def _relaxed_kernel(
     logits_ptr, temperature_ptr, out_ptr, seed_ptr, key: tl.int64, counter3: tl.int64, row_offset: tl.int64,
-    row_stride: tl.int64, temperature_stride: tl.int64, rows: tl.int64, programs_per_draw, columns,
-    SEED_TENSOR: tl.constexpr, TYPE: tl.constexpr, MASK: tl.constexpr,
+    row_stride: tl.int64, temperature: tl.float64, temperature_stride: tl.int64, rows: tl.int64, programs_per_draw,
+    columns, TYPE: tl.constexpr, MASK: tl.constexpr,
     ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     # Rows that are in a tile whole: one exp2 an element, relative to its lane, and then one factor a lane.
-    key = load_key(seed_ptr, key, SEED_TENSOR)
+    key = load_key(seed_ptr, key)
     draw = (tl.program_id(0) // programs_per_draw).to(tl.int64)
     row = (tl.program_id(0) % programs_per_draw).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
     column, call = _columns(DEPTH, LANES, VECTOR)
     mask = (over_tile(inside) & (column < columns)) if MASK else None
     x = load_logits(logits_ptr + over_tile(row * row_stride) + column, mask, TYPE)
-    inverse = 1.0 / tl.load(temperature_ptr + row * temperature_stride, mask=inside, other=1.0)
+    inverse = _inverse_temperature(temperature_ptr, temperature, row * temperature_stride, inside, TYPE)
     nothing = tl.full([ROWS, LANES], float("-inf"), TYPE)
     zero = tl.zeros([ROWS, LANES], TYPE)
     top, maximum, total, weight = _add_scores(
@@ -151,21 +171,21 @@ def _relaxed_kernel(
     tl.store(out_ptrs, y.to(out_ptr.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["key", "counter3", "row_offset", "rows"])
+@triton.jit(do_not_specialize=_PER_CALL)
 def _relaxed_sums_kernel(
     logits_ptr, temperature_ptr, parts_ptr, seed_ptr, key: tl.int64, counter3: tl.int64,
-    row_offset: tl.int64, row_stride: tl.int64, temperature_stride: tl.int64, rows: tl.int64, columns,
-    SEED_TENSOR: tl.constexpr, TYPE: tl.constexpr,
-    DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
+    row_offset: tl.int64, row_stride: tl.int64, temperature: tl.float64, temperature_stride: tl.int64, rows: tl.int64,
+    columns,
+    TYPE: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     # The (top, maximum, total) of a part of one draw of one long row a program.
-    key = load_key(seed_ptr, key, SEED_TENSOR)
+    key = load_key(seed_ptr, key)
     at = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
     draw = at // rows
     row = at % rows
     column, call = _columns(DEPTH, LANES, VECTOR)
     x_ptrs = logits_ptr + over_tile(row * row_stride) + column
-    inverse = 1.0 / tl.load(temperature_ptr + row * temperature_stride)
+    inverse = _inverse_temperature(temperature_ptr, temperature, row * temperature_stride, row >= 0, TYPE)
     row += row_offset
     top = tl.full([1, LANES], float("-inf"), TYPE)
     maximum = tl.full([1, LANES], float("-inf"), TYPE)
@@ -188,23 +208,23 @@ def _relaxed_sums_kernel(
     store_part(parts_ptr, 3 * at + 2, total)
 
 
-@triton.jit(do_not_specialize=["key", "counter3", "row_offset", "rows"])
+@triton.jit(do_not_specialize=_PER_CALL)
 def _relaxed_write_kernel(
-    logits_ptr, temperature_ptr, parts_ptr, out_ptr, seed_ptr, key: tl.int64,
-    counter3: tl.int64, row_offset: tl.int64, row_stride: tl.int64, temperature_stride: tl.int64, rows: tl.int64,
+    logits_ptr, temperature_ptr, parts_ptr, out_ptr, seed_ptr, key: tl.int64, counter3: tl.int64,
+    row_offset: tl.int64, row_stride: tl.int64, temperature: tl.float64, temperature_stride: tl.int64, rows: tl.int64,
     columns,
-    SEED_TENSOR: tl.constexpr, TYPE: tl.constexpr, PARTS: tl.constexpr,
+    TYPE: tl.constexpr, PARTS: tl.constexpr,
     DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     # The same part of the row a program: y = 2^(s - log2 sum 2^s).
-    key = load_key(seed_ptr, key, SEED_TENSOR)
+    key = load_key(seed_ptr, key)
     at = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
     draw = at // rows
     row = at % rows
     column, call = _columns(DEPTH, LANES, VECTOR)
     x_ptrs = logits_ptr + over_tile(row * row_stride) + column
     out_ptrs = out_ptr + over_tile(at * columns) + column
-    inverse = 1.0 / tl.load(temperature_ptr + row * temperature_stride)
+    inverse = _inverse_temperature(temperature_ptr, temperature, row * temperature_stride, row >= 0, TYPE)
     row += row_offset
     parts = tl.num_programs(1)
     top, maximum, total = _join(
@@ -229,41 +249,42 @@ def _relaxed_write_kernel(
         tl.store(out_ptrs + whole, y.to(out_ptr.dtype.element_ty), mask=mask)
 
 
+@launch.on_its_device
 def relaxed(
-    logits: Tensor, temperature: Tensor, draws: int, seed: int | Tensor, offset: int, row_offset: int = 0
+    logits: Tensor, temperature: Tensor | float, draws: int, seed: int | Tensor, offset: int, row_offset: int = 0
 ) -> Tensor:
     """softmax((logits + Gumbel) / t), [draws, rows, columns] in the logits' dtype.
 
     Args:
         logits: [rows, columns], any row stride.
-        temperature: [rows] in the compute dtype, any stride.
+        temperature: [rows] in the compute dtype, any stride; or one number.
         draws: of each row.
         seed, offset, row_offset: the noise, see `noise.py`.
     """
     logits = with_unit_stride(logits)
     rows, columns = logits.shape
-    noise = seed_arguments(seed, offset, row_offset, rows, columns, draws, logits)
+    noise = seed_arguments(seed, offset, row_offset, rows, columns, draws)
     out = torch.empty((draws, rows, columns), dtype=logits.dtype, device=logits.device)
     if not (rows and draws):
         return out
     tile = launch.noise_tile(logits, 4, draws)
     common = {
-        "row_stride": logits.stride(0), "temperature_stride": temperature.stride(0), "rows": rows, "columns": columns,
+        "row_stride": logits.stride(0), "rows": rows, "columns": columns, **_temperature_arguments(temperature),
         "TYPE": compute_type(logits.dtype), "num_warps": tile.warps, **tile.row_shape, **noise,
     }  # fmt: skip
     if tile.one:
         programs = triton.cdiv(rows, tile.rows)
         masked = tile.rows > 1 or columns != 4 * tile.columns
         _relaxed_kernel[(programs * draws,)](
-            logits, temperature, out, programs_per_draw=programs, MASK=masked, ROWS=tile.rows, **common
+            logits, out_ptr=out, programs_per_draw=programs, MASK=masked, ROWS=tile.rows, **common
         )
     else:
-        parts = torch.empty((draws * rows, 3, tile.parts), dtype=temperature.dtype, device=logits.device)
+        parts = torch.empty((draws * rows, 3, tile.parts), dtype=compute_dtype(logits.dtype), device=logits.device)
         grid = (draws * rows, tile.parts)
-        _relaxed_sums_kernel[grid](logits, temperature, parts, **common)
+        _relaxed_sums_kernel[grid](logits, parts_ptr=parts, **common)
         _relaxed_write_kernel[grid](
-            logits, temperature, parts, out, PARTS=triton.next_power_of_2(tile.parts), **common
-        )  # fmt: skip
+            logits, parts_ptr=parts, out_ptr=out, PARTS=triton.next_power_of_2(tile.parts), **common
+        )
     return out
 
 
@@ -297,16 +318,15 @@ def _weights(x, call, winner, row, draw, key, counter3, base, inverse):
     return tl.where(hot, 1.0, weight)
 
 
-@triton.jit(do_not_specialize=["key", "counter3", "row_offset", "rows"])
+@triton.jit(do_not_specialize=_PER_CALL)
 def _grad_sums_kernel(
     logits_ptr, allowed_ptr, logsumexp_ptr, index_ptr, grad_ptr, temperature_ptr, parts_ptr, seed_ptr,
     key: tl.int64, counter3: tl.int64, row_offset: tl.int64, row_stride: tl.int64, allowed_stride: tl.int64,
-    temperature_stride: tl.int64, rows: tl.int64, columns,
-    SEED_TENSOR: tl.constexpr, TYPE: tl.constexpr,
-    DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
+    temperature: tl.float64, temperature_stride: tl.int64, rows: tl.int64, columns,
+    TYPE: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     # (sum w, sum w g) of a part of one draw of one long row a program.
-    key = load_key(seed_ptr, key, SEED_TENSOR)
+    key = load_key(seed_ptr, key)
     at = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
     draw = at // rows
     row = at % rows
@@ -316,7 +336,7 @@ def _grad_sums_kernel(
     grad_ptrs = grad_ptr + over_tile(at * columns) + column
     maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, None)
     base = log_sum * LOG2E
-    inverse = 1.0 / tl.load(temperature_ptr + row * temperature_stride)
+    inverse = _inverse_temperature(temperature_ptr, temperature, row * temperature_stride, row >= 0, TYPE)
     winner = tl.load(index_ptr + at)
     row += row_offset
     total = tl.zeros([1, LANES], TYPE)
@@ -366,16 +386,16 @@ def _write_tile(
     tl.store(out_ptrs + start, out.to(out_ptrs.dtype.element_ty), mask=mask)
 
 
-@triton.jit(do_not_specialize=["key", "counter3", "row_offset", "rows"], do_not_specialize_on_alignment=["draws"])
+@triton.jit(do_not_specialize=_PER_CALL, do_not_specialize_on_alignment=["draws"])
 def _relaxed_grad_kernel(
     logits_ptr, allowed_ptr, logsumexp_ptr, index_ptr, grad_ptr, temperature_ptr, parts_ptr, out_ptr, seed_ptr,
     key: tl.int64, counter3: tl.int64, row_offset: tl.int64, row_stride: tl.int64, allowed_stride: tl.int64,
-    temperature_stride: tl.int64, rows: tl.int64, draws, columns,
-    SEED_TENSOR: tl.constexpr, TYPE: tl.constexpr, MASK: tl.constexpr, PARTS: tl.constexpr,
+    temperature: tl.float64, temperature_stride: tl.int64, rows: tl.int64, draws, columns,
+    TYPE: tl.constexpr, MASK: tl.constexpr, PARTS: tl.constexpr,
     ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     # Rows that are in a tile whole, PARTS = 0, or a part of a long row. One draw has no loop: `draws` is specialised.
-    key = load_key(seed_ptr, key, SEED_TENSOR)
+    key = load_key(seed_ptr, key)
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
     column, call = _columns(DEPTH, LANES, VECTOR)
@@ -385,7 +405,7 @@ def _relaxed_grad_kernel(
     out_ptrs = out_ptr + over_tile(row * columns) + column
     maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, inside)
     base = log_sum * LOG2E
-    inverse = 1.0 / tl.load(temperature_ptr + row * temperature_stride, mask=inside, other=1.0)
+    inverse = _inverse_temperature(temperature_ptr, temperature, row * temperature_stride, inside, TYPE)
     if PARTS == 0:
         mask = (over_tile(inside) & (column < columns)) if MASK else None
         _write_tile(
@@ -408,8 +428,9 @@ def _relaxed_grad_kernel(
             )  # fmt: skip
 
 
+@launch.on_its_device
 def relaxed_grad(
-    logits: Tensor, logsumexp: Tensor, index: Tensor, grad: Tensor, temperature: Tensor,
+    logits: Tensor, logsumexp: Tensor, index: Tensor, grad: Tensor, temperature: Tensor | float,
     seed: int | Tensor, offset: int, row_offset: int = 0, allowed: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """The RelaxedOneHot gradient, [rows, columns] in the logits' dtype.
@@ -419,7 +440,7 @@ def relaxed_grad(
         logsumexp: [2, rows], see `entropy.logsumexp`.
         index: int64 [draws, rows], the winners.
         grad: [draws, rows, columns].
-        temperature: [rows] in the compute dtype, any stride.
+        temperature: [rows] in the compute dtype, any stride; or one number.
         seed, offset, row_offset: the noise, see `noise.py`.
         allowed: see `rows.allowed_arguments`.
     """
@@ -431,15 +452,15 @@ def relaxed_grad(
     )
     rows, columns = logits.shape
     draws = index.shape[0]
-    noise = seed_arguments(seed, offset, row_offset, rows, columns, draws, logits)
+    noise = seed_arguments(seed, offset, row_offset, rows, columns, draws)
     out = torch.empty((rows, columns), dtype=logits.dtype, device=logits.device)
     if rows:
         tile = launch.noise_tile(logits, 4, draws)
         parts = 0 if tile.one else tile.parts
         common = {
             "logits_ptr": logits, "logsumexp_ptr": logsumexp, "index_ptr": index, "grad_ptr": grad,
-            "temperature_ptr": temperature, "row_stride": logits.stride(0), "rows": rows, "columns": columns,
-            "temperature_stride": temperature.stride(0), "TYPE": compute_type(logits.dtype), "num_warps": tile.warps,
+            "row_stride": logits.stride(0), "rows": rows, "columns": columns, **_temperature_arguments(temperature),
+            "TYPE": compute_type(logits.dtype), "num_warps": tile.warps,
             "parts_ptr": torch.empty((draws * rows, 2, parts), dtype=logsumexp.dtype, device=logits.device),
             **tile.row_shape, **noise, **allowed_arguments(allowed),
         }  # fmt: skip

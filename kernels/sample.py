@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import launch
 from .entropy import logsumexp as row_logsumexp
-from .noise import ELEMENT, GROUP, GROUPS, LOG2E, exponential64, load_key, seed_arguments, word_pairs, words
+from .noise import ELEMENT, GROUP, GROUPS, LOG2E, PER_CALL, exponential64, load_key, seed_arguments, word_pairs, words
 from .rows import (
     allowed_arguments,
     compute_dtype,
@@ -67,15 +67,15 @@ def _zero_or_one(condition, ptr):
     return number.to(ptr.dtype.element_ty)
 
 
-@triton.jit(do_not_specialize=["key", "counter3", "row_offset", "rows", "draws"])
+@triton.jit(do_not_specialize=[*PER_CALL, "draws"])
 def _short_kernel(
     logits_ptr, one_hot_ptr, index_ptr, logsumexp_ptr, allowed_ptr, seed_ptr, key: tl.int64, counter3: tl.int64,
     row_offset: tl.int64, row_stride: tl.int64, allowed_stride: tl.int64, rows: tl.int64, draws: tl.int64, columns,
-    ONE_HOT: tl.constexpr, SEED_TENSOR: tl.constexpr, TYPE: tl.constexpr,
+    ONE_HOT: tl.constexpr, TYPE: tl.constexpr,
     ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     # Rows of one group: no race of groups, and the whole row stays in registers over all draws.
-    key = load_key(seed_ptr, key, SEED_TENSOR)
+    key = load_key(seed_ptr, key)
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
     column, call = _halves(DEPTH, LANES, VECTOR)
@@ -203,11 +203,11 @@ def _select(
         tl.store(one_hot_ptr + winner, _zero_or_one(valid, one_hot_ptr), mask=valid)
 
 
-@triton.jit(do_not_specialize=["key", "counter3", "row_offset"])
+@triton.jit(do_not_specialize=PER_CALL)
 def _row_kernel(
     logits_ptr, one_hot_ptr, index_ptr, logsumexp_ptr, maximum_ptr, total_ptr, allowed_ptr, seed_ptr, key: tl.int64,
     counter3: tl.int64, row_offset: tl.int64, row_stride: tl.int64, allowed_stride: tl.int64, columns,
-    ONE_HOT: tl.constexpr, SEED_TENSOR: tl.constexpr, TYPE: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
+    ONE_HOT: tl.constexpr, TYPE: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
     RACE: tl.constexpr,
 ):  # fmt: skip
     # One long row a program, one draw: reads it once, and the winning group of 1024 a second time.
@@ -225,7 +225,7 @@ def _row_kernel(
     tl.debug_barrier()
     _select(
         logits_ptr, allowed_ptr, allowed_at, one_hot_ptr, index_ptr + row, logsumexp_ptr + row, maximum_ptr, total_ptr,
-        row + row_offset, tl.num_programs(0), 0, load_key(seed_ptr, key, SEED_TENSOR), counter3, columns,
+        row + row_offset, tl.num_programs(0), 0, load_key(seed_ptr, key), counter3, columns,
         ONE_HOT, TYPE, RACE,
     )  # fmt: skip
 
@@ -248,11 +248,11 @@ def _sums_kernel(
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=["key", "counter3", "row_offset", "rows"])
+@triton.jit(do_not_specialize=PER_CALL)
 def _select_kernel(
     logits_ptr, one_hot_ptr, index_ptr, logsumexp_ptr, maximum_ptr, total_ptr, allowed_ptr, seed_ptr, key: tl.int64,
     counter3: tl.int64, row_offset: tl.int64, row_stride: tl.int64, allowed_stride: tl.int64, rows: tl.int64, columns,
-    ONE_HOT: tl.constexpr, SEED_TENSOR: tl.constexpr, TYPE: tl.constexpr, RACE: tl.constexpr,
+    ONE_HOT: tl.constexpr, TYPE: tl.constexpr, RACE: tl.constexpr,
 ):  # fmt: skip
     # One draw of one long row a program.
     at = tl.program_id(0).to(tl.int64)
@@ -262,10 +262,11 @@ def _select_kernel(
     _select(
         logits_ptr + row * row_stride, allowed_ptr, row * allowed_stride, one_hot_ptr + at * columns, index_ptr + at,
         logsumexp_ptr + row, maximum_ptr + row * groups, total_ptr + row * groups, row + row_offset, rows,
-        draw, load_key(seed_ptr, key, SEED_TENSOR), counter3, columns, ONE_HOT, TYPE, RACE,
+        draw, load_key(seed_ptr, key), counter3, columns, ONE_HOT, TYPE, RACE,
     )  # fmt: skip
 
 
+@launch.on_its_device
 def sample(
     logits: Tensor,
     draws: int,
@@ -291,7 +292,7 @@ def sample(
     """
     logits = with_unit_stride(logits)
     rows, columns = logits.shape
-    noise = seed_arguments(seed, offset, row_offset, rows, columns, draws, logits)
+    noise = seed_arguments(seed, offset, row_offset, rows, columns, draws)
     index = torch.empty((draws, rows), dtype=torch.int64, device=logits.device)
     wanted, short, one_draw = dtype is not None, columns <= GROUP, draws == 1
     # Several draws of a long row share the sums, and their zeros are no part of that pass.

@@ -156,6 +156,7 @@ def _write_kernel(
     )
 
 
+@launch.on_its_device
 def softmax_grad(logits: Tensor, logsumexp: Tensor, grad: Tensor, allowed: Tensor | None = None) -> Tensor:
     """p (g - <p, g>), [rows, columns] in the logits' dtype, for `grad` of that shape and `logsumexp` [2, rows];
     `allowed`: see `rows.allowed_arguments`."""

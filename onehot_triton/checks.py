@@ -25,6 +25,13 @@ def _error(name: str, expected: str, found: Any) -> ValueError:
     return ValueError(f"{name}: expected {expected}, found {found}")
 
 
+def _on_device(name: str, value: Tensor | torch.Generator, device: torch.device) -> None:
+    """Checks that `value` is where the parameters are: a kernel would take an address of one device on another."""
+    if value.device != device:
+        what = "one on " if isinstance(value, torch.Generator) else "a tensor on "
+        raise _error(name, f"{what}{device}, as the parameters", f"one on {value.device}")
+
+
 # When values are checked ----------------------------------------------------------------------------------------------
 
 
@@ -115,18 +122,20 @@ def rows(logits: Tensor, param: Tensor, name: str, mask: Tensor | None = None) -
     raise _error(name, f"{empty} in every row", f"a row of {row[0].item()} alone at {at}")
 
 
-def mask(value: Any, name: str, shape: torch.Size) -> None:
-    """Checks a category mask for parameters of that shape."""
+def mask(value: Any, name: str, shape: torch.Size, device: torch.device) -> None:
+    """Checks a category mask for parameters of that shape, on that device."""
     if not isinstance(value, Tensor) or value.dtype != torch.bool:
         raise _error(name, "a bool tensor", value.dtype if isinstance(value, Tensor) else type(value).__name__)
+    _on_device(name, value, device)
     if not _broadcasts_to(value.shape, shape):
         raise _error(name, f"a shape that broadcasts to {list(shape)}", list(value.shape))
 
 
-def allowed_indices(value: Any, padding: Any, shape: torch.Size, validate: bool) -> None:
-    """Checks lists of categories, [*batch, any number], for parameters of that shape."""
+def allowed_indices(value: Any, padding: Any, shape: torch.Size, device: torch.device, validate: bool) -> None:
+    """Checks lists of categories, [*batch, any number], for parameters of that shape, on that device."""
     if not isinstance(value, Tensor) or value.dtype not in _INDEX_DTYPES:
         raise _error("indices", "an integer tensor", value.dtype if isinstance(value, Tensor) else type(value).__name__)
+    _on_device("indices", value, device)
     if value.dim() == 0 or not _broadcasts_to(value.shape[:-1], shape[:-1]):
         expected = f"[*batch, n] with a batch that broadcasts to {list(shape[:-1])}"
         raise _error("indices", expected, f"shape {list(value.shape)}")
@@ -175,7 +184,7 @@ def dtype(value: Any) -> None:
         raise _error("dtype", "one of " + ", ".join(str(d) for d in _SAMPLE_DTYPES), repr(value))
 
 
-def temperature(value: Any, batch: torch.Size, validate: bool) -> float | Tensor:
+def temperature(value: Any, batch: torch.Size, device: torch.device, validate: bool) -> float | Tensor:
     """The temperature, above 0: as Python's number, or a tensor of one element or one that broadcasts to the batch."""
     if not isinstance(value, Tensor):
         if not isinstance(value, numbers.Real) or not 0 < float(value) < math.inf:
@@ -183,6 +192,7 @@ def temperature(value: Any, batch: torch.Size, validate: bool) -> float | Tensor
         return float(value)
     if not value.is_floating_point():
         raise _error("temperature", "a floating tensor", value.dtype)
+    _on_device("temperature", value, device)
     if value.numel() != 1 and not _broadcasts_to(value.shape, batch):
         raise _error("temperature", f"a shape that broadcasts to the batch {list(batch)}", list(value.shape))
     if validate:
@@ -222,8 +232,7 @@ def generator(value: Any, device: torch.device) -> None:
         return
     if not isinstance(value, torch.Generator):
         raise _error("generator", "a torch.Generator or None", type(value).__name__)
-    if value.device.type != device.type:
-        raise _error("generator", f"one on {device.type}, as the parameters", f"one on {value.device}")
+    _on_device("generator", value, device)
 
 
 def _broadcastable(name: str, lead: torch.Size, batch: torch.Size) -> None:
@@ -234,13 +243,14 @@ def _broadcastable(name: str, lead: torch.Size, batch: torch.Size) -> None:
             raise _error(name, f"leading dimensions that broadcast with the batch {list(batch)}", list(lead))
 
 
-def value_shape(value: Any, batch: torch.Size, event: torch.Size) -> None:
+def value_shape(value: Any, batch: torch.Size, event: torch.Size, device: torch.device) -> None:
     if not isinstance(value, Tensor):
         raise _error("value", "a tensor", type(value).__name__)
     if value.shape[-1:] != event:
         raise _error("value", f"[..., {event[0]}] with a column for each category", f"shape {list(value.shape)}")
     if value.is_complex():
         raise _error("value", "a real tensor", value.dtype)
+    _on_device("value", value, device)
     _broadcastable("value", value.shape[:-1], batch)
 
 
@@ -260,9 +270,10 @@ def one_hot(value: Tensor, index: Tensor) -> None:
         )
 
 
-def index(value: Any, batch: torch.Size, columns: int, validate: bool) -> None:
+def index(value: Any, batch: torch.Size, columns: int, device: torch.device, validate: bool) -> None:
     if not isinstance(value, Tensor) or value.dtype not in _INDEX_DTYPES:
         raise _error("index", "an integer tensor", value.dtype if isinstance(value, Tensor) else type(value).__name__)
+    _on_device("index", value, device)
     _broadcastable("index", value.shape, batch)
     if validate and value.numel():
         low, high = value.aminmax()

@@ -89,7 +89,7 @@ class OneHotCategorical(Distribution):
         # Not torch's validation: it checks normalised parameters, and reads the row several times.
         super().__init__(shape[:-1], shape[-1:], validate_args=False)
         self._validate_args = checks.resolve(validate_args, self._param)
-        self.temperature = checks.temperature(temperature, shape[:-1], self._validate_args)
+        self.temperature = checks.temperature(temperature, shape[:-1], self._param.device, self._validate_args)
         self._compute_logits()
         if self._validate_args:
             logits = parameters.masked(self._logits, self._mask_to_apply)
@@ -334,7 +334,7 @@ class OneHotCategorical(Distribution):
             >>> OneHotCategorical(probs=torch.tensor([0.25, 0.75])).log_prob(torch.tensor([True, False]))
             tensor(-1.3863)
         """
-        checks.value_shape(value, self._batch_shape, self._event_shape)
+        checks.value_shape(value, self._batch_shape, self._event_shape, self._param.device)
         if (drawn := self._drawn_index(value)) is not None:
             return self._log_prob_at(drawn, inside=True)
         if self._validate_args:
@@ -363,7 +363,7 @@ class OneHotCategorical(Distribution):
             >>> OneHotCategorical(probs=torch.tensor([0.25, 0.75])).log_prob_index(torch.tensor([0, 1]))
             tensor([-1.3863, -0.2877])
         """
-        checks.index(index, self._batch_shape, self.num_samples, self._validate_args)
+        checks.index(index, self._batch_shape, self.num_samples, self._param.device, self._validate_args)
         return self._log_prob_at(index.long(), inside=self._validate_args)
 
     def _log_prob_at(self, index: Tensor, logsumexp: Tensor | None = None, inside: bool = False) -> Tensor:

@@ -89,15 +89,18 @@ def _launch(module: str, function: str) -> Callable[..., Any]:
     return launch
 
 
-def _launch_with_seed(module: str, function: str, at: int) -> Callable[..., Any]:
-    """The launcher, whose one seed argument is the tensor, at that place of the schema, or the integer after it."""
+def _launch_with_either(module: str, function: str, *places: int) -> Callable[..., Any]:
+    """The launcher, of which some arguments are a tensor or a number. In the schema each of these is two: a tensor or
+    None at that place, and the number after it, which counts where there is None."""
     launch = _launch(module, function)
 
-    def launch_with_seed(*args: Any) -> Any:
-        seed = args[at + 1] if args[at] is None else args[at]
-        return launch(*args[:at], seed, *args[at + 2 :])
+    def launch_with_either(*args: Any) -> Any:
+        chosen = list(args)
+        for at in reversed(places):
+            del chosen[at + 1 if chosen[at] is not None else at]
+        return launch(*chosen)
 
-    return launch_with_seed
+    return launch_with_either
 
 
 def _per_row(logits: Tensor, *lead: Any) -> Tensor:
@@ -119,13 +122,14 @@ def _log_prob(
 
 
 _SEED = "Tensor? seed_tensor, int seed, int offset, int row_offset"
+_TEMPERATURE = "Tensor? temperature_tensor, float temperature"
 # A category mask, bool [rows, columns]: what is False is as a logit of -inf.
 _ALLOWED = "Tensor? allowed"
 
 _define(
     f"sample(Tensor logits, SymInt draws, ScalarType? dtype, {_SEED}, {_ALLOWED}) -> (Tensor, Tensor, Tensor)",
     "r..s...r>ddd",
-    _launch_with_seed("sample", "sample", 3),
+    _launch_with_either("sample", "sample", 3),
     lambda logits, draws, dtype, *_: (
         logits.new_empty(0) if dtype is None else logits.new_empty((draws, *logits.shape), dtype=dtype),
         logits.new_empty((draws, logits.shape[0]), dtype=torch.int64),
@@ -133,16 +137,16 @@ _define(
     ),
 )
 _define(
-    f"relaxed(Tensor logits, Tensor temperature, SymInt draws, {_SEED}) -> Tensor",
-    "rr.s...>d",
-    _launch_with_seed("relaxed", "relaxed", 3),
-    lambda logits, temperature, draws, *_: logits.new_empty((draws, *logits.shape)),
+    f"relaxed(Tensor logits, {_TEMPERATURE}, SymInt draws, {_SEED}) -> Tensor",
+    "rr..s...>d",
+    _launch_with_either("relaxed", "relaxed", 1, 4),
+    lambda logits, _, __, draws, *___: logits.new_empty((draws, *logits.shape)),
 )
 _define(
-    f"relaxed_grad(Tensor logits, Tensor logsumexp, Tensor index, Tensor grad, Tensor temperature, {_SEED}, "
+    f"relaxed_grad(Tensor logits, Tensor logsumexp, Tensor index, Tensor grad, {_TEMPERATURE}, {_SEED}, "
     f"{_ALLOWED}) -> Tensor",
-    "rdddrs...r>r",
-    _launch_with_seed("relaxed", "relaxed_grad", 5),
+    "rdddr.s...r>r",
+    _launch_with_either("relaxed", "relaxed_grad", 4, 6),
     _like,
 )
 _define(

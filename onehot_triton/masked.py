@@ -67,9 +67,11 @@ class MaskedOneHotCategorical(OneHotCategorical):
         self.neg_inf = neg_inf
         allowed, name = checks.exactly_one(mask=mask, indices=indices)
         if name == "indices":
-            checks.allowed_indices(allowed, padding_value, param.shape, checks.resolve(validate_args, param))
+            checks.allowed_indices(
+                allowed, padding_value, param.shape, param.device, checks.resolve(validate_args, param)
+            )
             allowed = _mask_of(allowed, padding_value, param.shape[-1])
-        checks.mask(allowed, name, param.shape)
+        checks.mask(allowed, name, param.shape, param.device)
         self._mask = allowed.expand(param.shape)
         super().__init__(
             logits,

@@ -116,13 +116,16 @@ class _StraightThrough(Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         logits, mask, temperature, seed_tensor, ctx.key, ctx.offset, ctx.backend, _ = inputs
+        # A tensor is kept by autograd, which sees where it is changed in place.
+        tensor, ctx.temperature = (temperature, None) if isinstance(temperature, Tensor) else (None, temperature)
         _, index, logsumexp, seed_again = output
         seed_tensor = seed_tensor if seed_again is None else seed_again
-        _keep(ctx, (logits, mask, temperature, seed_tensor, index, logsumexp), (index, logsumexp, seed_again))
+        _keep(ctx, (logits, mask, tensor, seed_tensor, index, logsumexp), (index, logsumexp, seed_again))
 
     @staticmethod
     def backward(ctx, grad, *_):
         logits, mask, temperature, seed_tensor, index, logsumexp = ctx.saved_tensors
+        temperature = ctx.temperature if temperature is None else temperature
         dx = dt = None
         if grad is not None:
             x, mask = _rows(logits), _mask_rows(mask)
@@ -160,7 +163,7 @@ def rsample(
     if not (learned or is_differentiated(logits)):
         return sample(logits, mask, draw)
     backend = backends.of(logits)
-    t = _row_temperature(temperature, logits) if relaxed else None
+    t = _temperature(temperature, logits) if relaxed else None
     seed = backend.new_seed(logits, draw.generator)
     if backend.records(logits, relaxed):
         x, draws = _rows(logits), math.prod(draw.sample_shape)
@@ -170,10 +173,13 @@ def rsample(
     return Sample(one_hot, index, logsumexp, False, None)
 
 
-def _row_temperature(temperature: Tensor | float, logits: Tensor) -> Tensor:
-    """The temperature of each row, [rows], in the compute dtype."""
+def _temperature(temperature: Tensor | float, logits: Tensor) -> Tensor | float:
+    """The temperature of each row, [rows], in the compute dtype; a number as it is, which saves a launch. A compiled
+    program is given a tensor, so that another number needs no other program."""
     dtype = compute_dtype(logits.dtype)
     if not isinstance(temperature, Tensor):
+        if not torch.compiler.is_compiling():
+            return temperature
         temperature = torch.full((), temperature, dtype=dtype, device=logits.device)
     if temperature.numel() == 1:
         temperature = temperature.reshape(())
@@ -200,7 +206,8 @@ class _Relaxed(Function):
     @staticmethod
     def setup_context(ctx, inputs, output):
         logits, temperature, *_ = inputs
-        ctx.save_for_backward(temperature, output)
+        tensor, ctx.temperature = (temperature, None) if isinstance(temperature, Tensor) else (None, temperature)
+        ctx.save_for_backward(tensor, output)
         ctx.batch = logits.shape[:-1]
 
     @staticmethod
@@ -208,31 +215,32 @@ class _Relaxed(Function):
         temperature, y = ctx.saved_tensors
         rows, columns = math.prod(ctx.batch), y.shape[-1]
         draws = math.prod(y.shape[: y.dim() - 1 - len(ctx.batch)])
-        dtype = temperature.dtype
+        dtype = compute_dtype(y.dtype)
         probs, grad = (_shaped(tensor, draws, rows, columns).to(dtype) for tensor in (y, grad))
         dz = torch.ops.aten._softmax_backward_data(grad, probs, -1, dtype)
         dx = dt = None
         if ctx.needs_input_grad[0]:
-            dx = (dz.sum(0) / temperature.unsqueeze(-1)).to(y.dtype).view(*ctx.batch, columns)
+            divisor = ctx.temperature if temperature is None else temperature.unsqueeze(-1)
+            dx = (dz.sum(0) / divisor).to(y.dtype).view(*ctx.batch, columns)
         if ctx.needs_input_grad[1]:
             log_y = probs.clamp(min=torch.finfo(dtype).tiny).log()
             dt = -(dz * log_y).sum((0, 2)) / temperature
         return dx, dt, None, None, None, None, None
 
 
-def relaxed_sample(logits: Tensor, temperature: Tensor, draw: Draw) -> Tensor:
+def relaxed_sample(logits: Tensor, temperature: Tensor | float, draw: Draw) -> Tensor:
     """A point of the simplex, softmax((logits + Gumbel) / temperature), in the logits' dtype.
 
     Args:
         logits: [*batch, columns].
-        temperature: broadcasts to the batch.
+        temperature: a number, or a tensor that broadcasts to the batch.
         draw: what is wanted, but for a dtype.
 
     Returns:
         [*sample_shape, *batch, columns], with gradients in the logits and the temperature.
     """
     backend = backends.of(logits)
-    args = _row_temperature(temperature, logits), *backend.new_seed(logits, draw.generator)[:3], backend, draw
+    args = _temperature(temperature, logits), *backend.new_seed(logits, draw.generator)[:3], backend, draw
     return _Relaxed.forward(logits, *args) if backend.records(logits, True) else apply(_Relaxed, logits, *args)
 
 

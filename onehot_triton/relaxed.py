@@ -55,8 +55,9 @@ class RelaxedOneHotCategorical(Distribution):
         shape = self._param.shape
         super().__init__(shape[:-1], shape[-1:], validate_args=False)
         self._validate_args = checks.resolve(validate_args, self._param)
-        temperature = checks.temperature(temperature, shape[:-1], self._validate_args)
-        if not isinstance(temperature, Tensor):
+        temperature = checks.temperature(temperature, shape[:-1], self._param.device, self._validate_args)
+        if torch.compiler.is_compiling() and not isinstance(temperature, Tensor):
+            # A compiled program is given a tensor, so that another number needs no other program.
             dtype = compute_dtype(self._param.dtype)
             temperature = torch.full((), temperature, dtype=dtype, device=self._param.device)
         self.temperature = temperature
@@ -113,17 +114,22 @@ class RelaxedOneHotCategorical(Distribution):
         Returns:
             The broadcast leading dimensions, in float32, or float64 for parameters in float64.
         """
-        checks.value_shape(value, self._batch_shape, self._event_shape)
+        checks.value_shape(value, self._batch_shape, self._event_shape, self._param.device)
         if self._validate_args:
             self._validate_sample(value)
         dtype = compute_dtype(self._param.dtype)
         columns = self._event_shape[0]
-        t = self.temperature.to(dtype)
-        t = t.reshape(()) if t.numel() == 1 else t
+        t = self.temperature
+        if isinstance(t, Tensor):
+            t = t.to(dtype)
+            t = t.reshape(()) if t.numel() == 1 else t
+            column_t, log_t = t.unsqueeze(-1), t.log()
+        else:
+            column_t, log_t = t, math.log(t)
         log_y = value.to(dtype).log()
-        score = self._logits().to(dtype) - t.unsqueeze(-1) * log_y
+        score = self._logits().to(dtype) - column_t * log_y
         density = backends.of(score).log_softmax(score).sum(-1) - log_y.sum(-1)
-        return density + (columns - 1) * t.log() + math.lgamma(columns)
+        return density + (columns - 1) * log_t + math.lgamma(columns)
 
     def expand(
         self, batch_shape: Sequence[int], _instance: RelaxedOneHotCategorical | None = None

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -46,14 +46,25 @@ class Seed(NamedTuple):
 
 def seed_tensor(device: torch.device, generator: torch.Generator | None) -> Tensor:
     """63 fresh bits from the generator, as one int64 element on `device`."""
-    return torch.randint(2**63 - 1, (), device=device, generator=generator)
+    # `generator=None` would be another overload, for which torch's compiler launches a kernel of torch's. Without it,
+    # the seeds of a graph are random numbers of its own, made together.
+    given: dict[str, Any] = {} if generator is None else {"generator": generator}
+    return torch.randint(2**63 - 1, (), device=device, **given)
+
+
+def _is_captured(device: torch.device) -> bool:
+    """Whether the current stream of that GPU is being captured; torch tells of the current GPU."""
+    if device.index is None or device.index == torch.cuda.current_device():
+        return torch.cuda.is_current_stream_capturing()
+    with torch.cuda.device(device):
+        return torch.cuda.is_current_stream_capturing()
 
 
 def next_seed(logits: Tensor, generator: torch.Generator | None) -> Seed:
     """The seed of a kernel's draw from `logits`, from `generator` or from the default one of their device, which it
     advances."""
     device = logits.device
-    if device.type != "cuda" or is_recorded(logits) or torch.cuda.is_current_stream_capturing():
+    if device.type != "cuda" or is_recorded(logits) or _is_captured(device):
         return Seed(seed_tensor(device, generator))
     if generator is None:
         generator = torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]

@@ -7,10 +7,13 @@ from collections import Counter
 import pytest
 import torch
 from torch import Tensor
+from torch._inductor.decomposition import select_decomp_table
+from torch._inductor.fx_passes.replace_random import replace_random_passes
+from torch._inductor.virtualized import V
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from onehot_triton import OneHotCategorical, RelaxedOneHotCategorical, ReparamGradientStrategy
+from onehot_triton import OneHotCategorical, RelaxedOneHotCategorical, ReparamGradientStrategy, use_backend
 
 METHODS = list(ReparamGradientStrategy)
 
@@ -40,6 +43,28 @@ def test_a_traced_cuda_sample_is_one_kernel_and_one_seed(columns: int) -> None:
     (kernel,) = [node for node in graph.nodes if str(node.target) == "onehot_triton.sample.default"]
     (seed,) = [node for node in graph.nodes if "randint" in str(node.target)]
     assert seed in kernel.args
+
+
+# What inductor's passes import.
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+def test_the_seeds_of_a_compiled_program_are_inductors_own() -> None:
+    """Without a generator: the overload of torch.randint that has one is a kernel of torch's for each draw."""
+
+    def random(call) -> list[str]:
+        with FakeTensorMode() as mode, V.set_fake_mode(mode):
+            logits = torch.empty(4, 50, device="cuda")
+            module = make_fx(call, decomposition_table=select_decomp_table())(logits)
+            replace_random_passes(module)
+        names = [str(node.target) for node in module.graph.nodes if node.op == "call_function"]
+        return [name for name in names if "rand" in name or "seeds" in name]
+
+    def two(x: Tensor) -> tuple[Tensor, Tensor]:
+        return OneHotCategorical(x).sample(), RelaxedOneHotCategorical(0.5, logits=x).rsample()
+
+    own = random(two)
+    assert [name.split(".")[1] for name in own] == ["inductor_seeds", "inductor_randint", "inductor_randint"], own
+    # What the passes leave as it is.
+    assert random(lambda x: torch.randint(9, (), device=x.device, generator=None)) == ["aten.randint.generator"]
 
 
 def test_a_traced_cuda_step_is_a_kernel_each() -> None:
@@ -76,6 +101,29 @@ def test_dynamo_finds_no_graph_break_in_the_cuda_branch(method: ReparamGradientS
         torch.compile(rl_step, fullgraph=True, backend=backend)(logits, method)
     assert len(graphs) == 1
     assert operators(graphs[0])["sample"] == 1
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="interprets the kernels")
+def test_another_temperature_is_no_other_program() -> None:
+    """A number is a symbol from its second value on."""
+    graphs = []
+
+    def backend(module: torch.fx.GraphModule, _: list) -> torch.fx.GraphModule:
+        graphs.append(module)
+        return module
+
+    def soft(x: Tensor, temperature: float) -> Tensor:
+        dist = RelaxedOneHotCategorical(temperature, logits=x, validate_args=False)
+        hard = OneHotCategorical(x, grad_method=METHODS[1], temperature=temperature, validate_args=False)
+        return dist.log_prob(dist.rsample()) + hard.rsample().sum(-1)
+
+    torch._dynamo.reset()
+    logits = torch.randn(2, 5, requires_grad=True)
+    compiled = torch.compile(soft, fullgraph=True, backend=backend)
+    with use_backend("triton"):
+        for temperature in (0.5, 0.6, 0.7, 0.8):
+            compiled(logits, temperature)
+    assert len(graphs) == 2
 
 
 # On a GPU -------------------------------------------------------------------------------------------------------------

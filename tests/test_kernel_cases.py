@@ -519,7 +519,7 @@ def test_every_bit_of_the_seed_matters(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("seed", [1, -1, 2**63 - 1])
 def test_the_key_and_the_counter_of_an_offset(seed: int) -> None:
     for offset in (0, 4, 2**32, 2**33 - 4, 2**33, 2**40 + 12, 2**63):
-        arguments = noise.seed_arguments(seed, offset, 7, 2, 3, 4, torch.zeros(1))
+        arguments = noise.seed_arguments(seed, offset, 7, 2, 3, 4)
         assert arguments["key"] % 2**64 == (seed + offset // 2**33 * 2**32) % 2**64
         assert -(2**63) <= arguments["key"] < 2**63
         assert arguments["counter3"] == 2**31 + offset // 4 % 2**31
@@ -530,9 +530,7 @@ def test_the_key_and_the_counter_of_an_offset(seed: int) -> None:
     ("name", "most"), [("columns", 2**30), ("draws", 2**32), ("rows", 2**32), ("row_offset", 2**32 - 1)]
 )
 def test_the_counter_has_room_for_so_many(name: str, most: int) -> None:
-    arguments = {
-        "seed": 1, "offset": 0, "row_offset": 0, "rows": 1, "columns": 1, "draws": 1, "placeholder": torch.zeros(1)
-    }  # fmt: skip
+    arguments = {"seed": 1, "offset": 0, "row_offset": 0, "rows": 1, "columns": 1, "draws": 1}
     noise.seed_arguments(**{**arguments, name: most})
     with pytest.raises(ValueError, match=r"^(columns|draws|row_offset): expected .*, found "):
         noise.seed_arguments(**{**arguments, name: most + 1})

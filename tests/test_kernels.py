@@ -456,6 +456,18 @@ def test_relaxed_is_the_twins(columns: int, launched: str) -> None:
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=max(1e-4, 4 * torch.finfo(dtype).eps))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@each_launch(18, 1025)
+def test_a_temperature_for_all_rows_may_be_a_number(columns: int, launched: str, dtype: torch.dtype) -> None:
+    """Bit for bit that of a tensor, which takes a launch to fill."""
+    logits, grad = logits_of(3, columns, dtype), torch.randn(2, 3, columns).to(dtype)
+    t = torch.full((3,), 0.3, dtype=tensors.compute_dtype(dtype))
+    assert torch.equal(relaxed.relaxed(logits, 0.3, 2, 9, 4), relaxed.relaxed(logits, t, 2, 9, 4))
+    _, index, logsumexp = sample.sample(logits, 2, None, 2, 4)
+    found, expected = (relaxed.relaxed_grad(logits, logsumexp, index, grad, u, 2, 4) for u in (0.3, t))
+    assert torch.equal(found, expected)
+
+
 @each_launch(50, 3000)
 def test_relaxed_keeps_its_noise_beside_large_logits(columns: int, launched: str) -> None:
     """Logits of 1e6 that differ by little: the same sample as without the 1e6. Added to such a number, a float32 Gumbel

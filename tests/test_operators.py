@@ -77,12 +77,12 @@ CASES: dict[str, list[Callable[[Tensor], tuple[Any, ...]]]] = {
         lambda x: (x, DRAWS, None, *_seed(x), None),
     ],
     "relaxed": [
-        lambda x: (x, _temperature(x), DRAWS, *_seed(x)),
-        lambda x: (x, _temperature(x), 1, *HOST_SEED),
+        lambda x: (x, _temperature(x), 1.0, DRAWS, *_seed(x)),
+        lambda x: (x, None, 0.7, 1, *HOST_SEED),
     ],
     "relaxed_grad": [
-        lambda x: (x, _logsumexp(x), _index(x), _grad(x, DRAWS), _temperature(x), *_seed(x), _allowed(x)),
-        lambda x: (x, _logsumexp(x), _index(x), _grad(x, DRAWS), _temperature(x), *HOST_SEED, None),
+        lambda x: (x, _logsumexp(x), _index(x), _grad(x, DRAWS), _temperature(x), 1.0, *_seed(x), _allowed(x)),
+        lambda x: (x, _logsumexp(x), _index(x), _grad(x, DRAWS), None, 0.7, *HOST_SEED, None),
     ],
     "softmax_grad": [lambda x: (x, _logsumexp(x), _grad(x), _allowed(x))],
     "log_prob": [
@@ -182,13 +182,13 @@ def test_vmap_of_the_random_operators_takes_all_rows_at_once() -> None:
     assert torch.equal(one_hot, expected[0].unflatten(1, (2, ROWS)).transpose(0, 1))
     assert torch.equal(index, expected[1].unflatten(1, (2, ROWS)).transpose(0, 1))
     assert torch.equal(logsumexp, expected[2].unflatten(0, (2, ROWS)))
-    soft = torch.vmap(lambda x, t: ops.relaxed(x, t, DRAWS, *HOST_SEED), **different)(x, t)
-    assert torch.equal(soft.transpose(0, 1).flatten(1, 2), ops.relaxed(rows, flat_t, DRAWS, *HOST_SEED))
+    soft = torch.vmap(lambda x, t: ops.relaxed(x, t, 1.0, DRAWS, *HOST_SEED), **different)(x, t)
+    assert torch.equal(soft.transpose(0, 1).flatten(1, 2), ops.relaxed(rows, flat_t, 1.0, DRAWS, *HOST_SEED))
     grad = torch.randn(2, DRAWS, ROWS, COLUMNS)
-    found = torch.vmap(lambda *a: ops.relaxed_grad(*a[:5], *HOST_SEED, a[5]), **different)(
+    found = torch.vmap(lambda *a: ops.relaxed_grad(*a[:5], 1.0, *HOST_SEED, a[5]), **different)(
         x, logsumexp, index, grad, t, allowed
     )
-    flat = (rows, expected[2], expected[1], grad.transpose(0, 1).flatten(1, 2), flat_t, *HOST_SEED, flat_allowed)
+    flat = (rows, expected[2], expected[1], grad.transpose(0, 1).flatten(1, 2), flat_t, 1.0, *HOST_SEED, flat_allowed)
     torch.testing.assert_close(found.flatten(0, 1), ops.relaxed_grad(*flat))
 
 
@@ -199,8 +199,8 @@ def test_vmap_with_one_seed_for_all_is_a_loop() -> None:
     for b in range(2):
         for f, e in zip(found, ops.sample(x[b], DRAWS, torch.int64, *HOST_SEED, None), strict=True):
             assert torch.equal(f[b], e)
-    soft = torch.vmap(lambda x: ops.relaxed(x, torch.ones(ROWS), 1, *HOST_SEED), randomness="same")(x)
-    assert torch.equal(soft[1], ops.relaxed(x[1], torch.ones(ROWS), 1, *HOST_SEED))
+    soft = torch.vmap(lambda x: ops.relaxed(x, torch.ones(ROWS), 1.0, 1, *HOST_SEED), randomness="same")(x)
+    assert torch.equal(soft[1], ops.relaxed(x[1], torch.ones(ROWS), 1.0, 1, *HOST_SEED))
 
 
 def test_vmap_over_seeds_is_a_loop_in_every_randomness() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import Any
 
 import pytest
@@ -45,6 +46,8 @@ def gpu(monkeypatch: pytest.MonkeyPatch) -> list[Generator]:
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     monkeypatch.setattr(torch.cuda, "default_generators", generators)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
+    # Which GPU is asked whether it is captured: test_devices.py.
+    monkeypatch.setattr(torch.cuda, "device", nullcontext)
     monkeypatch.setattr(rng, "seed_tensor", lambda device, generator: (device, generator))
     return generators
 

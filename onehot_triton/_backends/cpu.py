@@ -273,20 +273,26 @@ def sample(
     return Sample(hot, index, logsumexp, all_valid, seed_again() if again else None)
 
 
-def relaxed(logits: Tensor, temperature: Tensor, draws: int, seed: Seed) -> Tensor:
+def relaxed(logits: Tensor, temperature: Tensor | float, draws: int, seed: Seed) -> Tensor:
     noise = rng.noise_from(logits.device, seed.generator)
 
-    def block(x: Tensor, t: Tensor) -> Tensor:
+    def block(x: Tensor, t: Tensor | float = temperature) -> Tensor:
         return softmax(eager.relaxed_scores(x, t, draws, noise)).to(x.dtype)
 
-    return by_rows(block, logits, temperature, scratch=4 * draws, dim=1)
+    of_rows = (temperature,) if isinstance(temperature, Tensor) else ()
+    return by_rows(block, logits, *of_rows, scratch=4 * draws, dim=1)
 
 
 # Straight-through gradients -------------------------------------------------------------------------------------------
 
 
 def straight_through(
-    logits: Tensor, mask: Tensor | None, draws: int, dtype: torch.dtype | None, seed: Seed, temperature: Tensor | None
+    logits: Tensor,
+    mask: Tensor | None,
+    draws: int,
+    dtype: torch.dtype | None,
+    seed: Seed,
+    temperature: Tensor | float | None,
 ) -> Sample:
     x = masked(logits, mask)
     drawn = sample(x.detach(), None, draws, dtype, seed, False)
@@ -306,7 +312,7 @@ def relaxed_grad(
     logits: Tensor,
     index: Tensor,
     grad: Tensor,
-    temperature: Tensor,
+    temperature: Tensor | float,
     seed: Seed,
     mask: Tensor | None = None,
     logsumexp: Tensor | None = None,
@@ -315,10 +321,10 @@ def relaxed_grad(
     assert seed.tensor is not None
     noise, draws, columns = rng.noise_again(seed.tensor), index.shape[0], logits.shape[-1]
 
-    def block(g: Tensor, x: Tensor, k: Tensor, t: Tensor) -> Tensor:
+    def block(g: Tensor, x: Tensor, k: Tensor, t: Tensor | float = temperature) -> Tensor:
         e = noise((draws, x.shape[0], columns + 1), None)
         p = nearly_softmax(x)
-        inverse = t.reciprocal().unsqueeze(-1)
+        inverse = 1 / eager.by_row(t, p.dtype)
         z = eager.scores_given(p, k.t(), e[..., :-1], e[..., -1]) * inverse
         dz = softmax_backward(nearly_softmax(z), g.transpose(0, 1).to(p.dtype))
         dx = (dz * inverse).sum(0)
@@ -327,7 +333,8 @@ def relaxed_grad(
         # dt as one column more. Where y is 0, so is dz, and 0 -inf would be NaN.
         return torch.cat([dx, -(dz * z.clamp_min(-1e30)).sum((0, 2)).unsqueeze(-1) * inverse], -1)
 
-    out = by_rows(block, grad.transpose(0, 1), masked(logits, mask), index.t(), temperature, scratch=4)
+    of_rows = (temperature,) if isinstance(temperature, Tensor) else ()
+    out = by_rows(block, grad.transpose(0, 1), masked(logits, mask), index.t(), *of_rows, scratch=4)
     return (out[:, :-1].to(logits.dtype), out[:, -1]) if with_temperature else (out, None)
 
 

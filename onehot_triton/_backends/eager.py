@@ -113,20 +113,25 @@ def sample(
     return Sample(hot, index, None, False, seed_again() if again else None)
 
 
-def relaxed_scores(logits: Tensor, temperature: Tensor, draws: int, noise: Noise) -> Tensor:
+def by_row(temperature: Tensor | float, dtype: torch.dtype) -> Tensor | float:
+    """A temperature [rows] as a column beside [rows, columns]; a number as it is."""
+    return temperature.to(dtype).unsqueeze(-1) if isinstance(temperature, Tensor) else temperature
+
+
+def relaxed_scores(logits: Tensor, temperature: Tensor | float, draws: int, noise: Noise) -> Tensor:
     """(x - max x + Gumbel) / t, [draws, rows, columns] in the compute dtype."""
     # A category that is off must not make the temperature's gradient 0 inf.
     d = shifted(logits).clamp_min(-1e20)
     gumbel = -torch.log(-noise((draws, *d.shape), None))
-    return (d + gumbel.to(d.dtype)) / temperature.to(d.dtype).unsqueeze(-1)
+    return (d + gumbel.to(d.dtype)) / by_row(temperature, d.dtype)
 
 
-def relaxed_with(logits: Tensor, temperature: Tensor, draws: int, noise: Noise) -> Tensor:
+def relaxed_with(logits: Tensor, temperature: Tensor | float, draws: int, noise: Noise) -> Tensor:
     """`relaxed`, of that noise."""
     return softmax(relaxed_scores(logits, temperature, draws, noise)).to(logits.dtype)
 
 
-def relaxed(logits: Tensor, temperature: Tensor, draws: int, seed: Seed) -> Tensor:
+def relaxed(logits: Tensor, temperature: Tensor | float, draws: int, seed: Seed) -> Tensor:
     return relaxed_with(logits, temperature, draws, rng.noise_from(logits.device, seed.generator))
 
 
@@ -163,16 +168,16 @@ def scores_given(probs: Tensor, index: Tensor, e: Tensor, e_winner: Tensor) -> T
 
 
 def relaxed_grad_with(
-    logits: Tensor, index: Tensor, grad: Tensor, temperature: Tensor, e: Tensor, e_winner: Tensor
+    logits: Tensor, index: Tensor, grad: Tensor, temperature: Tensor | float, e: Tensor, e_winner: Tensor
 ) -> tuple[Tensor, Tensor]:
     """`relaxed_grad`, of that noise, with both its gradients. No gradient flows through the noise, which does not
     depend on the logits. A z off by a number is as good for dt: dz sums to 0."""
     p = softmax(logits)
-    t = temperature.to(p.dtype).unsqueeze(-1)
+    t = by_row(temperature, p.dtype)
     z = scores_given(p, index, e, e_winner) / t
     dz = softmax_backward(softmax(z), grad.to(p.dtype))
     # Where y is 0, so is dz, and 0 -inf would be NaN.
-    dt = -(dz * z.clamp_min(-1e30)).sum((0, 2)) / temperature.to(p.dtype)
+    dt = -((dz * z.clamp_min(-1e30)).sum((0, 2), keepdim=True) / t).reshape(-1)
     return (dz / t).sum(0).to(logits.dtype), dt
 
 
@@ -180,7 +185,7 @@ def relaxed_grad(
     logits: Tensor,
     index: Tensor,
     grad: Tensor,
-    temperature: Tensor,
+    temperature: Tensor | float,
     seed: Seed,
     mask: Tensor | None = None,
     logsumexp: Tensor | None = None,
@@ -192,7 +197,7 @@ def relaxed_grad(
     return dx, dt if with_temperature else None
 
 
-def relaxed_given(logits: Tensor, drawn: Sample, temperature: Tensor, seed: Seed) -> Tensor:
+def relaxed_given(logits: Tensor, drawn: Sample, temperature: Tensor | float, seed: Seed) -> Tensor:
     """A relaxed sample y whose arg-max is the draw, [draws, rows, columns] in the compute dtype, in operations whose
     derivatives are those of softmax((x + Gumbel) / t) for a fixed Gumbel."""
     with torch.no_grad():
@@ -200,11 +205,16 @@ def relaxed_given(logits: Tensor, drawn: Sample, temperature: Tensor, seed: Seed
         score = scores_given(softmax(logits), drawn.index, e[..., :-1], e[..., -1]).clamp_min(-1e30)
     # x - x would be NaN where it is infinite.
     x = logits.masked_fill(logits.isinf(), 0.0).to(score.dtype)
-    return softmax((score.detach() + (x - x.detach())) / temperature.to(score.dtype).unsqueeze(-1))
+    return softmax((score.detach() + (x - x.detach())) / by_row(temperature, score.dtype))
 
 
 def straight_through(
-    logits: Tensor, mask: Tensor | None, draws: int, dtype: torch.dtype | None, seed: Seed, temperature: Tensor | None
+    logits: Tensor,
+    mask: Tensor | None,
+    draws: int,
+    dtype: torch.dtype | None,
+    seed: Seed,
+    temperature: Tensor | float | None,
 ) -> Sample:
     x = masked(logits, mask)
     drawn = sample(x.detach(), None, draws, dtype, seed, False)

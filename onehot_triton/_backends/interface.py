@@ -1,6 +1,7 @@
 """What a backend is: one function an operation, rows in, rows out. `triton.py`, `cpu.py` and `eager.py` are such.
 
     logits          [rows, columns], unnormalised, of any floating dtype, with any strides
+    temperature     [rows] in the compute dtype, or one number for all rows
     mask            bool [rows, columns], True where a category can be drawn; None for everywhere
     draws           the leading dimension of what there is for each draw
     index           int64 [draws, rows], the columns drawn; -1 where the row is no distribution
@@ -79,8 +80,8 @@ class Backend(Protocol):
         """Draws from softmax(x), one-hot rows of `dtype`, None for none; `again` where `relaxed_grad` will follow."""
         ...
 
-    def relaxed(self, logits: Tensor, temperature: Tensor, draws: int, seed: Seed) -> Tensor:
-        """softmax((x + Gumbel) / t), [draws, rows, columns] in the logits' dtype, for `temperature` [rows]."""
+    def relaxed(self, logits: Tensor, temperature: Tensor | float, draws: int, seed: Seed) -> Tensor:
+        """softmax((x + Gumbel) / t), [draws, rows, columns] in the logits' dtype."""
         ...
 
     def straight_through(
@@ -90,10 +91,10 @@ class Backend(Protocol):
         draws: int,
         dtype: torch.dtype | None,
         seed: Seed,
-        temperature: Tensor | None,
+        temperature: Tensor | float | None,
     ) -> Sample:
         """`sample`, whose one-hot has a gradient that autograd records: PassThrough's, or RelaxedOneHot's at a
-        `temperature` [rows]."""
+        `temperature`."""
         ...
 
     # Straight-through gradients of a draw, for `grad` [draws, rows, columns]
@@ -109,7 +110,7 @@ class Backend(Protocol):
         logits: Tensor,
         index: Tensor,
         grad: Tensor,
-        temperature: Tensor,
+        temperature: Tensor | float,
         seed: Seed,
         mask: Tensor | None = None,
         logsumexp: Tensor | None = None,

@@ -42,8 +42,13 @@ def sample(
     return Sample(None if dtype is None else hot, index, logsumexp, False, None)
 
 
-def relaxed(logits: Tensor, temperature: Tensor, draws: int, seed: Seed) -> Tensor:
-    return operators.relaxed(logits, temperature, draws, seed.tensor, seed.key, seed.offset, 0)
+def _either(temperature: Tensor | float) -> tuple[Tensor | None, float]:
+    """The two arguments of an operator that takes either: the number counts where the tensor is None."""
+    return (temperature, 1.0) if isinstance(temperature, Tensor) else (None, temperature)
+
+
+def relaxed(logits: Tensor, temperature: Tensor | float, draws: int, seed: Seed) -> Tensor:
+    return operators.relaxed(logits, *_either(temperature), draws, seed.tensor, seed.key, seed.offset, 0)
 
 
 def softmax_grad(logits: Tensor, grad: Tensor, mask: Tensor | None = None, logsumexp: Tensor | None = None) -> Tensor:
@@ -72,7 +77,7 @@ def relaxed_grad(
     logits: Tensor,
     index: Tensor,
     grad: Tensor,
-    temperature: Tensor,
+    temperature: Tensor | float,
     seed: Seed,
     mask: Tensor | None = None,
     logsumexp: Tensor | None = None,
@@ -83,7 +88,7 @@ def relaxed_grad(
     noise = seed.tensor, seed.key, seed.offset, 0
     # It must have the noise of its draw, which torch's operations do not draw.
     with torch.no_grad():
-        out = operators.relaxed_grad(logits, logsumexp, index, grad, temperature, *noise, mask)
+        out = operators.relaxed_grad(logits, logsumexp, index, grad, *_either(temperature), *noise, mask)
     return _NoSecondDerivative.apply(out, logits, grad) if torch.is_grad_enabled() else out, None
 
 

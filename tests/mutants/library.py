@@ -243,8 +243,8 @@ MUTANTS = [
     ),
     Mutant(
         RELAXED,
-        "(columns - 1) * t.log()",
-        "columns * t.log()",
+        "(columns - 1) * log_t",
+        "columns * log_t",
         "the power of the temperature",
         "tests/test_relaxed.py -k integrates",
     ),
@@ -269,13 +269,65 @@ MUTANTS = [
         "checks lost by expand",
         "tests/test_relaxed.py -k test_expand",
     ),
+    Mutant(
+        CHECKS,
+        "    if value.device != device:",
+        "    if value.device.type != device.type:",
+        "one GPU taken for another",
+        "tests/test_devices.py -k 'two_devices or another_gpu'",
+    ),
+    *(
+        Mutant(
+            CHECKS,
+            f'    _on_device("{name}", value, device)\n',
+            "",
+            "a tensor of another device",
+            f"tests/test_devices.py -k 'two_devices and {name} or another_gpu'",
+        )
+        for name in ("indices", "temperature", "value", "index", "generator")
+    ),
+    Mutant(
+        CHECKS,
+        "    _on_device(name, value, device)\n",
+        "",
+        "a mask of another device",
+        "tests/test_devices.py -k 'two_devices and mask'",
+    ),
+    Mutant(
+        RELAXED,
+        "if torch.compiler.is_compiling() and not isinstance(temperature, Tensor):",
+        "if False:",
+        "a compiled density for each temperature",
+        "tests/test_compile.py -k another_temperature",
+    ),
+    Mutant(
+        RELAXED,
+        "column_t, log_t = t, math.log(t)",
+        "column_t, log_t = t, t",
+        "t for log t in the density",
+        "tests/test_relaxed.py",
+    ),
     # rng.py
     Mutant(RNG, "2**63 - 1, (), device", "2**31 - 1, (), device", "63 bits cut to 31", SEEDS),
     Mutant(RNG, "    generator.set_offset(offset + _OFFSET_STEP)\n", "", "the generator not advanced", SEEDS),
     Mutant(RNG, "_OFFSET_STEP = 4", "_OFFSET_STEP = 1", "a word in place of a counter", SEEDS),
     Mutant(RNG, "key - 2**64 if key >= 2**63 else key", "key", "a key that no int64 holds", SEEDS),
     Mutant(RNG, "key >= 2**63", "key > 2**63", "the sign at the very border", SEEDS),
-    Mutant(RNG, " or torch.cuda.is_current_stream_capturing()", "", "a captured graph would replay one draw", SEEDS),
+    Mutant(RNG, " or _is_captured(device)", "", "a captured graph would replay one draw", SEEDS),
+    Mutant(
+        RNG,
+        "    with torch.cuda.device(device):\n        return",
+        "    if True:\n        return",
+        "whether another GPU is captured",
+        "tests/test_devices.py -k capture",
+    ),
+    Mutant(
+        RNG,
+        "device.index is None or device.index == torch.cuda.current_device()",
+        "False",
+        "the current GPU made the current one",
+        "tests/test_devices.py -k library",
+    ),
     Mutant(RNG, " or is_recorded(logits)", "", "a traced graph would keep one seed", SEEDS),
     Mutant(
         RNG,
@@ -284,8 +336,13 @@ MUTANTS = [
         "another device's generator",
         SEEDS,
     ),
+    Mutant(RNG, "(), device=device, **given)", "(), device=device)", "the given generator not asked", SEEDS),
     Mutant(
-        RNG, "(), device=device, generator=generator)", "(), device=device)", "the given generator not asked", SEEDS
+        RNG,
+        "{} if generator is None else ",
+        "",
+        "the overload that torch's compiler does not make itself",
+        "tests/test_compile.py -k inductor",
     ),
     # integrations/
     Mutant(

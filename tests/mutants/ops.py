@@ -27,6 +27,27 @@ _ops, _library, _rng, _parameters = (_in(f"{name}.py") for name in ("ops", "libr
 _blocks, _checks = _in("blocks.py"), _in("checks.py")
 
 MUTANTS = [
+    Mutant(
+        "onehot_triton/ops.py",
+        "if kernels and not isinstance(temperature, Tensor) and not torch.compiler.is_compiling():",
+        "if False:",
+        "a launch that fills a tensor with the temperature",
+        "tests/test_no_waiting.py -k 'waits_or_copies and (soft or RelaxedOneHot)'",
+    ),
+    Mutant(
+        "onehot_triton/ops.py",
+        " and not isinstance(temperature, Tensor) and not torch.compiler.is_compiling()",
+        " and not isinstance(temperature, Tensor)",
+        "a compiled program for each temperature",
+        "tests/test_compile.py -k another_temperature",
+    ),
+    Mutant(
+        "onehot_triton/ops.py",
+        "return (temperature, 1.0) if temperature is None or isinstance(temperature, Tensor) else (None, temperature)",
+        "return (temperature, 1.0) if temperature is None or isinstance(temperature, Tensor) else (None, 1.0)",
+        "the number not passed on",
+        "tests/test_relaxed.py tests/test_gradients.py -k triton",
+    ),
     # The eager path
     _cpu("_SAFE = 60.0", "_SAFE = 100.0", "exp is infinite in float32", eager("large_logits")),
     _formulas("LOWEST = -10_000", "LOWEST = -10", "small terms of the entropy cut off", eager("small_probabilities")),
@@ -338,8 +359,8 @@ MUTANTS = [
         relaxed("rsample_gradient"),
     ),
     _ops(
-        "dx = (dz.sum(0) / temperature",
-        "dx = (dz.sum(0) * temperature",
+        "dx = (dz.sum(0) / divisor",
+        "dx = (dz.sum(0) * divisor",
         "times the temperature",
         relaxed("rsample_gradient"),
     ),
@@ -382,8 +403,8 @@ MUTANTS = [
     _library('"rr>rr"', '"r.>rr"', "vmap: entropy's mask", operators("vmap")),
     _library('"rr>r"', '"r.>r"', "vmap: logsumexp's mask", operators("vmap")),
     _library('"r..s...r>ddr"', '"r..s....>ddr"', "vmap: sample's mask", operators("vmap")),
-    _library('"rr.s...>d"', '"r..s...>d"', "vmap: the temperatures of relaxed", operators("vmap")),
-    _library('"rrddrs...r>r"', '"rrddrs....>r"', "vmap: relaxed_grad's mask", operators("vmap")),
+    _library('"rr..s...>d"', '"r...s...>d"', "vmap: the temperatures of relaxed", operators("vmap")),
+    _library('"rrddr.s...r>r"', '"rrddr.s....>r"', "vmap: relaxed_grad's mask", operators("vmap")),
     _library(
         'info.randomness == "error" and not seeds_are_batched',
         'info.randomness == "error" and seeds_are_batched',
@@ -415,8 +436,8 @@ MUTANTS = [
         operators("opcheck"),
     ),
     _library(
-        "seed = args[at + 1] if args[at] is None else args[at]",
-        "seed = args[at + 1]",
+        "del chosen[at + 1 if chosen[at] is not None else at]",
+        "del chosen[at]",
         "the seed tensor not read",
         operators("over_seeds"),
     ),

@@ -153,7 +153,7 @@ def test_kernel_words(stage: int, seed: int, offset: int) -> None:
     generator = np.random.default_rng(3)
     call = np.append(generator.integers(0, 2**30, 60), [0, 1, 2**30 - 1])
     row, draw = (np.append(generator.integers(0, 2**32, 60), [0, 2**31, TOP]) for _ in range(2))
-    arguments = seed_arguments(seed, offset, 0, 1, 1, 1, torch.empty(0))
+    arguments = seed_arguments(seed, offset, 0, 1, 1, 1)
     found = run_kernel(
         device_functions.four_words[stage],
         [np.zeros(len(call), np.int64) for _ in range(4)],

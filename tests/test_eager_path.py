@@ -15,12 +15,12 @@ from onehot_triton import (
     OneHotCategorical,
     RelaxedOneHotCategorical,
     ReparamGradientStrategy,
-    backends,
     blocks,
     library,
     rng,
     use_backend,
 )
+from onehot_triton import _backends as backends
 from onehot_triton._backends import cpu
 
 pytestmark = pytest.mark.usefixtures("one_thread")

@@ -27,24 +27,22 @@ _ops, _library, _rng, _parameters = (_in(f"{name}.py") for name in ("ops", "libr
 _blocks, _checks = _in("blocks.py"), _in("checks.py")
 
 MUTANTS = [
-    Mutant(
-        "onehot_triton/ops.py",
-        "if kernels and not isinstance(temperature, Tensor) and not torch.compiler.is_compiling():",
-        "if False:",
+    # The temperature as a number
+    _ops(
+        "        if not torch.compiler.is_compiling():\n            return temperature",
+        "        if False:\n            return temperature",
         "a launch that fills a tensor with the temperature",
         "tests/test_no_waiting.py -k 'waits_or_copies and (soft or RelaxedOneHot)'",
     ),
-    Mutant(
-        "onehot_triton/ops.py",
-        " and not isinstance(temperature, Tensor) and not torch.compiler.is_compiling()",
-        " and not isinstance(temperature, Tensor)",
+    _ops(
+        "        if not torch.compiler.is_compiling():\n            return temperature",
+        "        if True:\n            return temperature",
         "a compiled program for each temperature",
         "tests/test_compile.py -k another_temperature",
     ),
-    Mutant(
-        "onehot_triton/ops.py",
-        "return (temperature, 1.0) if temperature is None or isinstance(temperature, Tensor) else (None, temperature)",
-        "return (temperature, 1.0) if temperature is None or isinstance(temperature, Tensor) else (None, 1.0)",
+    _kernels(
+        "isinstance(temperature, Tensor) else (None, temperature)",
+        "isinstance(temperature, Tensor) else (None, 1.0)",
         "the number not passed on",
         "tests/test_relaxed.py tests/test_gradients.py -k triton",
     ),

@@ -1,7 +1,7 @@
 """Triton's interpreter in half of its time.
 
-It replaces the functions of `triton.language` by its own when a kernel is launched, and once more for each function that
-a kernel calls, which takes longer than the function. Here those calls find what the launch has replaced.
+It replaces the functions of `triton.language` by its own when a kernel is launched, and once more for each function
+that a kernel calls, which takes longer than the function. Here those calls find what the launch has replaced.
 """
 
 from __future__ import annotations

@@ -83,10 +83,19 @@ def small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(cpu, "_SMALL", request.param)
 
 
+@pytest.fixture
+def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rows share programs, as if the GPU had one multiprocessor: interpreted, one runs after the other. What a launch
+    changes is for tests/test_kernel_cases.py."""
+    monkeypatch.setattr("onehot_triton.kernels.launch.FILL", 1)
+
+
 @pytest.fixture(params=["eager", "triton"])
 def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     """Both backends in turn. Interpreted kernels are slow: small cases, and few by the `interpreted` mark."""
-    if request.param == "triton" and os.environ["TRITON_INTERPRET"] != "1":
-        pytest.skip("compiled kernels take no CPU tensors")
+    if request.param == "triton":
+        if os.environ["TRITON_INTERPRET"] != "1":
+            pytest.skip("compiled kernels take no CPU tensors")
+        request.getfixturevalue("few_programs")
     with use_backend(request.param):
         yield request.param

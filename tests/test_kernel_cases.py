@@ -312,6 +312,9 @@ def numbers_of(case: Case) -> tuple[Given, Given]:
         mask = torch.rand(rows, columns) > 1 / 3
         mask = mask[-1:].expand(rows, -1) if case.mask == "one row" else mask
         masked = torch.where(mask, x, -torch.inf)
+        # Whatever stands in the place of what is switched off.
+        nothing = torch.tensor([torch.nan, torch.inf, 80.0], dtype=dtype).repeat(rows * columns)[: rows * columns]
+        x = torch.where(mask, x, nothing.view(rows, columns)) if case.layout != "expanded" else x
     index = twin_sample(masked, 2, None, 1, 0)[1]
     # Also an index whose category is switched off.
     index[1] = index[1].where(index[1] < 0, torch.arange(rows) * 7 % columns)

@@ -14,7 +14,10 @@ from onehot_triton import library
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-pytestmark = [pytest.mark.usefixtures("one_thread"), pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning")]
+pytestmark = [
+    pytest.mark.usefixtures("one_thread", "few_programs"),
+    pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning"),
+]
 
 ROWS, DRAWS = 3, 2
 # What opcheck looks at depends on dtypes and strides, and not on how a row is walked.

@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
-from torch.jit._trace import is_tracing
 from torch.nn import Parameter
 
 
@@ -20,7 +19,7 @@ def is_recorded(tensor: Tensor) -> bool:
     what is computed of them now would become a constant."""
     return (
         torch.compiler.is_compiling()
-        or is_tracing()
+        or torch._C._is_tracing()
         or type(tensor) not in (Tensor, Parameter)
         or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
     )
@@ -44,7 +43,7 @@ def loses_functions() -> bool:
     if torch.compiler.is_compiling():
         return False
     # A dual tensor inside a transform does not say what it is.
-    return forward_ad._current_level >= 0 or is_tracing()
+    return forward_ad._current_level >= 0 or torch._C._is_tracing()
 
 
 def is_differentiated(tensor: Tensor) -> bool:

@@ -27,8 +27,8 @@ _SMALL = 2**16
 _ONE_THREAD = 2**12
 # Rows up to this length are one group, and torch's sums of them, one term after the other, lose less than 2e-6.
 _ONE_GROUP = 512
-# exp x, and sums of it, are normal float32 numbers for |x| up to this.
-_SAFE = 60.0
+# A sum of exp x above this in float64 has every term that a draw can reach, 31 nats below it, as a normal number.
+_LEAST = 1e-290
 # Rows up to this length are drawn by a race, as on other devices: the README's example promises its numbers.
 _RACED = 4
 
@@ -191,16 +191,6 @@ def inversion(device: torch.device, generator: torch.Generator | None) -> Choice
     return choose
 
 
-def _weights(logits: Tensor) -> tuple[Tensor, bool]:
-    """Weights [rows, columns] in proportion to softmax(logits), and whether every row is known to be a distribution."""
-    if can_look_at(logits) and 0 < logits.numel() <= _ONE_THREAD:
-        # So small a softmax costs three times as much as two numbers that say that no maximum need be subtracted.
-        low, high = logits.aminmax()
-        if low.item() > -_SAFE and high.item() < _SAFE:
-            return logits.to(compute_dtype(logits.dtype)).exp(), True
-    return nearly_softmax(logits), False
-
-
 def _logsumexp_from(logits: Tensor, weight: Tensor, winner: Tensor) -> Tensor:
     """The logsumexp, [2, rows], from the logits of one group of each row, [rows, group], and the weights of all."""
     share = weight.gather(-1, winner.unsqueeze(-1)).squeeze(-1) / weight.sum(-1)
@@ -229,9 +219,9 @@ def sample_index(logits: Tensor, draws: int, choose: Choice, group: int) -> tupl
     for part in blocks(rows, scratch):
         x = part_of(logits, part)
         if groups > 1:
-            weight, known = by_rows(lambda x: _of_groups(torch.sum, nearly_softmax(x), group), x), False
+            weight = by_rows(lambda x: _of_groups(torch.sum, nearly_softmax(x), group), x)
         else:
-            weight, known = _weights(x)
+            weight = nearly_softmax(x)
         index = choose(weight, (draws, x.shape[0]), None)
         if groups > 1:
             # In a row that is no distribution, a search ends anywhere.
@@ -246,26 +236,58 @@ def sample_index(logits: Tensor, draws: int, choose: Choice, group: int) -> tupl
                     logsumexps.append(_logsumexp_from(inside[0], weight, winner[0]))
                 some.append(winner * group + choose(nearly_softmax(inside), winner.shape, winner))
             index = joined(some)
-        if not known:
-            # With a NaN or +inf in a row, or -inf alone, every element of its softmax is NaN.
-            first = weight[:, 0]
-            if not (can_look_at(first) and math.isfinite(first.sum().item())):
-                found_invalid, index = True, index.masked_fill(first.isnan(), -1)
+        # With a NaN or +inf in a row, or -inf alone, every element of its softmax is NaN.
+        first = weight[:, 0]
+        if not (can_look_at(first) and math.isfinite(first.sum().item())):
+            found_invalid, index = True, index.masked_fill(first.isnan(), -1)
         indices.append(index)
     return joined(indices, 1), joined(logsumexps, 1) if logsumexps else None, not found_invalid
+
+
+def _sample_small(x: Tensor, draws: int, dtype: torch.dtype | None, generator: torch.Generator | None) -> Sample:
+    """A draw of a small batch, in the fewest calls: it is the draw of `inversion`, of one group."""
+    rows, columns = x.shape
+    cumulative, all_valid = _sums(x)
+    total = cumulative[:, -1:]
+    u = rng.uniform((draws, rows), x.device, generator).t()
+    at = torch.searchsorted(cumulative, (u * total).contiguous(), right=True)
+    index, one = at, 1
+    if not all_valid:
+        invalid = total.isnan()
+        index, at = at.masked_fill(invalid, -1), at.masked_fill(invalid, 0)
+        one = (~invalid).to(dtype or torch.bool).expand(rows, draws).unsqueeze(-1)
+    if dtype is None:
+        return Sample(None, index.t(), None, all_valid, None)
+    out = x.new_zeros((rows, draws, columns), dtype=dtype).scatter_(-1, at.unsqueeze(-1), one)
+    return Sample(out.transpose(0, 1), index.t(), None, all_valid, None)
+
+
+def _sums(x: Tensor) -> tuple[Tensor, bool]:
+    """Sums of weights, [rows, columns] in float64, column by column, NaN for no distribution; and whether all are."""
+    if 0 < x.numel() <= _ONE_THREAD:
+        # A softmax of so few costs three times as much as their exp, which is as exact wherever a row's sum shows it.
+        sums = x.to(torch.float64, copy=True, memory_format=torch.contiguous_format).exp_().cumsum_(-1)
+        low, high = sums[:, -1].aminmax()
+        if low.item() > _LEAST and high.item() < math.inf:
+            return sums, True
+    sums = nearly_softmax(x).cumsum(-1, dtype=torch.float64)
+    return sums, math.isfinite(sums[:, -1].sum().item())
 
 
 def sample(
     logits: Tensor, mask: Tensor | None, draws: int, dtype: torch.dtype | None, seed: Seed, again: bool
 ) -> Sample:
     x, columns = masked(logits, mask), logits.shape[-1]
+    if columns > _RACED and is_small(x):
+        drawn = _sample_small(x, draws, dtype, seed.generator)
+        return drawn._replace(seed=rng.seed_tensor(x.device, seed.generator)) if again else drawn
     noise, seed_again = rng.noise_of_draw(x.device, seed.generator, again)
     # Compiled, a draw whose noise is drawn again is made of a seed, and `inversion` is not.
     by_race = columns <= _RACED or (again and torch.compiler.is_compiling())
     group = group_length(columns)
-    # One search in place of two stages where calls are what costs, or second stages would look at more than a row has:
-    # 32,000 draws of 50,257 categories are 1.7 ms, in two stages 22.
-    if not by_race and (is_small(x) or draws * group >= columns):
+    # One search in place of two stages where second stages would look at more than a row has: 32,000 draws of 50,257
+    # categories are 1.7 ms, in two stages 22.
+    if not by_race and draws * group >= columns:
         group = columns
     choose = race(noise) if by_race else inversion(x.device, seed.generator)
     index, logsumexp, all_valid = sample_index(x, draws, choose, group)

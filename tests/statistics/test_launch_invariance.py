@@ -44,7 +44,7 @@ def draw(logits: Tensor, draws: int, row_offset: int = 0, seed=SEED, mask: Tenso
     ops = torch.ops.onehot_triton
     one_hot, index, _ = ops.sample(logits, draws, torch.bool, *seed, row_offset, mask)
     temperature = torch.full((logits.shape[0],), 0.7, device=DEVICE)
-    return [one_hot, index, ops.relaxed(logits, temperature, draws, *seed, row_offset)]
+    return [one_hot, index, ops.relaxed(logits, temperature, 1.0, draws, *seed, row_offset)]
 
 
 def grad(logits: Tensor, index: Tensor, rows: slice = slice(None), mask: Tensor | None = None) -> Tensor:
@@ -53,7 +53,7 @@ def grad(logits: Tensor, index: Tensor, rows: slice = slice(None), mask: Tensor 
     x = logits[rows]
     temperature = torch.full((x.shape[0],), 0.7, device=DEVICE)
     masked = x if mask is None else torch.where(mask, x, -torch.inf)
-    args = (eager.logsumexp(masked), index[:, rows].contiguous(), g[:, rows].contiguous(), temperature)
+    args = (eager.logsumexp(masked), index[:, rows].contiguous(), g[:, rows].contiguous(), temperature, 1.0)
     return torch.ops.onehot_triton.relaxed_grad(x, *args, *SEED, rows.start or 0, mask)
 
 

@@ -28,6 +28,7 @@ from .rows import (
     load_logsumexp,
     load_parts,
     log2_probs,
+    log_sum_of,
     or_zero,
     over_lanes,
     over_tile,
@@ -67,7 +68,7 @@ def _join(maximum, total, moment):
 
 @triton.jit
 def _store(entropy_ptr, logsumexp_ptr, row, rows, inside, maximum, total, moment, ENTROPY: tl.constexpr):
-    store_logsumexp(logsumexp_ptr, row, rows, inside, maximum, total)
+    store_logsumexp(logsumexp_ptr, row, rows, inside, maximum, log_sum_of(total))
     if ENTROPY:
         entropy = (tl.log2(total) - moment / total) * LN2
         tl.store(entropy_ptr + row, tl.where(total > 0, entropy, float("nan")), mask=inside)

@@ -12,7 +12,6 @@ from torch import Tensor
 
 from . import launch
 from .entropy import logsumexp as row_logsumexp
-from .noise import LN2
 from .rows import (
     add_tile,
     allowed_arguments,
@@ -27,6 +26,7 @@ from .rows import (
     load_logsumexp,
     load_parts,
     log2_probs,
+    log_sum_of,
     over_tile,
     store_logsumexp,
     store_part,
@@ -66,8 +66,8 @@ def _store(
     if KNOWN:
         maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, inside)
     else:
-        log_sum = tl.where(total > 0, tl.log2(total) * LN2, float("nan"))
-        store_logsumexp(logsumexp_ptr, row, rows, inside, maximum, total)
+        log_sum = log_sum_of(total)
+        store_logsumexp(logsumexp_ptr, row, rows, inside, maximum, log_sum)
     exists = inside & (index >= 0)
     chosen = load_chosen(logits_ptr, row * row_stride + index, exists, TYPE, allowed_ptr, row * allowed_stride + index)
     tl.store(out_ptr + at, _log_prob_of(chosen, maximum, log_sum), mask=inside)

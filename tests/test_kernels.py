@@ -62,11 +62,11 @@ def _hot(x: Tensor, draws: int) -> Tensor:
 
 
 CASES = [
-    Case("logsumexp", lambda x, g, r: entropy.logsumexp(x), lambda x, g, r: reference.logsumexp(x)),
+    Case("logsumexp", lambda x, g, r: entropy.logsumexp(x).sum(0), lambda x, g, r: reference.logsumexp(x).sum(0)),
     Case(
         "logsumexp_of_entropy",
-        lambda x, g, r: entropy.entropy(x)[1],
-        lambda x, g, r: reference.logsumexp(x),
+        lambda x, g, r: entropy.entropy(x)[1].sum(0),
+        lambda x, g, r: reference.logsumexp(x).sum(0),
     ),
     Case("entropy", lambda x, g, r: entropy.entropy(x)[0], lambda x, g, r: reference.entropy(x)[0]),
     Case(
@@ -366,19 +366,30 @@ def test_sample_of_every_dtype(dtype: torch.dtype) -> None:
 
 def test_sample_does_not_depend_on_the_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     """One program a row, rows split over programs, more or fewer groups at once, more or fewer draws a program: one
-    sample."""
-    short, long = torch.randn(5, 60), torch.randn(3, 7000)
+    sample. The groups' sums are what decides, and a bit of one would show in the logsumexp, which is of them all."""
+    short, long = torch.randn(5, 60), 3 * torch.randn(3, 7000)
     drawn = [[], []]
-    for fill, groups, race in ((1, 1, 2), (1, 4, 1024), (264, 1, 8), (264, 2, 4), (10**6, 4, 2)):
+    for fill, groups in ((1, 1), (1, 4), (264, 1), (264, 2), (10**6, 4)):
         monkeypatch.setattr(launch, "FILL", fill)
         monkeypatch.setattr(launch, "SAMPLE_GROUPS", groups)
-        monkeypatch.setattr(launch, "RACE", race)
-        drawn[0].append(torch.cat([sample.sample(short, draws, None, 11, 4)[1] for draws in (1, 4)]))
-        drawn[1].append(torch.cat([sample.sample(long, draws, None, 11, 4)[1] for draws in (1, 4)]))
-    for draws in drawn:
-        assert all(torch.equal(draws[0], other) for other in draws[1:])
-        # The one draw is the first of four.
-        assert torch.equal(draws[0][0], draws[0][1])
+        for x, found in zip((short, long), drawn, strict=True):
+            each = [sample.sample(x, draws, None, seed, 4)[1:] for seed in (11, 12) for draws in (1, 4)]
+            # The one draw is the first of four.
+            assert all(torch.equal(one[0][0], four[0][0]) for one, four in (each[:2], each[2:]))
+            found.append(torch.cat([n.double().flatten() for index_and_sum in each for n in index_and_sum]))
+    for found in drawn:
+        assert all(torch.equal(found[0], other) for other in found[1:])
+
+
+@pytest.mark.parametrize("race", [1, 2, 4])
+def test_groups_race_in_turns(race: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond 2^20 columns the race reads its groups in several turns, of one to four groups here."""
+    logits = 3 * torch.randn(3, 7000)
+    expected = sample.sample(logits, 4, None, 11, 4)
+    monkeypatch.setattr(launch, "RACE", race)
+    found = sample.sample(logits, 4, None, 11, 4)
+    assert torch.equal(found[1], expected[1])
+    torch.testing.assert_close(found[2], expected[2], rtol=1e-6, atol=0)
 
 
 @pytest.mark.parametrize("columns", [60, 3000])

@@ -181,7 +181,7 @@ def test_vmap_of_the_random_operators_takes_all_rows_at_once() -> None:
     expected = ops.sample(rows, DRAWS, torch.int64, *HOST_SEED, flat_allowed)
     assert torch.equal(one_hot, expected[0].unflatten(1, (2, ROWS)).transpose(0, 1))
     assert torch.equal(index, expected[1].unflatten(1, (2, ROWS)).transpose(0, 1))
-    assert torch.equal(logsumexp, expected[2].unflatten(0, (2, ROWS)))
+    assert torch.equal(logsumexp, expected[2].unflatten(1, (2, ROWS)).transpose(0, 1))
     soft = torch.vmap(lambda x, t: ops.relaxed(x, t, DRAWS, *HOST_SEED), **different)(x, t)
     assert torch.equal(soft.transpose(0, 1).flatten(1, 2), ops.relaxed(rows, flat_t, DRAWS, *HOST_SEED))
     grad = torch.randn(2, DRAWS, ROWS, COLUMNS)
@@ -224,4 +224,4 @@ def test_vmap_of_no_draws() -> None:
     one_hot, index, logsumexp = torch.vmap(
         lambda x: sample(x, 0, torch.int64, *HOST_SEED, None), randomness="different"
     )(x)
-    assert (one_hot.shape, index.shape, logsumexp.shape) == ((3, 0, ROWS, COLUMNS), (3, 0, ROWS), (3, ROWS))
+    assert (one_hot.shape, index.shape, logsumexp.shape) == ((3, 0, ROWS, COLUMNS), (3, 0, ROWS), (3, 2, ROWS))

@@ -84,14 +84,15 @@ def _words(STAGE: tl.constexpr, call, row, draw, key, counter3):
 
 @triton.jit
 def _races(x, top, call, row, draw, key, counter3):
-    """-(x - top + G) in log2 units, G = -log E. The top first: beside a large |x| the noise would be rounded away."""
+    """-(x - top + G) in log2 units, G = -log E, but for a number that is the same for all, as E is in 64ths. The top
+    first: beside a large |x| the noise would be rounded away."""
     return (top - x) * LOG2E + fast_log2(exponential32(_words(RELAXED, call, row, draw, key, counter3)))
 
 
 @triton.jit
 def _rebase(top, maximum, new_top, inverse):
-    """The maximum of the scores relative to `top`, relative to `new_top`."""
-    return maximum + (or_zero(top) - or_zero(new_top)) * (inverse * LOG2E)
+    """The maximum of the scores relative to `top`, relative to `new_top`: -inf where there is no top yet."""
+    return maximum + (top - or_zero(new_top)) * (inverse * LOG2E)
 
 
 @triton.jit

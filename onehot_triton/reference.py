@@ -435,6 +435,9 @@ def log_prob(logits: Tensor, index: Tensor, logsumexp: Tensor | None = None, *, 
     at = (index if inside else index.clamp(0, logits.shape[-1] - 1)).t()
     if logsumexp is None:
         chosen = by_rows(lambda x, k: log_softmax(x).gather(-1, k), logits, at).t()
+        if not is_short(logits):
+            # By a rounding of the correction it is above 0.
+            chosen = chosen - chosen.detach().clamp_min(0.0)
     else:
         m, log_sum = logsumexp
         # Above 0 it is by a rounding, where m is the maximum of one group and not of the row.
@@ -584,7 +587,9 @@ def relaxed(logits: Tensor, temperature: Tensor, draws: int, noise: Noise) -> Te
 
     def block(x: Tensor, t: Tensor) -> Tensor:
         gumbel = -torch.log(-noise((draws, *x.shape), None))
-        score = (x + gumbel.to(compute_dtype(x.dtype))) / t.unsqueeze(-1)
+        # The maximum first: beside a large x the noise would be rounded away.
+        shifted = x.to(t.dtype) - x.detach().amax(-1, keepdim=True).to(t.dtype)
+        score = (shifted + gumbel.to(t.dtype)) / t.unsqueeze(-1)
         return softmax(score).to(x.dtype)
 
     return by_rows(block, logits, temperature.to(compute_dtype(logits.dtype)), scratch=4 * draws, dim=1)

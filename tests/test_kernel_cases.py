@@ -198,7 +198,7 @@ def _log_prob(draws: int, known: bool) -> tuple[Callable, Callable]:
         return out, index, logsumexp.sum(0)
 
     def twin(given: Given) -> tuple[Tensor, ...]:
-        logsumexp, index = reference.logsumexp(given.x), given.index[:draws]
+        logsumexp, index = reference.logsumexp(given.x), reference.one_hot_index(given.value[:draws])
         return reference.log_prob(given.x, index, logsumexp), index, logsumexp.sum(0)
 
     return kernel, twin
@@ -320,8 +320,6 @@ def numbers_of(case: Case) -> tuple[Given, Given]:
     # The maximum once more at the end: the first one counts.
     value = torch.zeros(2, rows, columns).scatter_(-1, index.clamp(min=0).unsqueeze(-1), 1)
     value[..., -1] = 1
-    # A row without a maximum.
-    value[index < 0] = torch.nan
     exact = masked.double()
     temperature = torch.linspace(0.5, 2, rows, dtype=compute)
     temperature = temperature if case.temperature else temperature[:1].expand(rows)

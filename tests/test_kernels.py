@@ -272,19 +272,27 @@ def test_log_prob_of_every_value_dtype(dtype: torch.dtype, columns: int) -> None
 
 @each_launch(40, 1300, 9000)
 def test_log_prob_takes_the_first_maximum(columns: int, launched: str) -> None:
-    value = torch.full((2, 4, columns), -2.0)
+    """As torch's argmax, for which NaN is the maximum."""
+    value = torch.full((2, 6, columns), -2.0)
     value[:, 0, [7, columns - 1]] = 5
     value[:, 1, columns - 1] = -1
     value[:, 3] = torch.nan
-    logits = torch.zeros(4, columns)
+    value[:, 4, [3, columns - 3, columns - 2]] = torch.tensor([9.0, torch.nan, torch.nan])
+    value[:, 5] = -torch.inf
+    logits = torch.randn(6, columns)
+    expected = value.argmax(-1)
+    assert torch.equal(expected, reference.one_hot_index(value))
     for logsumexp in (None, reference.logsumexp(logits)):
-        assert log_prob.log_prob(logits, logsumexp, value)[1].tolist() == 2 * [[7, columns - 1, 0, -1]]
+        found, index, _ = log_prob.log_prob(logits, logsumexp, value)
+        assert torch.equal(index, expected)
+        torch.testing.assert_close(found, reference.log_prob(logits, expected, reference.logsumexp(logits)))
 
 
 @pytest.mark.parametrize("columns", [18, 1500])
 def test_a_common_offset_changes_nothing(columns: int) -> None:
     """Densities and gradients of x + c are those of x, also from the logsumexp of a draw; log_prob is at most 0."""
-    logits = (3 * torch.randn(3, columns)).mul(2**10).round().div(2**10)
+    # Of which x + c has every digit.
+    logits = (3 * torch.randn(3, columns)).mul(2**9).round().div(2**9)
     logits[0, 1] = 60.0
     grad, index = torch.randn(3, columns), torch.tensor([[1, 0, 1]])
 
@@ -298,22 +306,71 @@ def test_a_common_offset_changes_nothing(columns: int) -> None:
             "log_prob's twin": reference.log_prob(x, index, twin),
             "softmax_grad": softmax_grad.softmax_grad(x, kept, grad),
             "softmax_grad's twin": reference.softmax_grad(x, grad),
-            "log_prob_grad": log_prob.log_prob_grad(x, kept, index, torch.ones(1, 3)),
+            "log_prob_grad": log_prob.log_prob_grad(x, kept, index, ones),
+            "log_prob_grad's twin": reference.log_prob_grad(x, index, ones),
+            "entropy_grad": entropy.entropy_grad(x, kept, entropy.entropy(x)[0], ones[0]),
+            "entropy_grad's twin": reference.entropy_grad(x, ones[0]),
+            "relaxed_grad": relaxed.relaxed_grad(x, kept, index, grad[None], ones[0], *SEED),
+            "relaxed_grad's twin": reference.relaxed_grad(x, index, grad[None], ones[0], *noise),
         }
 
+    ones, noise = torch.ones(1, 3), posterior_noise(5, 8, 1, 3, columns)
     expected = results(logits)
-    assert expected["entropy"].min() >= 0
-    for offset in (-1e4, 500.0, 1e4):
+    assert min(expected["entropy"].min(), expected["entropy's twin"].min()) >= 0
+    for offset in (0.0, -1e4, 500.0, 1e4):
         for name, found in results(logits + offset).items():
-            torch.testing.assert_close(found, expected[name], rtol=1e-6, atol=1e-6, msg=name)
-            if "log_prob" in name and "grad" not in name:
+            torch.testing.assert_close(found, expected[name], rtol=1e-6, atol=1e-7, msg=f"{name}, {offset}")
+            if name in ("log_prob", "log_prob's twin"):
                 assert found.max() <= 0
 
 
-def test_logits_so_large_that_their_log2_would_overflow() -> None:
-    logits = torch.full((1, 1500), torch.finfo(torch.float32).min)
-    assert sample.sample(logits, 1, None, *SEED)[1].item() == twin_sample(logits, 1, None, *SEED)[1].item()
-    torch.testing.assert_close(entropy.entropy(logits)[0].item(), float(np.log(1500)), rtol=1e-6, atol=0)
+@pytest.mark.parametrize("columns", [6, 700, 5000])
+def test_entropies_of_peaked_rows(columns: int) -> None:
+    """Not negative, and right to 1e-6 of what they are, though the sum of the weights differs from 1 by less than a
+    rounding; where the others are more than 20 nats down, to the rounding of their exponents."""
+    for gap in (5.0, 10.0, 20.0, 80.0):
+        logits = (torch.randn(4, columns).clamp(-3, 3) - gap).mul(2**6).round().div(2**6)
+        logits[:, columns // 2] = 0
+        rest = logits.double().exp()
+        rest[:, columns // 2] = 0
+        total = rest.sum(-1)
+        exact = total.log1p() - (rest * logits.double()).sum(-1) / (1 + total)
+        for offset in (0.0, 300.0):
+            found = entropy.entropy(logits + offset)[0]
+            torch.testing.assert_close(found.double(), exact, rtol=1e-6 * max(1, gap / 20), atol=0)
+
+
+@pytest.mark.parametrize("columns", [6, 1500, 5000])
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_logits_as_large_as_a_dtype_has(dtype: torch.dtype, columns: int) -> None:
+    """Rows all finfo.min, as masks are often written, and rows that span the dtype: as the twin has them."""
+    info, compute = torch.finfo(dtype), reference.compute_dtype(dtype)
+    logits = torch.full((3, columns), info.min, dtype=dtype)
+    logits[1, 2], logits[2, -3:] = 0, info.max
+    index, grad = torch.tensor([[1, 2, columns - 2]]), torch.randn(3, columns).to(dtype)
+    drawn, logsumexp = sample.sample(logits, 4, None, *SEED)[1:]
+    assert torch.equal(drawn, twin_sample(logits, 4, None, *SEED)[1])
+    assert len(set(drawn[:, 0].tolist())) > 1
+    assert torch.equal(logsumexp, entropy.logsumexp(logits))
+    torch.testing.assert_close(logsumexp, reference.logsumexp(logits))
+    h, ones = entropy.entropy(logits)[0], torch.ones(3, dtype=compute)
+    exact = torch.tensor([columns, 1, 3], dtype=compute).log()
+    torch.testing.assert_close(h, exact, rtol=1e-6, atol=0)
+    pairs = (
+        (log_prob.log_prob_index(logits, logsumexp, index), reference.log_prob(logits, index, logsumexp)),
+        (
+            log_prob.log_prob_grad(logits, logsumexp, index, ones[None]),
+            reference.log_prob_grad(logits, index, ones[None]),
+        ),
+        (softmax_grad.softmax_grad(logits, logsumexp, grad), reference.softmax_grad(logits, grad)),
+        (entropy.entropy_grad(logits, logsumexp, h, ones), reference.entropy_grad(logits, ones)),
+    )
+    for found, twin in pairs:
+        torch.testing.assert_close(found, twin, rtol=4 * info.eps, atol=1e-6)
+    soft = relaxed.relaxed(logits, ones, 2, *SEED)
+    torch.testing.assert_close(
+        soft, reference.relaxed(logits, ones, 2, philox_relaxed_noise(*SEED)), rtol=1e-2, atol=1e-4
+    )
 
 
 # Samples --------------------------------------------------------------------------------------------------------------

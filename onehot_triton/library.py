@@ -139,10 +139,10 @@ _define(
 )
 _define(
     f"relaxed_grad(Tensor logits, Tensor logsumexp, Tensor index, Tensor grad, Tensor temperature, {_SEED}, "
-    f"{_ALLOWED}) -> Tensor",
-    "rdddrs...r>r",
+    f"{_ALLOWED}, bool with_temperature) -> (Tensor, Tensor)",
+    "rdddrs...r.>rr",
     _launch_with_seed("relaxed", "relaxed_grad", 5),
-    _like,
+    lambda logits, *rest: (_like(logits), _per_row(logits) if rest[-1] else _per_row(logits[:0])),
 )
 _define(
     f"softmax_grad(Tensor logits, Tensor logsumexp, Tensor grad, {_ALLOWED}) -> Tensor",

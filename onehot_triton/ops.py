@@ -321,17 +321,14 @@ class _StraightThrough(Function):
             else:
                 out = reference.softmax_grad(masked(x, allowed), grad)
         elif ctx.kernels:
-            if ctx.needs_input_grad[2]:
-                raise RuntimeError(
-                    "rsample: kernels have no gradient of a temperature inside of a torch.func transform; "
-                    'use_backend("eager") has'
-                )
             index = _shaped(index, draws, rows)
             with torch.no_grad():
                 noise = (seed_tensor, ctx.key, ctx.offset, 0)
-                out = _kernels.relaxed_grad(x, logsumexp, index, grad, temperature, *noise, allowed)
+                learned = ctx.needs_input_grad[2]
+                out, dt = _kernels.relaxed_grad(x, logsumexp, index, grad, temperature, *noise, allowed, learned)
             if torch.is_grad_enabled():
-                out = _NoSecondDerivative.apply(out, x, grad)
+                out, dt = (_NoSecondDerivative.apply(gradient, x, grad, temperature) for gradient in (out, dt))
+            dt = dt if learned else None
         else:
             noise = _noise_again(seed_tensor)
 
@@ -361,8 +358,7 @@ def rsample(
         allowed: the kernels' category mask.
         draw: what is wanted; its dtype is the logits'.
         method: the gradient.
-        temperature: of RelaxedOneHot; a tensor broadcasts to the batch. Where it has a gradient, torch operations
-            compute that on every device.
+        temperature: of RelaxedOneHot; a tensor broadcasts to the batch.
     """
     relaxed = method is ReparamGradientStrategy.RelaxedOneHot
     learned = relaxed and isinstance(temperature, Tensor) and reference.is_differentiated(temperature)
@@ -370,10 +366,10 @@ def rsample(
         one_hot, index, logsumexp, all_valid = sample(logits, allowed, draw)
         assert one_hot is not None
         return one_hot, index, logsumexp, all_valid
-    kernels = _differentiable_by_kernels(logits) and not (learned and not reference.in_transform())
+    plain = reference.loses_functions()
+    kernels = uses_kernels(logits.device) and not plain
     if not kernels and allowed is not None:
         logits, allowed = masked(logits, allowed), None
-    plain = reference.loses_functions()
     if not kernels and (plain or (not relaxed and reference.is_small(logits))):
         one_hot, index, logsumexp, all_valid = _draw(logits.detach(), None, None, draw)
         assert one_hot is not None

@@ -172,9 +172,10 @@ def _sample_tile(given: Given) -> tuple[bool, int, int, int]:
     return block >= columns, 1, block, launch.splits(rows, -(-columns // block))
 
 
-def _relaxed_grad_twin(given: Given) -> Tensor:
+def _relaxed_grad_twin(given: Given) -> tuple[Tensor, Tensor]:
     noise = posterior_noise(SEED, OFFSET, 2, *given.x.shape, ROW_OFFSET)
-    return reference.relaxed_grad(given.x, given.index, given.grad, given.temperature, *noise)
+    out = reference.relaxed_grad(given.x, given.index, given.grad, given.temperature, *noise, True)
+    return out[:, :-1], out[:, -1]
 
 
 def _sample(draws: int, dtype: torch.dtype | None) -> tuple[Callable, Callable]:
@@ -224,10 +225,10 @@ OPERATIONS = [
     ),
     Operation(
         "relaxed_grad",
-        lambda g: (
-            relaxed.relaxed_grad(g.x, g.logsumexp, g.index, g.grad, g.temperature, SEED, OFFSET, ROW_OFFSET, g.mask),
+        lambda g: relaxed.relaxed_grad(
+            g.x, g.logsumexp, g.index, g.grad, g.temperature, SEED, OFFSET, ROW_OFFSET, g.mask, True
         ),
-        lambda g: (_relaxed_grad_twin(g),),
+        lambda g: _relaxed_grad_twin(g),
         _noise_tile(2),
         NOISE,
         draws=2,
@@ -549,5 +550,5 @@ def test_relaxed_noise_of_a_seed_on_the_device(
     seed = torch.tensor(SEED)
     assert torch.equal(relaxed.relaxed(x, t, 1, seed, OFFSET), relaxed.relaxed(x, t, 1, SEED, OFFSET))
     grad = torch.randn(1, 2, columns)
-    expected = relaxed.relaxed_grad(x, logsumexp, index, grad, t, SEED, OFFSET)
-    assert torch.equal(relaxed.relaxed_grad(x, logsumexp, index, grad, t, seed, OFFSET), expected)
+    expected, _ = relaxed.relaxed_grad(x, logsumexp, index, grad, t, SEED, OFFSET)
+    assert torch.equal(relaxed.relaxed_grad(x, logsumexp, index, grad, t, seed, OFFSET)[0], expected)

@@ -208,7 +208,7 @@ WITH_MASK: dict[str, Callable[[Tensor, Tensor | None], tuple[Tensor, ...]]] = {
     "log_prob_of_several_draws": lambda x, m: log_prob.log_prob(x, None, _one_hot(x, 3), m),
     "log_prob_known": lambda x, m: log_prob.log_prob(x, entropy.logsumexp(x, m), _one_hot(x, 1), m),
     "log_prob_index": lambda x, m: (log_prob.log_prob_index(x, entropy.logsumexp(x, m), _one_hot(x, 3).argmax(-1), m),),
-    "relaxed_grad": lambda x, m: (_relaxed_grad(x, m),),
+    "relaxed_grad": lambda x, m: _relaxed_grad(x, m),
 }
 
 
@@ -221,9 +221,10 @@ def _one_hot(x: Tensor, draws: int) -> Tensor:
     return torch.zeros(draws, len(x), x.shape[1]).scatter_(-1, index, 1)
 
 
-def _relaxed_grad(x: Tensor, m: Tensor | None) -> Tensor:
+def _relaxed_grad(x: Tensor, m: Tensor | None) -> tuple[Tensor, Tensor]:
     _, index, logsumexp = sample.sample(x, 2, None, *SEED, m)
-    return relaxed.relaxed_grad(x, logsumexp, index, _ramp(x).expand(2, -1, -1), torch.full((len(x),), 0.7), *SEED, m)
+    grad, t = _ramp(x).expand(2, -1, -1), torch.full((len(x),), 0.7)
+    return relaxed.relaxed_grad(x, logsumexp, index, grad, t, *SEED, m, True)
 
 
 def mask_of(rows: int, columns: int) -> Tensor:
@@ -310,7 +311,7 @@ def test_a_common_offset_changes_nothing(columns: int) -> None:
             "log_prob_grad's twin": reference.log_prob_grad(x, index, ones),
             "entropy_grad": entropy.entropy_grad(x, kept, entropy.entropy(x)[0], ones[0]),
             "entropy_grad's twin": reference.entropy_grad(x, ones[0]),
-            "relaxed_grad": relaxed.relaxed_grad(x, kept, index, grad[None], ones[0], *SEED),
+            "relaxed_grad": relaxed.relaxed_grad(x, kept, index, grad[None], ones[0], *SEED)[0],
             "relaxed_grad's twin": reference.relaxed_grad(x, index, grad[None], ones[0], *noise),
         }
 
@@ -544,7 +545,7 @@ def test_relaxed_grad_is_the_twins(columns: int, launched: str) -> None:
         t = torch.tensor([0.3, 1.0, 3.0], dtype=reference.compute_dtype(dtype))
         index = sample.sample(logits, draws, None, 2, 4)[1]
         grad = torch.randn(draws, 3, columns).to(dtype)
-        found = relaxed.relaxed_grad(logits, entropy.logsumexp(logits), index, grad, t, 2, 4)
+        found, _ = relaxed.relaxed_grad(logits, entropy.logsumexp(logits), index, grad, t, 2, 4)
         noise = posterior_noise(2, 4, draws, 3, columns)
         exact = reference.relaxed_grad(logits.double(), index, grad.double(), t.double(), *noise)
         assert found.dtype == dtype
@@ -552,5 +553,5 @@ def test_relaxed_grad_is_the_twins(columns: int, launched: str) -> None:
         bound = 3e-5 * exact.abs().max() + 4 * torch.finfo(dtype).eps * exact.abs()
         assert ((found.double() - exact).abs() <= bound).all()
         assert torch.equal(
-            relaxed.relaxed_grad(logits, entropy.logsumexp(logits), index, grad, t, torch.tensor(2), 4), found
+            relaxed.relaxed_grad(logits, entropy.logsumexp(logits), index, grad, t, torch.tensor(2), 4)[0], found
         )

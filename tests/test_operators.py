@@ -81,8 +81,8 @@ CASES: dict[str, list[Callable[[Tensor], tuple[Any, ...]]]] = {
         lambda x: (x, _temperature(x), 1, *HOST_SEED),
     ],
     "relaxed_grad": [
-        lambda x: (x, _logsumexp(x), _index(x), _grad(x, DRAWS), _temperature(x), *_seed(x), _allowed(x)),
-        lambda x: (x, _logsumexp(x), _index(x), _grad(x, DRAWS), _temperature(x), *HOST_SEED, None),
+        lambda x: (x, _logsumexp(x), _index(x), _grad(x, DRAWS), _temperature(x), *_seed(x), _allowed(x), True),
+        lambda x: (x, _logsumexp(x), _index(x), _grad(x, DRAWS), _temperature(x), *HOST_SEED, None, False),
     ],
     "softmax_grad": [lambda x: (x, _logsumexp(x), _grad(x), _allowed(x))],
     "log_prob": [
@@ -185,11 +185,12 @@ def test_vmap_of_the_random_operators_takes_all_rows_at_once() -> None:
     soft = torch.vmap(lambda x, t: ops.relaxed(x, t, DRAWS, *HOST_SEED), **different)(x, t)
     assert torch.equal(soft.transpose(0, 1).flatten(1, 2), ops.relaxed(rows, flat_t, DRAWS, *HOST_SEED))
     grad = torch.randn(2, DRAWS, ROWS, COLUMNS)
-    found = torch.vmap(lambda *a: ops.relaxed_grad(*a[:5], *HOST_SEED, a[5]), **different)(
+    found = torch.vmap(lambda *a: ops.relaxed_grad(*a[:5], *HOST_SEED, a[5], True), **different)(
         x, logsumexp, index, grad, t, allowed
     )
     flat = (rows, expected[2], expected[1], grad.transpose(0, 1).flatten(1, 2), flat_t, *HOST_SEED, flat_allowed)
-    torch.testing.assert_close(found.flatten(0, 1), ops.relaxed_grad(*flat))
+    for f, e in zip(found, ops.relaxed_grad(*flat, True), strict=True):
+        torch.testing.assert_close(f.flatten(0, 1), e)
 
 
 def test_vmap_with_one_seed_for_all_is_a_loop() -> None:

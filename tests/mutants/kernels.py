@@ -504,6 +504,20 @@ MUTANTS = [
     ),
     Mutant(
         "kernels/relaxed.py",
+        "dt_ptr + row * tl.num_programs(1) + tl.program_id(1), dt, mask=inside",
+        "dt_ptr + row * tl.num_programs(1) + tl.program_id(1), dt",
+        "writes rows that are not there",
+        "tests/test_kernel_cases.py -k 'relaxed_grad-shared'",
+    ),
+    Mutant(
+        "kernels/relaxed.py",
+        "dt = -LN2 * tl.sum",
+        "dt = -tl.sum",
+        "bits for nats",
+        "tests/test_kernel_cases.py -k 'relaxed_grad-alone'",
+    ),
+    Mutant(
+        "kernels/relaxed.py",
         "(top - or_zero(new_top)) * (inverse",
         "(or_zero(top) - or_zero(new_top)) * (inverse",
         "a shift that overflows, from no top",
@@ -1171,8 +1185,8 @@ MUTANTS = [
     ),
     Mutant(
         "kernels/relaxed.py",
-        "(over_tile(inside) & (column < columns)) if MASK else None\n        _",
-        "(over_tile(row >= 0) & (column < columns)) if MASK else None\n        _",
+        "(over_tile(inside) & (column < columns)) if MASK else None\n        product",
+        "(over_tile(row >= 0) & (column < columns)) if MASK else None\n        product",
         "reads and writes rows that are not there",
         "tests/test_kernel_cases.py -k 'relaxed_grad-shared'",
     ),

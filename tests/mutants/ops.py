@@ -266,8 +266,8 @@ MUTANTS = [
     ),
     # The autograd
     _ops(
-        "if torch.is_grad_enabled():\n                out = _NoSecondDerivative",
-        "if False:\n                out = _NoSecondDerivative",
+        "if torch.is_grad_enabled():\n                out, dt = (_NoSecondDerivative",
+        "if False:\n                out, dt = (_NoSecondDerivative",
         "the error of the second derivative removed",
         eager("no_derivative"),
     ),
@@ -402,7 +402,7 @@ MUTANTS = [
     _library('"rr>d"', '"r.>d"', "vmap: logsumexp's mask", operators("vmap")),
     _library('"r..s...r>ddd"', '"r..s....>ddd"', "vmap: sample's mask", operators("vmap")),
     _library('"rr.s...>d"', '"r..s...>d"', "vmap: the temperatures of relaxed", operators("vmap")),
-    _library('"rdddrs...r>r"', '"rdddrs....>r"', "vmap: relaxed_grad's mask", operators("vmap")),
+    _library('"rdddrs...r.>rr"', '"rdddrs.....>rr"', "vmap: relaxed_grad's mask", operators("vmap")),
     _library(
         'info.randomness == "error" and not seeds_are_batched',
         'info.randomness == "error" and seeds_are_batched',

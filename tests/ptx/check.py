@@ -300,11 +300,16 @@ def run_relaxed(tally: Tally, case: Case) -> float:
 def run_relaxed_grad(tally: Tally, case: Case) -> float:
     index = case.index
     grad = torch.randn(case.draws, case.rows, case.columns, generator=case.random).to(case.dtype)
-    found = relaxed.relaxed_grad(case.logits, case.logsumexp, index, grad, case.temperature, *case.noise, case.allowed)
+    found, dt = relaxed.relaxed_grad(
+        case.logits, case.logsumexp, index, grad, case.temperature, *case.noise, case.allowed, True
+    )
     draw, row = np.arange(case.draws)[:, None], case.row_offset + np.arange(case.rows)[None, :]
     high, low, _, _ = words(case.seed % 2**64, case.offset, 3, 2**30 - 1, row, draw)
     noise = torch.from_numpy(relaxed_noise(case, 3)), torch.from_numpy(exponential(high, low))
-    exact = reference.relaxed_grad(case.seen.double(), index, grad.double(), case.temperature.double(), *noise)
+    exact = reference.relaxed_grad(case.seen.double(), index, grad.double(), case.temperature.double(), *noise, True)
+    exact, exact_dt = exact[:, :-1], exact[:, -1]
+    if dt.dtype != case.compute or not torch.equal(dt.isnan(), exact_dt.isnan()):
+        raise AssertionError("NaN or dtype of dt")
     if found.dtype != case.dtype or not torch.equal(found.isnan(), exact.isnan()):
         raise AssertionError("NaN or dtype")
     good = ~exact.isnan()
@@ -314,7 +319,9 @@ def run_relaxed_grad(tally: Tally, case: Case) -> float:
     t = case.temperature.double()[:, None]
     size = exact.nan_to_num().abs().amax(-1, keepdim=True) + 0.03 * grad.double().abs().amax((0, -1))[:, None] / t
     bound = 3e-5 / t.clamp(max=1) * size + 4 * torch.finfo(case.dtype).eps * exact.abs()
-    return ((found.double() - exact).abs() / bound)[good].max().item()
+    part_dt = 1e-3 * (exact_dt.abs() + grad.double().abs().amax((0, -1)) / t[:, 0])
+    worst_dt = ((dt.double() - exact_dt).abs() / part_dt).nan_to_num().max().item()
+    return max(((found.double() - exact).abs() / bound)[good].max().item(), worst_dt)
 
 
 OPERATIONS = {
@@ -448,7 +455,7 @@ def large(emulator: driver.Emulator) -> int:
         found["entropy_grad"] = entropy.entropy_grad(x, logsumexp, found["entropy"], row_grad[0, :n])
         found["log_prob_grad"] = log_prob.log_prob_grad(x, logsumexp, index, row_grad[:, :n])
         found["relaxed"] = relaxed.relaxed(x, t[:n], 1, 7, 4, row_offset)[0]
-        found["relaxed_grad"] = relaxed.relaxed_grad(x, logsumexp, index, grad[None], t[:n], 7, 4, row_offset)
+        found["relaxed_grad"], _ = relaxed.relaxed_grad(x, logsumexp, index, grad[None], t[:n], 7, 4, row_offset)
         return found
 
     emulator.reports.clear()

@@ -1,12 +1,14 @@
 """Entropy, and the logsumexp by itself.
 
-With M = max x, and in log2 units d_j = (x_j - M) log2(e), S = sum 2^d_j and T = sum 2^d_j d_j:
+With M = max x, and in log2 units d_j = (x_j - M) log2(e), S = sum 2^d_j, R the same over x_j < M, T = sum 2^d_j d_j:
 
     logsumexp = M + ln2 log2 S                         kept as these two numbers
-    H = ln2 (log2 S - T / S)                           no rounding of the logsumexp enters it
+    H = ln2 (log2 S - T / S)                           both terms are at least 0
     dH / dx_j = -p_j (log p_j + H)
 
-When M grows by a ln2, every d shrinks by a: S becomes S 2^-a, T becomes (T - a S) 2^-a.
+Of a peaked row S = 1 + R, with R far below a rounding of 1, but most of H: there log2 S is taken from R.
+
+When M grows by a ln2, every d shrinks by a: S becomes S 2^-a, R the same, T becomes (T - a S) 2^-a.
 """
 
 import torch
@@ -28,6 +30,7 @@ from .rows import (
     load_logsumexp,
     load_parts,
     log2_probs,
+    log_sum_of,
     or_zero,
     over_lanes,
     over_tile,
@@ -39,37 +42,53 @@ from .rows import (
 
 
 @triton.jit
-def _rebase(maximum, base, total, moment):
-    """(S, T) relative to `base` in place of `maximum`. Where that is -inf, S and T are 0, whatever the shift."""
+def _rebase(maximum, base, total, rest, moment):
+    """(S, R, T) relative to `base` in place of `maximum`. Where that is -inf, they are 0, whatever the shift."""
     shift = tl.maximum((maximum - base) * LOG2E, FAR)
     scale = tl.exp2(shift)
-    return total * scale, (moment + shift * total) * scale
+    return total * scale, tl.where(maximum < base, total, rest) * scale, (moment + shift * total) * scale
 
 
 @triton.jit
-def _add_tile(x, maximum, total, moment):
-    """Adds a tile to the (M, S, T) of each lane, [ROWS, LANES]."""
+def _add_tile(x, maximum, total, rest, moment):
+    """Adds a tile to the (M, S, R, T) of each lane, [ROWS, LANES]."""
     new = tl.maximum(maximum, lane_max(x))
     base = or_zero(new)
-    total, moment = _rebase(maximum, base, total, moment)
+    total, rest, moment = _rebase(maximum, base, total, rest, moment)
     d = (x - over_lanes(base)) * LOG2E
     weight = tl.exp2(d)
-    return new, total + lane_sum(weight), moment + lane_sum(weight * tl.maximum(d, FAR))
+    # 1 where d < 0: of a multiplication that saturates, as the comparison would cost more.
+    less = tl.minimum(tl.maximum(d * -(2.0**100), 0.0), 1.0)
+    return (
+        new,
+        total + lane_sum(weight),
+        rest + lane_sum(weight * less),
+        moment + lane_sum(weight * tl.maximum(d, FAR)),
+    )
 
 
 @triton.jit
-def _join(maximum, total, moment):
-    """(M, S, T) of the rows, [ROWS], from those of their lanes, or of their parts, [ROWS, lanes]."""
+def _join(maximum, total, rest, moment):
+    """(M, S, R, T) of the rows, [ROWS], from those of their lanes, or of their parts, [ROWS, lanes]."""
     joined = tl.max(maximum, 1)
-    total, moment = _rebase(maximum, or_zero(joined)[:, None], total, moment)
-    return joined, tl.sum(total, 1), tl.sum(moment, 1)
+    total, rest, moment = _rebase(maximum, or_zero(joined)[:, None], total, rest, moment)
+    return joined, tl.sum(total, 1), tl.sum(rest, 1), tl.sum(moment, 1)
 
 
 @triton.jit
-def _store(entropy_ptr, logsumexp_ptr, row, rows, inside, maximum, total, moment, ENTROPY: tl.constexpr):
-    store_logsumexp(logsumexp_ptr, row, rows, inside, maximum, total)
+def _log2_of_sum(total, rest):
+    """log2 S, which is log2(1 + R) where one logit alone is the maximum: where S < 2."""
+    one_plus = 1.0 + rest
+    # What one_plus was rounded by is all of a small R.
+    log2_one_plus = tl.log2(one_plus) + (rest - (one_plus - 1.0)) / one_plus * LOG2E
+    return tl.where(total < 2.0, log2_one_plus, tl.log2(total))
+
+
+@triton.jit
+def _store(entropy_ptr, logsumexp_ptr, row, rows, inside, maximum, total, rest, moment, ENTROPY: tl.constexpr):
+    store_logsumexp(logsumexp_ptr, row, rows, inside, maximum, log_sum_of(total))
     if ENTROPY:
-        entropy = (tl.log2(total) - moment / total) * LN2
+        entropy = (_log2_of_sum(total, rest) - moment / total) * LN2
         tl.store(entropy_ptr + row, tl.where(total > 0, entropy, float("nan")), mask=inside)
 
 
@@ -87,37 +106,40 @@ def _entropy_kernel(
     allowed_at = over_tile(row * allowed_stride) + column
     maximum = tl.full([ROWS, LANES], float("-inf"), TYPE)
     total = tl.zeros([ROWS, LANES], TYPE)
+    rest = tl.zeros([ROWS, LANES], TYPE)
     moment = tl.zeros([ROWS, LANES], TYPE)
     # Whole tiles without a mask (a program of several rows has one tile, under a mask), and one more with it. Without
-    # the entropy, nothing reads the moment, and the compiler drops it.
+    # the entropy, nothing reads rest and moment, and the compiler drops them.
     BLOCK: tl.constexpr = DEPTH * LANES * VECTOR
     whole = columns // BLOCK * BLOCK if ROWS == 1 else 0
     for start in range(tl.program_id(1) * BLOCK, whole, tl.num_programs(1) * BLOCK):
         x = load_logits(ptrs + start, None, TYPE, allowed_ptr, allowed_at + start)
-        maximum, total, moment = _add_tile(x, maximum, total, moment)
+        maximum, total, rest, moment = _add_tile(x, maximum, total, rest, moment)
     if has_tail(whole, columns, BLOCK):
         mask = over_tile(inside) & (whole + column < columns)
         x = load_logits(ptrs + whole, mask, TYPE, allowed_ptr, allowed_at + whole)
-        maximum, total, moment = _add_tile(x, maximum, total, moment)
-    maximum, total, moment = _join(maximum, total, moment)
+        maximum, total, rest, moment = _add_tile(x, maximum, total, rest, moment)
+    maximum, total, rest, moment = _join(maximum, total, rest, moment)
     if SPLIT:
-        store_part(parts_ptr, 3 * row, maximum)
-        store_part(parts_ptr, 3 * row + 1, total)
-        store_part(parts_ptr, 3 * row + 2, moment)
+        store_part(parts_ptr, 4 * row, maximum)
+        store_part(parts_ptr, 4 * row + 1, total)
+        store_part(parts_ptr, 4 * row + 2, rest)
+        store_part(parts_ptr, 4 * row + 3, moment)
     else:
-        _store(entropy_ptr, logsumexp_ptr, row, rows, inside, maximum, total, moment, ENTROPY)
+        _store(entropy_ptr, logsumexp_ptr, row, rows, inside, maximum, total, rest, moment, ENTROPY)
 
 
 @triton.jit(do_not_specialize=["parts"])
 def _join_kernel(parts_ptr, entropy_ptr, logsumexp_ptr, parts, ENTROPY: tl.constexpr, PARTS: tl.constexpr):
     # One row a program, from what the programs that shared it left.
     row = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
-    maximum, total, moment = _join(
-        load_parts(parts_ptr, 3 * row, parts, float("-inf"), PARTS),
-        load_parts(parts_ptr, 3 * row + 1, parts, 0.0, PARTS),
-        load_parts(parts_ptr, 3 * row + 2, parts, 0.0, PARTS),
+    maximum, total, rest, moment = _join(
+        load_parts(parts_ptr, 4 * row, parts, float("-inf"), PARTS),
+        load_parts(parts_ptr, 4 * row + 1, parts, 0.0, PARTS),
+        load_parts(parts_ptr, 4 * row + 2, parts, 0.0, PARTS),
+        load_parts(parts_ptr, 4 * row + 3, parts, 0.0, PARTS),
     )
-    _store(entropy_ptr, logsumexp_ptr, row, tl.num_programs(0), row >= 0, maximum, total, moment, ENTROPY)
+    _store(entropy_ptr, logsumexp_ptr, row, tl.num_programs(0), row >= 0, maximum, total, rest, moment, ENTROPY)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -152,7 +174,7 @@ def _reduce(logits: Tensor, allowed: Tensor | None, with_entropy: bool) -> tuple
     if rows:
         tile = launch.tile(logits)
         split = tile.parts > 1
-        parts = logsumexp.new_empty((rows, 3, tile.parts)) if split else logsumexp
+        parts = logsumexp.new_empty((rows, 4, tile.parts)) if split else logsumexp
         _entropy_kernel[(triton.cdiv(rows, tile.rows), tile.parts)](
             logits, entropy_ptr=entropy, logsumexp_ptr=logsumexp, parts_ptr=parts, row_stride=logits.stride(0),
             rows=rows, columns=columns, ENTROPY=with_entropy, TYPE=compute_type(logits.dtype), SPLIT=split,

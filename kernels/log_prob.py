@@ -12,7 +12,6 @@ from torch import Tensor
 
 from . import launch
 from .entropy import logsumexp as row_logsumexp
-from .noise import LN2
 from .rows import (
     add_tile,
     allowed_arguments,
@@ -27,6 +26,7 @@ from .rows import (
     load_logsumexp,
     load_parts,
     log2_probs,
+    log_sum_of,
     over_tile,
     store_logsumexp,
     store_part,
@@ -37,11 +37,15 @@ from .rows import (
 
 @triton.jit
 def _load_value(ptrs, mask, TYPE: tl.constexpr, LEAST: tl.constexpr):
-    """A tile of the value in a type that holds all of its numbers; the least of them where `mask` is False."""
+    """A tile of the value in a type that holds all of its numbers; the least of them where `mask` is False. NaN is inf,
+    so that it is the maximum, as torch's argmax has it."""
     if mask is None:
-        return tl.load(ptrs).to(TYPE)
+        value = tl.load(ptrs).to(TYPE)
     else:
-        return tl.where(mask, tl.load(ptrs, mask=mask, other=0).to(TYPE), LEAST)
+        value = tl.where(mask, tl.load(ptrs, mask=mask, other=0).to(TYPE), LEAST)
+    if TYPE.is_floating():
+        value = tl.where(value < float("inf"), value, float("inf"))
+    return value
 
 
 @triton.jit
@@ -66,10 +70,9 @@ def _store(
     if KNOWN:
         maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, inside)
     else:
-        log_sum = tl.where(total > 0, tl.log2(total) * LN2, float("nan"))
-        store_logsumexp(logsumexp_ptr, row, rows, inside, maximum, total)
-    exists = inside & (index >= 0)
-    chosen = load_chosen(logits_ptr, row * row_stride + index, exists, TYPE, allowed_ptr, row * allowed_stride + index)
+        log_sum = log_sum_of(total)
+        store_logsumexp(logsumexp_ptr, row, rows, inside, maximum, log_sum)
+    chosen = load_chosen(logits_ptr, row * row_stride + index, inside, TYPE, allowed_ptr, row * allowed_stride + index)
     tl.store(out_ptr + at, _log_prob_of(chosen, maximum, log_sum), mask=inside)
     tl.store(index_ptr + at, index.to(tl.int64), mask=inside)
 
@@ -118,8 +121,6 @@ def _log_prob_kernel(
     value = _load_value(value_ptrs + start, found, VALUE_TYPE, LEAST)
     found &= value == over_tile(top)
     index = tl.min(lane_min(tl.where(found, start + value_column, columns)), 1)
-    # A row of NaN alone has no maximum.
-    index = tl.where(index < columns, index, -1)
 
     if not KNOWN:
         maximum, total = join_lanes(maximum, total)
@@ -144,11 +145,11 @@ def _join_kernel(
     # One value row a program, from what the programs that shared it left.
     at = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
     row = at % rows
-    index = load_parts(part_index_ptr, at, parts, -1, PARTS)
-    best = _load_value(value_ptr + (at * columns)[:, None] + index, index >= 0, VALUE_TYPE, LEAST)
-    first = (index >= 0) & (best == tl.max(best, 1)[:, None])
-    index = tl.min(tl.where(first, index, columns), 1)
-    index = tl.where(index < columns, index, -1)
+    index = load_parts(part_index_ptr, at, parts, columns, PARTS)
+    # A part may have nothing above the least number.
+    exists = index < columns
+    best = _load_value(value_ptr + (at * columns)[:, None] + index, exists, VALUE_TYPE, LEAST)
+    index = tl.min(tl.where(exists & (best == tl.max(best, 1)[:, None]), index, columns), 1)
     maximum = tl.zeros([1], TYPE)
     total = tl.zeros([1], TYPE)
     if not KNOWN:

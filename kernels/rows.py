@@ -179,12 +179,17 @@ def join_lanes(maximum, total):
 
 
 @triton.jit
-def store_logsumexp(ptr, row, rows, inside, maximum, total):
-    """Stores the logsumexp of rows, (maximum, log(total)) in [2, rows]: their sum would be rounded to a part of the
-    maximum. NaN for a row that is no distribution: one that is all -inf, whose total is 0, or that has a NaN or +inf,
-    which make the total NaN."""
+def log_sum_of(total):
+    """log(total), at least 0; NaN for a row that is no distribution: one that is all -inf, whose total is 0, or that
+    has a NaN or +inf, which make the total NaN."""
+    return tl.where(total > 0, tl.log2(total) * LN2, float("nan"))
+
+
+@triton.jit
+def store_logsumexp(ptr, row, rows, inside, maximum, log_sum):
+    """The logsumexp of rows as two numbers, in [2, rows]: their sum would be rounded to a part of the maximum."""
     tl.store(ptr + row, maximum, mask=inside)
-    tl.store(ptr + rows + row, tl.where(total > 0, tl.log2(total) * LN2, float("nan")), mask=inside)
+    tl.store(ptr + rows + row, log_sum, mask=inside)
 
 
 @triton.jit

@@ -27,6 +27,7 @@ from .rows import (
     lane_min,
     lane_sum,
     load_logits,
+    log_sum_of,
     or_zero,
     over_tile,
     store_logsumexp,
@@ -86,7 +87,7 @@ def _short_kernel(
     maximum = tl.max(lane_max(x), 1)
     total = tl.sum(lane_sum(tl.exp2((x - over_tile(or_zero(maximum))) * LOG2E)), 1)
     if tl.program_id(1) == 0:
-        store_logsumexp(logsumexp_ptr, row, rows, inside, maximum, total)
+        store_logsumexp(logsumexp_ptr, row, rows, inside, maximum, log_sum_of(total))
 
     for draw in range(tl.program_id(1).to(tl.int64), draws, tl.num_programs(1)):
         winner = _winner(x, maximum, column, call, row + row_offset, draw, key, counter3)
@@ -198,7 +199,7 @@ def _select(
     winner = _race_elements(logits_ptr, allowed_ptr, allowed_at, group, row, draw, key, counter3, columns, TYPE)
     valid = total > 0
     tl.store(index_ptr, tl.where(valid, winner, -1).to(tl.int64))
-    store_logsumexp(logsumexp_ptr, 0, rows, draw == 0, maximum, total)
+    store_logsumexp(logsumexp_ptr, 0, rows, draw == 0, maximum, log_sum_of(total))
     if ONE_HOT:
         tl.store(one_hot_ptr + winner, _zero_or_one(valid, one_hot_ptr), mask=valid)
 

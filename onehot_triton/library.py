@@ -144,10 +144,10 @@ _define(
 )
 _define(
     f"relaxed_grad(Tensor logits, Tensor logsumexp, Tensor index, Tensor grad, {_TEMPERATURE}, {_SEED}, "
-    f"{_ALLOWED}) -> Tensor",
-    "rdddr.s...r>r",
+    f"{_ALLOWED}, bool with_temperature) -> (Tensor, Tensor)",
+    "rdddr.s...r.>rr",
     _launch_with_either("relaxed", "relaxed_grad", 4, 6),
-    _like,
+    lambda logits, *rest: (_like(logits), _per_row(logits) if rest[-1] else _per_row(logits[:0])),
 )
 _define(
     f"softmax_grad(Tensor logits, Tensor logsumexp, Tensor grad, {_ALLOWED}) -> Tensor",

@@ -337,7 +337,7 @@ FAULTS = [
     ("sample", gpu_checks.sample, "sample", lambda found: (*(two_moved(x) for x in found[:2]), found[2])),
     ("softmax_grad", torch.autograd, "grad", lambda found: (1.01 * found[0],)),
     ("relaxed", gpu_checks.relaxed, "relaxed", lambda found: 1.01 * found),
-    ("relaxed_grad", gpu_checks.relaxed, "relaxed_grad", lambda found: 1.01 * found),
+    ("relaxed_grad", gpu_checks.relaxed, "relaxed_grad", lambda found: (1.01 * found[0], found[1])),
 ]
 
 

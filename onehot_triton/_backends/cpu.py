@@ -386,6 +386,9 @@ def log_prob_index(
     at = (index if inside else index.clamp(0, x.shape[-1] - 1)).t()
     if known is None:
         chosen = by_rows(lambda x, k: log_softmax(x).gather(-1, k), x, at).t()
+        if not is_short(x):
+            # By a rounding of the correction it is above 0.
+            chosen = chosen - chosen.detach().clamp_min(0.0)
     else:
         m, log_sum = known
         # Above 0 it is by a rounding, where m is the maximum of one group and not of the row.

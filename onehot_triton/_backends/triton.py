@@ -83,13 +83,13 @@ def relaxed_grad(
     logsumexp: Tensor | None = None,
     with_temperature: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    if with_temperature:
-        raise RuntimeError('rsample: kernels have no gradient of a temperature; use_backend("eager") has')
-    noise = seed.tensor, seed.key, seed.offset, 0
+    args = index, grad, *_either(temperature), seed.tensor, seed.key, seed.offset, 0, mask, with_temperature
     # It must have the noise of its draw, which torch's operations do not draw.
     with torch.no_grad():
-        out = operators.relaxed_grad(logits, logsumexp, index, grad, *_either(temperature), *noise, mask)
-    return _NoSecondDerivative.apply(out, logits, grad) if torch.is_grad_enabled() else out, None
+        out, dt = operators.relaxed_grad(logits, logsumexp, *args)
+    if torch.is_grad_enabled():
+        out, dt = (_NoSecondDerivative.apply(gradient, logits, grad, temperature) for gradient in (out, dt))
+    return out, dt if with_temperature else None
 
 
 def log_prob(

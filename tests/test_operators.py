@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -14,19 +13,15 @@ from onehot_triton import library
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
-pytestmark = [pytest.mark.usefixtures("one_thread", "few_programs"), pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning")]
+pytestmark = [
+    pytest.mark.usefixtures("one_thread", "few_programs"),
+    pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning"),
+]
 
 ROWS, DRAWS = 3, 2
 # What opcheck looks at depends on dtypes and strides, and not on how a row is walked.
 COLUMNS = 18
 DTYPES = (torch.bfloat16, torch.float64)
-
-
-@pytest.fixture(autouse=True)
-def numpy_as_quiet_as_a_gpu() -> Iterator[None]:
-    """The interpreter computes inf - inf and log 0 in NumPy, which warns where a GPU does not."""
-    with np.errstate(all="ignore"):
-        yield
 
 
 @pytest.fixture

@@ -10,6 +10,7 @@ os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else 
 
 from collections.abc import Iterator
 
+import numpy as np
 import pytest
 
 from onehot_triton import _backends as backends
@@ -84,7 +85,14 @@ def small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
 
 
 @pytest.fixture
-def few_programs(monkeypatch: pytest.MonkeyPatch) -> None:
+def numpy_as_quiet_as_a_gpu() -> Iterator[None]:
+    """The interpreter computes inf - inf and log 0 in NumPy, which warns where a GPU does not."""
+    with np.errstate(all="ignore"):
+        yield
+
+
+@pytest.fixture
+def few_programs(monkeypatch: pytest.MonkeyPatch, numpy_as_quiet_as_a_gpu: None) -> None:
     """Rows share programs, as if the GPU had one multiprocessor: interpreted, one runs after the other. What a launch
     changes is for tests/test_kernel_cases.py."""
     monkeypatch.setattr("onehot_triton.kernels.launch.FILL", 1)

@@ -7,10 +7,9 @@ is launched in the way that it names is asserted.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
 import pytest
 import torch
 from philox import GROUP, philox_relaxed_noise, posterior_noise, twin_sample
@@ -27,16 +26,9 @@ from triton.runtime.interpreter import InterpreterError
 
 from onehot_triton.kernels import entropy, launch, log_prob, noise, relaxed, sample, softmax_grad
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "numpy_as_quiet_as_a_gpu")
 
 SEED, OFFSET, ROW_OFFSET = -7, 2**33 + 20, 3
-
-
-@pytest.fixture(autouse=True)
-def numpy_as_quiet_as_a_gpu() -> Iterator[None]:
-    """The interpreter computes inf - inf and log 0 in NumPy, which warns where a GPU does not."""
-    with np.errstate(all="ignore"):
-        yield
 
 
 # The cases ------------------------------------------------------------------------------------------------------------

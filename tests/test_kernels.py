@@ -7,10 +7,9 @@ for draw, the twin being fed the words of a Philox that is not Triton's (philox.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import NamedTuple
 
-import numpy as np
 import pytest
 import torch
 from philox import GROUP, philox_relaxed_noise, posterior_noise, twin_sample
@@ -22,7 +21,7 @@ from onehot_triton._backends import eager
 pytest.importorskip("triton")
 from onehot_triton.kernels import entropy, launch, log_prob, relaxed, sample, softmax_grad
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = pytest.mark.usefixtures("one_thread", "numpy_as_quiet_as_a_gpu")
 
 # 2 and 3: fewer columns than parts of a group. 1023 .. 1025: the edges of a group. 5000: a masked last tile, and a last
 # group that is short. 9000: more than one whole tile, and more than a row's tile of any kernel.
@@ -33,13 +32,6 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 def dtypes_at(columns: int) -> tuple[torch.dtype, ...]:
     """Each in a row of each kind, a short one and a long one; an interpreted kernel differs by it nowhere else."""
     return DTYPES if columns in (18, 1025) else (torch.float32,)
-
-
-@pytest.fixture(autouse=True)
-def numpy_as_quiet_as_a_gpu() -> Iterator[None]:
-    """The interpreter computes inf - inf and log 0 in NumPy, which warns where a GPU does not."""
-    with np.errstate(all="ignore"):
-        yield
 
 
 def logits_of(rows: int, columns: int, dtype: torch.dtype) -> Tensor:

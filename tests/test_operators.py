@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -23,13 +22,6 @@ ROWS, DRAWS = 3, 2
 # What opcheck looks at depends on dtypes and strides, and not on how a row is walked.
 COLUMNS = 18
 DTYPES = (torch.bfloat16, torch.float64)
-
-
-@pytest.fixture(autouse=True)
-def numpy_as_quiet_as_a_gpu() -> Iterator[None]:
-    """The interpreter computes inf - inf and log 0 in NumPy, which warns where a GPU does not."""
-    with np.errstate(all="ignore"):
-        yield
 
 
 @pytest.fixture

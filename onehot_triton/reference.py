@@ -274,8 +274,11 @@ def inversion(device: torch.device, generator: torch.Generator | None) -> Choice
         draws, rows = lead
         some = []
         for part in blocks(draws, 3 * rows):
-            u = _uniform((part.stop - part.start, rows), device, generator)
-            some.append(torch.searchsorted(cumulative, (u.t() * total).contiguous(), right=True).t())
+            n = part.stop - part.start
+            # A compiler leaves `contiguous` out, and searchsorted then warns of a copy.
+            compiled = torch.compiler.is_compiling()
+            u = _uniform((rows, n), device, generator) if compiled else _uniform((n, rows), device, generator).t()
+            some.append(torch.searchsorted(cumulative, (u * total).contiguous(), right=True).t())
         return _joined(some)
 
     return choose
@@ -283,7 +286,8 @@ def inversion(device: torch.device, generator: torch.Generator | None) -> Choice
 
 def choice(columns: int, device: torch.device, generator: torch.Generator | None) -> Choice:
     """How this path draws. Only a CPU sums up a row in a fixed order and in float64, as `inversion` needs."""
-    if columns > _RACED and device.type == "cpu":
+    # Nor has ONNX a search in sums.
+    if columns > _RACED and device.type == "cpu" and not torch.onnx.is_in_onnx_export():
         return inversion(device, generator)
     return race(noise_from(device, generator))
 

@@ -116,14 +116,14 @@ MUTANTS = [
         hard("uniforms_at_both_ends"),
     ),
     _reference(
-        "(u.t() * total).contiguous(), right=True",
-        "(u.t() * total).contiguous(), right=False",
+        "(u * total).contiguous(), right=True",
+        "(u * total).contiguous(), right=False",
         "a category of weight 0 is found",
         hard("uniforms_at_both_ends"),
     ),
     _reference(
-        "u = _uniform((part.stop - part.start, rows)",
-        "u = _uniform((part.stop - part.start, 1)",
+        "else _uniform((n, rows)",
+        "else _uniform((n, 1)",
         "one uniform for all rows",
         eager("uniform_of_its_own"),
     ),

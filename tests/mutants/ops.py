@@ -41,6 +41,30 @@ MUTANTS = [
     _reference(
         "_LOWEST = -10_000", "_LOWEST = -10", "small terms of the entropy cut off", eager("small_probabilities")
     ),
+    _reference(
+        "low.item() > -_SAFE / 2 and high.item() < _SAFE",
+        "high.item() < _SAFE",
+        "the logarithm of a sum that underflows",
+        eager("logsumexp_of_rows"),
+    ),
+    _reference(
+        "low.item() > -_SAFE / 2 and high.item() < _SAFE",
+        "low.item() > -_SAFE / 2",
+        "the logarithm of a sum that overflows",
+        eager("logsumexp_of_rows"),
+    ),
+    _reference(
+        ">= 0 or is_tracing()",
+        ">= 0 or (is_tracing() and torch.is_grad_enabled())",
+        "a trace without gradients is another graph",
+        _of("test_ways_of_differentiating.py")("two_traces"),
+    ),
+    _reference(
+        "compiled = torch.compiler.is_compiling()",
+        "compiled = False",
+        "Inductor gives searchsorted a transposed tensor, which warns",
+        _of("test_ways_of_differentiating.py")("compile-8"),
+    ),
     _reference("_RACED = 4", "_RACED = 0", "other numbers from a seed than README shows", "tests/test_readme.py"),
     _reference(
         "index.clamp(max=groups - 1), []",

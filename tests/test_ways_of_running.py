@@ -4,30 +4,52 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import textwrap
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
+import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from onehot_triton import OneHotCategorical
+from onehot_triton import OneHotCategorical, ReparamGradientStrategy
+
+pytestmark = [
+    # Parts of torch use deprecated other parts.
+    pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning"),
+]
 
 ROOT = Path(__file__).parents[1]
+PASS = ReparamGradientStrategy.PassThrough
 PAGE = (ROOT / "docs" / "hard-cases.md").read_text()
 
 
-def test_every_row_names_tests_that_exist() -> None:
-    rows = [line for line in PAGE.splitlines() if line.startswith("| ")][1:]
-    assert len(rows) > 10
-    for row in rows:
-        named = re.findall(r"`(\w+\.py)::(\w+)`", row.rsplit(" | ", 1)[-1])
-        assert named, row
+# Each has a row of the page.
+WAYS = {
+    "eager", "inference_mode", "no_grad", "autocast", "compile, default", "compile, reduce-overhead",
+    "compile, max-autotune", "export, strict", "export, not strict", "export, saved and loaded", "AOTInductor",
+    "jit.trace", "make_fx", "FakeTensor", "vmap", "grad", "jvp", "jacrev", "hessian", "checkpoint, reentrant",
+    "checkpoint, not reentrant", "DDP", "FSDP2", "spawn", "fork", "threads", "pickle", "deepcopy", "ONNX",
+}  # fmt: skip
+
+
+def test_every_way_has_a_row_that_names_tests_that_exist() -> None:
+    rows = [line.strip("| ").split(" | ") for line in PAGE.splitlines() if line.startswith("| ")][1:]
+    assert {way for way, _, _ in rows} >= WAYS
+    assert len({way for way, _, _ in rows}) == len(rows)
+    for way, result, tests in rows:
+        assert result, way
+        named = re.findall(r"`(\w+\.py)::(\w+)`", tests)
+        assert named, way
         for file, name in named:
-            assert f"def {name}(" in (ROOT / "tests" / file).read_text(), row
+            assert f"def {name}(" in (ROOT / "tests" / file).read_text(), way
 
 
 def test_fake_tensors() -> None:
@@ -57,6 +79,90 @@ def test_threads() -> None:
 
     with ThreadPoolExecutor(4) as pool:
         assert all(pool.map(step, range(40)))
+
+
+class Draws(torch.nn.Module):
+    """Draws [50, rows], and the densities [rows] of some index."""
+
+    def forward(self, x: Tensor, index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        dist = OneHotCategorical(x, validate_args=False)
+        return dist.sample_index((50,)), dist.log_prob_index(index), dist.entropy()
+
+
+def check_draws(program: Callable[..., tuple[Tensor, Tensor, Tensor]]) -> None:
+    """New ones each time, of the law of their logits as far as 50 of a sure category show it, with eager densities."""
+    x, index = 3 * torch.randn(3, 8), torch.arange(3)
+    x[0, 5] = 200.0
+    (first, log_prob, entropy), (second, *_) = program(x, index), program(x, index)
+    assert (first != second).any()
+    for draw in (first, second):
+        assert (draw[:, 0] == 5).all()
+        assert ((draw >= 0) & (draw < 8)).all()
+    dist = OneHotCategorical(x)
+    torch.testing.assert_close(log_prob, dist.log_prob_index(index))
+    torch.testing.assert_close(entropy, dist.entropy())
+
+
+def examples() -> tuple[Tensor, Tensor]:
+    return torch.zeros(3, 8), torch.zeros(3, dtype=torch.int64)
+
+
+needs_a_compiler = pytest.mark.skipif(
+    not (shutil.which("g++") or shutil.which("clang++")), reason="needs a C++ compiler"
+)
+
+
+@needs_a_compiler
+@pytest.mark.parametrize("mode", ["reduce-overhead", "max-autotune"])
+def test_modes_of_compile(mode: str) -> None:
+    """On a CPU. The default has every member in test_ways_of_differentiating.py."""
+    torch._dynamo.reset()
+    check_draws(torch.compile(Draws(), mode=mode, fullgraph=True))
+
+
+@needs_a_compiler
+def test_aot_inductor(tmp_path: Path) -> None:
+    with torch.no_grad():
+        program = torch.export.export(Draws(), examples())
+        package = torch._inductor.aoti_compile_and_package(program, package_path=str(tmp_path / "draws.pt2"))
+    check_draws(torch._inductor.aoti_load_package(package))
+
+
+@pytest.mark.parametrize("columns", [3, 8, 700])
+def test_onnx(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("onnxscript", reason="needs onnx and onnxscript")
+    from onnx.reference import ReferenceEvaluator, ops  # pyright: ignore[reportMissingImports]
+
+    # The evaluator's own compares the wrong dimensions where the axis is -1.
+    gather = ops.op_gather_elements
+    monkeypatch.setattr(gather, "gather_numpy", lambda data, axis, index: np.take_along_axis(data, index, axis))
+
+    class Program(Draws):
+        def forward(self, x: Tensor, index: Tensor) -> tuple[Tensor, ...]:
+            dist = OneHotCategorical(x, grad_method=PASS, validate_args=False)
+            others = dist.sample(), dist.rsample(), dist.mode, dist.log_prob(dist.mode), dist.probs, dist.variance
+            return *super().forward(x, index), *others
+
+    x, index = torch.randn(3, columns), torch.arange(3)
+    program = torch.onnx.export(Program().eval(), (x, index), dynamo=True, verbose=False)
+    evaluator = ReferenceEvaluator(program.model_proto)  # pyright: ignore[reportOptionalMemberAccess]
+
+    def run(*args: Tensor) -> list[Tensor]:
+        given = {name: arg.numpy() for name, arg in zip(evaluator.input_names, args, strict=True)}
+        return [torch.from_numpy(result) for result in evaluator.run(None, given)]
+
+    dist = OneHotCategorical(x)
+    draws, log_prob, entropy, sample, rsample, mode, log_prob_of_mode, probs, variance = run(x, index)
+    draws = torch.cat([draws, *(run(x, index)[0] for _ in range(40))])
+    assert not torch.equal(draws[:50], draws[50:100])
+    found = torch.nn.functional.one_hot(draws, columns).float().mean(0)
+    # Six standard deviations of a mean of 2050 draws.
+    torch.testing.assert_close(found, dist.probs, rtol=0, atol=0.07)
+    assert (sample.sum(-1) == 1).all()
+    assert (rsample.sum(-1) == 1).all()
+    exact = dist.log_prob_index(index), dist.entropy(), dist.mode, dist.log_prob(dist.mode), dist.probs, dist.variance
+    for one, other in zip((log_prob, entropy, mode, log_prob_of_mode, probs, variance), exact, strict=True):
+        torch.testing.assert_close(one, other.to(one.dtype))
 
 
 # Of its own process: it forks, and starts a process group.

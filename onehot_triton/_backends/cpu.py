@@ -184,8 +184,11 @@ def inversion(device: torch.device, generator: torch.Generator | None) -> Choice
         draws, rows = lead
         some = []
         for part in blocks(draws, 3 * rows):
-            u = rng.uniform((part.stop - part.start, rows), device, generator)
-            some.append(torch.searchsorted(cumulative, (u.t() * total).contiguous(), right=True).t())
+            n = part.stop - part.start
+            # A compiler leaves `contiguous` out, and searchsorted then warns of a copy.
+            compiled = torch.compiler.is_compiling()
+            u = rng.uniform((rows, n), device, generator) if compiled else rng.uniform((n, rows), device, generator).t()
+            some.append(torch.searchsorted(cumulative, (u * total).contiguous(), right=True).t())
         return joined(some)
 
     return choose
@@ -283,7 +286,8 @@ def sample(
         return drawn._replace(seed=rng.seed_tensor(x.device, seed.generator)) if again else drawn
     noise, seed_again = rng.noise_of_draw(x.device, seed.generator, again)
     # Compiled, a draw whose noise is drawn again is made of a seed, and `inversion` is not.
-    by_race = columns <= _RACED or (again and torch.compiler.is_compiling())
+    # Nor has ONNX a search in sums.
+    by_race = columns <= _RACED or (again and torch.compiler.is_compiling()) or torch.onnx.is_in_onnx_export()
     group = group_length(columns)
     # One search in place of two stages where second stages would look at more than a row has: 32,000 draws of 50,257
     # categories are 1.7 ms, in two stages 22.

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Distribution, constraints, kl
 from torch.distributions import OneHotCategorical as TorchOneHotCategorical
 
-from . import checks, ops, reference
+from . import checks, ops, reference, rng
 from .grad_method import ReparamGradientStrategy
 
 SampleShape = int | Sequence[int] | None
@@ -99,11 +99,18 @@ class OneHotCategorical(Distribution):
         them."""
         self._logits, self._allowed = ops.logits_of(self._param, self._name == "probs", self.unimix, self._mask)
         self._version = _version(self._param, self._mask)
+        self._captured = self._is_derived() and _is_captured(self._param)
+
+    def _is_derived(self) -> bool:
+        return self._logits is not self._param
 
     def _current_logits(self) -> Tensor:
-        """The unnormalised logits, anew where the parameter or the mask was changed in place, and where a mask was left
-        to kernels that compute no more. Every member takes them, so that two states are never mixed."""
+        """The unnormalised logits, anew where the parameter or the mask was changed in place, where a CUDA graph begins
+        or ends to be captured, and where a mask was left to kernels that compute no more. Every member takes them, so
+        that two states are never mixed."""
         changed = self._version is None or self._version != _version(self._param, self._mask)
+        # A replay is to compute them of the parameter that is there by then; and what it computes is in its own memory.
+        changed = changed or (self._is_derived() and self._captured != _is_captured(self._param))
         if changed or (self._allowed is not None and not ops.uses_kernels(self._param.device)):
             self._compute_logits()
         return self._logits
@@ -122,7 +129,7 @@ class OneHotCategorical(Distribution):
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        for name in ("_logits", "_allowed", "_version", "_drawn"):
+        for name in ("_logits", "_allowed", "_version", "_captured", "_drawn"):
             state.pop(name, None)
         return state
 
@@ -403,6 +410,7 @@ class OneHotCategorical(Distribution):
         new._param = self._param.expand(batch + self._event_shape)
         new._logits = new._param if logits is self._param else logits.expand(batch + self._event_shape)
         new._version = _version(new._param, new._mask)
+        new._captured = self._captured
         Distribution.__init__(new, batch, self._event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
@@ -431,6 +439,10 @@ def _version(param: Tensor, mask: Tensor | None) -> int | None:
     if mask is not None:
         return None if param.is_inference() or mask.is_inference() else param._version + mask._version
     return None if param.is_inference() else param._version
+
+
+def _is_captured(param: Tensor) -> bool:
+    return not reference.is_recorded(param) and rng.is_captured(param.device)
 
 
 # Kullback-Leibler divergence ------------------------------------------------------------------------------------------

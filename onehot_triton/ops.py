@@ -452,13 +452,13 @@ class _Relaxed(Function):
         ctx.batch = logits.shape[:-1]
 
     @staticmethod
-    def backward(ctx, grad):
+    def backward(ctx: Any, grad):
         temperature, y = ctx.saved_tensors
+        divisor = ctx.temperature if temperature is None else temperature.unsqueeze(-1)
         columns = y.shape[-1]
         rows = math.prod(ctx.batch)
         draws = math.prod(y.shape[: y.dim() - 1 - len(ctx.batch)])
         dtype = reference.compute_dtype(y.dtype)
-        divisor = ctx.temperature if temperature is None else temperature.unsqueeze(-1)
         probs = _shaped(y, draws, rows, columns).to(dtype)
         dz = reference.softmax_backward(probs, _shaped(grad, draws, rows, columns).to(dtype))
         dx = dt = None
@@ -471,13 +471,13 @@ class _Relaxed(Function):
 
 
 def relaxed_sample(
-    logits: Tensor, temperature: Tensor, sample_shape: torch.Size, generator: torch.Generator | None = None
+    logits: Tensor, temperature: Tensor | float, sample_shape: torch.Size, generator: torch.Generator | None = None
 ) -> Tensor:
     """A point of the simplex, softmax((logits + Gumbel) / temperature), in the logits' dtype.
 
     Args:
         logits: [*batch, columns].
-        temperature: broadcasts to the batch.
+        temperature: broadcasts to the batch; or a number.
         sample_shape: leading dimensions of the draw.
         generator: None for the default one of the device.
 

@@ -28,7 +28,7 @@ from triton.runtime import driver
 from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 
-from onehot_triton import rng
+from onehot_triton import reference, rng
 
 
 class Launch(NamedTuple):
@@ -152,5 +152,6 @@ class FakeGpus:
         the operators, in order."""
         with pytest.MonkeyPatch.context() as patch, FakeTensorMode(), _Kernels() as kernels:
             # A fake tensor is a sign of a program that is recorded: here it is not.
-            patch.setattr(rng, "is_recorded", lambda tensor: False)
+            for module in (rng, reference):
+                patch.setattr(module, "is_recorded", lambda tensor: False)
             yield kernels.operators

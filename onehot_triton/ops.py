@@ -452,7 +452,7 @@ class _Relaxed(Function):
         ctx.batch = logits.shape[:-1]
 
     @staticmethod
-    def backward(ctx: Any, grad):
+    def backward(ctx, grad):
         temperature, y = ctx.saved_tensors
         divisor = ctx.temperature if temperature is None else temperature.unsqueeze(-1)
         columns = y.shape[-1]
@@ -464,7 +464,7 @@ class _Relaxed(Function):
         dx = dt = None
         if ctx.needs_input_grad[0]:
             dx = (dz.sum(0) / divisor).to(y.dtype).view(*ctx.batch, columns)
-        if ctx.needs_input_grad[1]:
+        if temperature is not None and ctx.needs_input_grad[1]:
             log_y = probs.clamp(min=torch.finfo(dtype).tiny).log()
             dt = -(dz * log_y).sum((0, 2)) / temperature
         return dx, dt, *(None,) * 5

@@ -81,6 +81,20 @@ def test_a_capture_compiles_nothing(
     assert counts == counts[:1] * 5, gpus.compiled
 
 
+@pytest.mark.parametrize(
+    ("rows", "columns", "kernels"),
+    [((300, 301, 302, 303), 5000, ["_row_kernel"]), ((3, 4, 5), 100_000, ["_sums_kernel", "_select_kernel"])],
+)
+def test_no_variant_for_where_scratch_lies(
+    gpus: FakeGpus, rows: tuple[int, ...], columns: int, kernels: list[str]
+) -> None:
+    """Scratch of several numbers a group is one allocation: the second begins where the number of rows says."""
+    with use_backend("triton"):
+        for n in rows:
+            dist(torch.empty(n, columns)).sample()
+    assert gpus.compiled == kernels
+
+
 DERIVED: dict[str, Callable[[Tensor], OneHotCategorical]] = {
     "probs": lambda x: dist(None, probs=x),
     "unimix": lambda x: dist(x, unimix=0.1),

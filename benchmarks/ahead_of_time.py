@@ -6,8 +6,8 @@ The launchers run on tensors without memory, and each launch is turned into a wa
 signature, the specialisation of the arguments and the options are those of the real launch. One line per compiled
 kernel; exit status 1 if one fails to compile.
 
-`--spread` is the test suite's choice: every kernel by every path for each architecture, but variants of dtype and seed
-for one architecture each, in turn.
+`--spread` is the test suite's choice: every kernel by every path for each architecture, but variants of dtype and
+temperature for one architecture each, in turn.
 """
 
 from __future__ import annotations
@@ -140,16 +140,10 @@ class Launch(NamedTuple):
     def allowed(self) -> torch.Tensor:
         return self.empty(self.rows, self.columns, dtype=BOOL)
 
-    @property
-    def seed_tensor(self) -> torch.Tensor:
-        return self.empty(1, dtype=INT64)
-
 
 OPERATIONS: dict[str, Callable[[Launch], object]] = {
     "sample": lambda a: sample.sample(a.logits, a.draws, a.out_dtype, SEED, OFFSET),
     "sample_index": lambda a: sample.sample(a.logits, a.draws, None, SEED, OFFSET),
-    # Under CUDA graphs and torch.compile the seed is on the device.
-    "sample_seed_tensor": lambda a: sample.sample(a.logits, a.draws, a.out_dtype, a.seed_tensor, OFFSET),
     "log_prob": lambda a: log_prob.log_prob(a.logits, None, a.value),
     "log_prob_known": lambda a: log_prob.log_prob(a.logits, a.per_row, a.value),
     "log_prob_index": lambda a: log_prob.log_prob_index(a.logits, a.per_row, a.index),
@@ -158,13 +152,13 @@ OPERATIONS: dict[str, Callable[[Launch], object]] = {
     "logsumexp": lambda a: entropy.logsumexp(a.logits),
     "entropy_grad": lambda a: entropy.entropy_grad(a.logits, a.per_row, a.per_row, a.per_row),
     "softmax_grad": lambda a: softmax_grad.softmax_grad(a.logits, a.per_row, a.logits),
-    "relaxed": lambda a: relaxed.relaxed(a.logits, a.per_row, a.draws, SEED, OFFSET),
-    "relaxed_seed_tensor": lambda a: relaxed.relaxed(a.logits, a.per_row, a.draws, a.seed_tensor, OFFSET),
+    "relaxed": lambda a: relaxed.relaxed(a.logits, 0.5, a.draws, SEED, OFFSET),
+    "relaxed_temperatures": lambda a: relaxed.relaxed(a.logits, a.per_row, a.draws, SEED, OFFSET),
     "relaxed_grad": lambda a: relaxed.relaxed_grad(
-        a.logits, a.per_row, a.index, a.empty(a.draws, a.rows, a.columns), a.per_row, SEED, OFFSET
+        a.logits, a.per_row, a.index, a.empty(a.draws, a.rows, a.columns), 0.5, SEED, OFFSET
     ),
-    "relaxed_grad_seed_tensor": lambda a: relaxed.relaxed_grad(
-        a.logits, a.per_row, a.index, a.empty(a.draws, a.rows, a.columns), a.per_row, a.seed_tensor, OFFSET
+    "relaxed_grad_temperatures": lambda a: relaxed.relaxed_grad(
+        a.logits, a.per_row, a.index, a.empty(a.draws, a.rows, a.columns), a.per_row, SEED, OFFSET
     ),
     # With a category mask.
     "masked_sample": lambda a: sample.sample(a.logits, a.draws, a.out_dtype, SEED, OFFSET, 0, a.allowed),
@@ -175,7 +169,7 @@ OPERATIONS: dict[str, Callable[[Launch], object]] = {
     "masked_entropy_grad": lambda a: entropy.entropy_grad(a.logits, a.per_row, a.per_row, a.per_row, a.allowed),
     "masked_softmax_grad": lambda a: softmax_grad.softmax_grad(a.logits, a.per_row, a.logits, a.allowed),
     "masked_relaxed_grad": lambda a: relaxed.relaxed_grad(
-        a.logits, a.per_row, a.index, a.empty(a.draws, a.rows, a.columns), a.per_row, SEED, OFFSET, 0, a.allowed
+        a.logits, a.per_row, a.index, a.empty(a.draws, a.rows, a.columns), 0.5, SEED, OFFSET, 0, a.allowed
     ),
 }
 
@@ -200,11 +194,10 @@ def paths() -> list[Launch]:
 
 
 def variants() -> list[Launch]:
-    """The other dtypes, widths of the one-hot, numbers of draws, alignments and places of the seed."""
+    """The other dtypes, widths of the one-hot, numbers of draws, alignments and temperatures."""
     many = [
         *(Launch("sample", *LONG, BF16, dtype) for dtype in (BF16, BOOL)),
         *(Launch("sample_index", *shape, BF16) for shape in (SHORT, FEW)),
-        *(Launch("sample_seed_tensor", *shape, BF16, INT64) for shape in (SHORT, LONG, FEW)),
         *(Launch("sample", *shape, BF16, INT64, draws=4) for shape in (SHORT, LONG)),
         *(Launch("relaxed_grad", *shape, BF16, draws=4) for shape in (SHORT, LONG, FEW)),
         # Columns and row starts that are no multiple of 16.
@@ -213,7 +206,7 @@ def variants() -> list[Launch]:
         *(Launch(name, 8, 50257, BF16, INT64) for name in ("log_prob", "entropy", "softmax_grad", "relaxed")),
         *(Launch("log_prob", *LONG, BF16, dtype) for dtype in (INT64, BOOL, FP64)),
         *(Launch("log_prob_grad", *LONG, BF16, draws=n) for n in (1, 4)),
-        *(Launch(name, *SHORT, BF16) for name in ("relaxed_seed_tensor", "relaxed_grad_seed_tensor")),
+        *(Launch(name, *SHORT, BF16) for name in ("relaxed_temperatures", "relaxed_grad_temperatures")),
     ]
     for shape in (SHORT, LONG, FEW):
         masked = ("masked_sample", "masked_log_prob", "masked_entropy", "masked_softmax_grad", "masked_relaxed_grad")

@@ -71,7 +71,6 @@ class Inputs(NamedTuple):
     value: Tensor
     logsumexp: Tensor
     index: Tensor
-    temperature: Tensor
 
 
 OPERATIONS = (
@@ -84,10 +83,10 @@ OPERATIONS = (
     Operation("softmax_grad", lambda i: softmax_grad.softmax_grad(i.logits, i.logsumexp, i.grad), lambda s: 3 * s),
     Operation(
         "relaxed_grad",
-        lambda i: relaxed.relaxed_grad(i.logits, i.logsumexp, i.index, i.grad[None], i.temperature, 5, 8),
+        lambda i: relaxed.relaxed_grad(i.logits, i.logsumexp, i.index, i.grad[None], 0.5, 5, 8),
         lambda s: 3 * s,
     ),
-    Operation("relaxed", lambda i: relaxed.relaxed(i.logits, i.temperature, 1, 5, 8), lambda s: 2 * s),
+    Operation("relaxed", lambda i: relaxed.relaxed(i.logits, 0.5, 1, 5, 8), lambda s: 2 * s),
 )
 
 
@@ -100,7 +99,7 @@ def make_inputs(rows: int, columns: int, dtype: torch.dtype, device: torch.devic
         logits = torch.randn(rows, columns, device=device).to(dtype)
         hot, index, logsumexp = sample.sample(logits, 1, dtype, 1, 0)
         grad = torch.randn(rows, columns, device=device).to(dtype)
-        found.append(Inputs(logits, grad, hot[0], logsumexp, index, torch.ones(rows, device=device)))
+        found.append(Inputs(logits, grad, hot[0], logsumexp, index))
     return found
 
 
@@ -327,13 +326,13 @@ class Run:
 
 
 def wanted_launches(shapes: tuple[tuple[int, int], ...]) -> list[gpu_compile.Wanted]:
-    """What the first questions launch, in their order, and with the seed on the device what graphs do."""
-    same = ("sample", "softmax_grad", "relaxed", "relaxed_grad", "sample_index", "log_prob", "entropy")
+    """What the first questions launch, in their order; the checks have a temperature for each row."""
+    same = ("sample", "softmax_grad", "relaxed", "relaxed_temperatures", "relaxed_grad", "relaxed_grad_temperatures",
+            "sample_index", "log_prob", "entropy")  # fmt: skip
     found: list[gpu_compile.Wanted] = []
     for shape, dtype in product(shapes, ("bfloat16", "float32")):
         found += [(name, *shape, dtype, dtype, 1) for name in same]
-        found += [(name, *shape, dtype, "int64", 1) for name in ("sample", "sample_seed_tensor", "log_prob_known")]
-        found += [(name, *shape, dtype, dtype, 1) for name in ("sample_seed_tensor", "relaxed_grad_seed_tensor")]
+        found += [(name, *shape, dtype, "int64", 1) for name in ("sample", "log_prob_known")]
         found += [(name, *shape, dtype, None, 1) for name in ("log_prob_index", "log_prob_grad", "entropy_grad")]
     return found
 

@@ -175,14 +175,14 @@ def _reduce(logits: Tensor, allowed: Tensor | None, with_entropy: bool) -> tuple
         tile = launch.tile(logits)
         split = tile.parts > 1
         parts = logsumexp.new_empty((rows, 4, tile.parts)) if split else logsumexp
-        _entropy_kernel[(triton.cdiv(rows, tile.rows), tile.parts)](
+        _entropy_kernel[(launch.cdiv(rows, tile.rows), tile.parts)](
             logits, entropy_ptr=entropy, logsumexp_ptr=logsumexp, parts_ptr=parts, row_stride=logits.stride(0),
             rows=rows, columns=columns, ENTROPY=with_entropy, TYPE=compute_type(logits.dtype), SPLIT=split,
             num_warps=tile.warps, **tile.shape, **allowed_arguments(allowed),
         )  # fmt: skip
         if split:
             _join_kernel[(rows,)](
-                parts, entropy, logsumexp, tile.parts, ENTROPY=with_entropy, PARTS=triton.next_power_of_2(tile.parts)
+                parts, entropy, logsumexp, tile.parts, ENTROPY=with_entropy, PARTS=launch.next_power_of_2(tile.parts)
             )
     return entropy, logsumexp
 
@@ -211,7 +211,7 @@ def entropy_grad(
     out = torch.empty((rows, columns), dtype=logits.dtype, device=logits.device)
     if rows:
         tile = launch.tile(logits)
-        _entropy_grad_kernel[(triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns),)](
+        _entropy_grad_kernel[(launch.cdiv(rows, tile.rows) * launch.cdiv(columns, tile.columns),)](
             logits, logsumexp_ptr=logsumexp.contiguous(), entropy_ptr=entropy.contiguous(), grad_ptr=grad.contiguous(),
             out_ptr=out, row_stride=logits.stride(0), rows=rows, columns=columns, TYPE=compute_type(logits.dtype),
             num_warps=tile.warps, **tile.shape, **allowed_arguments(allowed),

@@ -1,21 +1,22 @@
-"""(rows, columns, dtype) -> tile, warps, programs a row. One table: a launch is a function of its shapes alone, so that
-a sample never depends on what was timed before it, and ahead-of-time compilation knows every configuration."""
+"""(rows, columns, dtype) -> tile, warps, programs a row. One table: a launch is a function of its shapes and of the
+number of multiprocessors alone, so that nothing depends on what was timed before it, and ahead-of-time compilation
+knows every configuration. Sums depend on it in their last digits; a sample does not."""
 
 from collections.abc import Callable
-from functools import wraps
+from functools import cache, wraps
 from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
-from triton import cdiv, next_power_of_2
 
 from .noise import GROUP
 
-# Of an H200. With fewer programs, some would have none.
-MULTIPROCESSORS = 132
-# Two programs for each: with fewer, long rows are split. Then there are four for each at most, of 4 warps, so that up
-# to 128 registers a thread cost no warp.
-FILL = 2 * MULTIPROCESSORS
+# Multiprocessors, and programs that fill them: with fewer, long rows are split. None: those that the GPU has, and two
+# for each. Tests reach every way of a launch by small numbers.
+MULTIPROCESSORS: int | None = None
+FILL: int | None = None
+# Where there is no GPU to ask: an H200's.
+USUAL = 132
 # Elements of a tile: 32 a thread for 4 warps, which are four 128-bit loads of bf16 in flight.
 TILE = 4096
 # The longest row that stays in registers from its load to its store: 32 elements a thread for 16 warps.
@@ -42,6 +43,36 @@ def on_its_device(
             return launcher(tensor, *args, **kwargs)
 
     return guarded
+
+
+def cdiv(a: int, b: int) -> int:
+    """a / b rounded up. Triton's own, which kernels can call too, takes a microsecond and a half."""
+    return -(-a // b)
+
+
+def next_power_of_2(n: int) -> int:
+    """The least power of two that is not below n >= 1."""
+    return 1 << (n - 1).bit_length()
+
+
+@cache
+def _multiprocessors(kind: str, index: int) -> int:
+    properties = torch.get_device_module(kind).get_device_properties(index)
+    return properties.gpu_subslice_count if kind == "xpu" else properties.multi_processor_count
+
+
+def multiprocessors(tensor: Tensor) -> int:
+    """Of the GPU that the tensor is on: with fewer programs, some would have none."""
+    if MULTIPROCESSORS is not None:
+        return MULTIPROCESSORS
+    index = tensor.get_device()
+    return USUAL if index < 0 else _multiprocessors(tensor.device.type, index)
+
+
+def fill(tensor: Tensor) -> int:
+    """How many programs fill the GPU that the tensor is on. Where long rows are split there are twice as many at most,
+    of 4 warps, so that up to 128 registers a thread cost no warp."""
+    return 2 * multiprocessors(tensor) if FILL is None else FILL
 
 
 class Tile(NamedTuple):
@@ -80,25 +111,27 @@ def vector(tensor: Tensor) -> int:
     return 16 // tensor.element_size() if aligned and tensor.data_ptr() % 16 == 0 else 1
 
 
-def splits(rows: int, tiles: int) -> int:
+def splits(logits: Tensor, rows: int, tiles: int) -> int:
     """How many programs share the tiles of a row: one for each, or as few as fill the GPU; each with as many tiles."""
-    return cdiv(tiles, max(1, rows * tiles // FILL))
+    return cdiv(tiles, max(1, rows * tiles // fill(logits)))
 
 
-def few_rows(rows: int, columns: int, block: int) -> int:
+def few_rows(logits: Tensor, rows: int, block: int) -> int:
     """`block` columns of a tile, or less where rows are so few that multiprocessors would have none; but a group at
     least, so that the partial results are of no more than columns / 1024 programs a row."""
-    while block > GROUP and rows * cdiv(columns, block) < MULTIPROCESSORS:
+    columns, least = logits.shape[1], multiprocessors(logits)
+    while block > GROUP and rows * cdiv(columns, block) < least:
         block //= 2
     return block
 
 
-def short_tile(rows: int, columns: int, width: int, elements: int, parts: int = 1) -> Tile:
+def short_tile(logits: Tensor, width: int, elements: int, parts: int = 1) -> Tile:
     """Rows that share a program of 4 warps, as many as fill `elements`, but not so many that multiprocessors stay
     empty. For noise, the tile is one of `parts` of a row."""
+    rows, columns = logits.shape
     part = max(1, next_power_of_2(columns) // parts)
     width = min(width, part)
-    many = max(1, min(elements // (parts * part), next_power_of_2(cdiv(rows, FILL))))
+    many = max(1, min(elements // (parts * part), next_power_of_2(cdiv(rows, fill(logits)))))
     # The fewer lanes a row has, the fewer shuffles join them: eight elements each, or all the threads there are. Of
     # 18 columns, an entropy costs 41 instructions an element in four lanes, and 218 in 32. With one lane of width 1,
     # the depth would be what is contiguous, and be dealt out to threads.
@@ -119,12 +152,12 @@ def tile(logits: Tensor, *others: Tensor, draws: int = 1, twice: bool = False) -
     # Half a tile where an element takes more than one register until it is added up: no more than 64 a thread.
     elements = TILE if not others and logits.element_size() <= 4 else TILE // 2
     if block <= elements:
-        return short_tile(rows, columns, width, elements)
+        return short_tile(logits, width, elements)
     # A row in registers is read once.
     if block <= ONE_TILE * elements // TILE:
         return row_tile(block, width, 4 * block // elements)
-    block = few_rows(draws * rows, columns, elements)
-    parts = splits(draws * rows, cdiv(columns, block))
+    block = few_rows(logits, draws * rows, elements)
+    parts = splits(logits, draws * rows, cdiv(columns, block))
     # Of rows that are walked twice as few as possible at once, one for each multiprocessor, by as many threads as keep
     # 32 KB of loads in flight there: the second walk is to find its row in the L2.
     more = 4 if twice and parts == 1 else 1
@@ -137,7 +170,7 @@ def noise_tile(logits: Tensor, parts: int, draws: int = 1) -> Tile:
     if columns <= GROUP:
         # 16 elements a thread take 55 to 127 registers, where 8 would do with 64, for the key schedule and the
         # addresses: sampling 32 categories costs 71 instructions an element, not 80 (float32 to bool).
-        return short_tile(rows, columns, width, TILE // 2, parts)
+        return short_tile(logits, width, TILE // 2, parts)
     block = next_power_of_2(columns)
     if block <= ONE_TILE:
         # 32 elements a thread take 80 to 96 registers, 16 take 48 to 63; but then what a program does once makes 48
@@ -146,27 +179,27 @@ def noise_tile(logits: Tensor, parts: int, draws: int = 1) -> Tile:
     # Walked, 16 elements a thread, 64 registers. Of bf16 it is 32, one 128-bit load of each quarter, and 76 to 96
     # registers: the 20 warps of a multiprocessor have 40 KB of loads in flight, which is enough, and eight independent
     # Philox calls each, which keep the schedulers busy; with 64-bit loads it is one instruction an element more.
-    block = few_rows(draws * rows, columns, max(TILE // 2, parts * 128 * width))
+    block = few_rows(logits, draws * rows, max(TILE // 2, parts * 128 * width))
     warps = max(1, min(4, block // (parts * 32 * width)))
-    return row_tile(block // parts, width, warps, splits(draws * rows, cdiv(columns, block)))
+    return row_tile(block // parts, width, warps, splits(logits, draws * rows, cdiv(columns, block)))
 
 
 # Sampling a long row: four groups a turn, a warp for each, so that a group's sum needs no barrier.
 SAMPLE_GROUPS = 4
 
 
-def sample_groups(rows: int, columns: int) -> int:
+def sample_groups(logits: Tensor) -> int:
     """The groups of a turn, and the warps of a program."""
-    return few_rows(rows, columns, SAMPLE_GROUPS * GROUP) // GROUP
+    return few_rows(logits, len(logits), SAMPLE_GROUPS * GROUP) // GROUP
 
 
 # Groups that the race of the groups reads at once: one tile up to a million columns.
 RACE = 1024
 
 
-def draw_programs(row_programs: int, draws: int) -> int:
+def draw_programs(logits: Tensor, row_programs: int, draws: int) -> int:
     """How many programs share the draws of a row of one group: CUDA allows 65535 in this direction."""
-    return max(1, min(draws, cdiv(4 * FILL, row_programs), 65535))
+    return max(1, min(draws, cdiv(4 * fill(logits), row_programs), 65535))
 
 
 # Elements of a program that handles one number per (draw, row).

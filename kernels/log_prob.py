@@ -247,7 +247,7 @@ def log_prob(
     if rows and draws:
         tile = launch.tile(logits, value, draws=draws)
         split = tile.parts > 1
-        programs = triton.cdiv(rows, tile.rows)
+        programs = launch.cdiv(rows, tile.rows)
         value_type, least = _value_type(value.dtype)
         common = {
             "logits_ptr": logits, "logsumexp_ptr": logsumexp.contiguous(), "value_ptr": value, "out_ptr": out,
@@ -262,7 +262,7 @@ def log_prob(
             num_warps=tile.warps, **tile.shape, **common,
         )  # fmt: skip
         if split:
-            _join_kernel[(draws * rows,)](parts=tile.parts, PARTS=triton.next_power_of_2(tile.parts), **common)
+            _join_kernel[(draws * rows,)](parts=tile.parts, PARTS=launch.next_power_of_2(tile.parts), **common)
     return out, index, logsumexp
 
 
@@ -273,7 +273,7 @@ def log_prob_index(logits: Tensor, logsumexp: Tensor, index: Tensor, allowed: Te
     rows, columns = logits.shape
     out = torch.empty(index.shape, dtype=logsumexp.dtype, device=logits.device)
     if out.numel():
-        _log_prob_index_kernel[(triton.cdiv(out.numel(), launch.INDEX_BLOCK),)](
+        _log_prob_index_kernel[(launch.cdiv(out.numel(), launch.INDEX_BLOCK),)](
             logits, logsumexp_ptr=logsumexp.contiguous(), index_ptr=index.contiguous(), out_ptr=out,
             row_stride=logits.stride(0), rows=rows, count=out.numel(), columns=columns,
             TYPE=compute_type(logits.dtype), BLOCK=launch.INDEX_BLOCK, **allowed_arguments(allowed),
@@ -297,7 +297,7 @@ def log_prob_grad(
     if rows:
         tile = launch.tile(logits)
         total = grad.contiguous() if draws == 1 else grad.sum(0)
-        _log_prob_grad_kernel[(triton.cdiv(rows, tile.rows) * triton.cdiv(columns, tile.columns),)](
+        _log_prob_grad_kernel[(launch.cdiv(rows, tile.rows) * launch.cdiv(columns, tile.columns),)](
             logits, logsumexp_ptr=logsumexp.contiguous(), index_ptr=index.contiguous(), grad_ptr=total, out_ptr=out,
             row_stride=logits.stride(0), rows=rows, columns=columns, ONE_DRAW=draws == 1,
             TYPE=compute_type(logits.dtype), num_warps=tile.warps, **tile.shape, **allowed_arguments(allowed),

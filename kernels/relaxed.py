@@ -278,7 +278,7 @@ def relaxed(
         "TYPE": compute_type(logits.dtype), "num_warps": tile.warps, **tile.row_shape, **noise,
     }  # fmt: skip
     if tile.one:
-        programs = triton.cdiv(rows, tile.rows)
+        programs = launch.cdiv(rows, tile.rows)
         masked = tile.rows > 1 or columns != 4 * tile.columns
         _relaxed_kernel[(programs * draws,)](
             logits, out_ptr=out, programs_per_draw=programs, MASK=masked, ROWS=tile.rows, **common
@@ -288,7 +288,7 @@ def relaxed(
         grid = (draws * rows, tile.parts)
         _relaxed_sums_kernel[grid](logits, parts_ptr=parts, **common)
         _relaxed_write_kernel[grid](
-            logits, parts_ptr=parts, out_ptr=out, PARTS=triton.next_power_of_2(tile.parts), **common
+            logits, parts_ptr=parts, out_ptr=out, PARTS=launch.next_power_of_2(tile.parts), **common
         )
     return out
 
@@ -487,9 +487,9 @@ def relaxed_grad(
         }  # fmt: skip
         if parts and draws:
             _grad_sums_kernel[(draws * rows, parts)](**common)
-        _relaxed_grad_kernel[(triton.cdiv(rows, tile.rows), max(1, parts))](
+        _relaxed_grad_kernel[(launch.cdiv(rows, tile.rows), max(1, parts))](
             out_ptr=out, dt_ptr=dt, draws=draws, DT=with_temperature, MASK=tile.rows > 1 or columns != 4 * tile.columns,
-            PARTS=triton.next_power_of_2(parts) if parts else 0, ROWS=tile.rows, **common,
+            PARTS=launch.next_power_of_2(parts) if parts else 0, ROWS=tile.rows, **common,
         )  # fmt: skip
         dt = dt.sum(-1) if with_temperature else dt
     return out, dt

@@ -37,6 +37,8 @@ from .rows import (
 
 _GROUP = tl.constexpr(GROUP)
 _HALF = tl.constexpr(GROUP // 2)
+# The second of these starts on 16 bytes or not by the number of rows, which would be two variants of each kernel.
+_SUMS = ["exponent_ptr", "total_ptr"]
 
 
 @triton.jit
@@ -204,7 +206,7 @@ def _select(
         tl.store(one_hot_ptr + winner, _zero_or_one(valid, one_hot_ptr), mask=valid)
 
 
-@triton.jit(do_not_specialize=PER_CALL)
+@triton.jit(do_not_specialize=[*PER_CALL, *_SUMS])
 def _row_kernel(
     logits_ptr, one_hot_ptr, index_ptr, logsumexp_ptr, maximum_ptr, total_ptr, allowed_ptr, seed_ptr, key: tl.int64,
     counter3: tl.int64, row_offset: tl.int64, row_stride: tl.int64, allowed_stride: tl.int64, columns,
@@ -231,7 +233,7 @@ def _row_kernel(
     )  # fmt: skip
 
 
-@triton.jit
+@triton.jit(do_not_specialize=_SUMS)
 def _sums_kernel(
     logits_ptr, allowed_ptr, one_hot_ptr, maximum_ptr, total_ptr, row_stride: tl.int64, allowed_stride: tl.int64,
     columns,
@@ -249,7 +251,7 @@ def _sums_kernel(
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=PER_CALL)
+@triton.jit(do_not_specialize=[*PER_CALL, *_SUMS])
 def _select_kernel(
     logits_ptr, one_hot_ptr, index_ptr, logsumexp_ptr, maximum_ptr, total_ptr, allowed_ptr, seed_ptr, key: tl.int64,
     counter3: tl.int64, row_offset: tl.int64, row_stride: tl.int64, allowed_stride: tl.int64, rows: tl.int64, columns,
@@ -311,17 +313,17 @@ def sample(
     race |= choice
     if short:
         tile = launch.noise_tile(logits, 2)
-        programs = triton.cdiv(rows, tile.rows)
-        _short_kernel[(programs, launch.draw_programs(programs, draws))](
+        programs = launch.cdiv(rows, tile.rows)
+        _short_kernel[(programs, launch.draw_programs(logits, programs, draws))](
             *out, rows=rows, draws=draws, columns=columns, num_warps=tile.warps, **tile.shape, **race
         )
         return one_hot, index, logsumexp
-    groups = triton.cdiv(columns, GROUP)
+    groups = launch.cdiv(columns, GROUP)
     sums = torch.empty((2, rows, groups), dtype=logsumexp.dtype, device=logits.device).unbind()
-    race["RACE"] = min(launch.RACE, triton.next_power_of_2(groups))
-    groups = launch.sample_groups(rows, columns)
+    race["RACE"] = min(launch.RACE, launch.next_power_of_2(groups))
+    groups = launch.sample_groups(logits)
     tile = {"TILE": groups, "WIDTH": 32 * launch.vector(logits), "num_warps": groups}
-    parts = launch.splits(rows, triton.cdiv(columns, groups * GROUP))
+    parts = launch.splits(logits, rows, launch.cdiv(columns, groups * GROUP))
     if one_draw and parts == 1:
         _row_kernel[(rows,)](*out, *sums, columns=columns, **tile, **race)
         return one_hot, index, logsumexp

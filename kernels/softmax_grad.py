@@ -172,13 +172,13 @@ def softmax_grad(logits: Tensor, logsumexp: Tensor, grad: Tensor, allowed: Tenso
         "TYPE": compute_type(logits.dtype), "num_warps": tile.warps, **tile.row_shape, **allowed_arguments(allowed),
     }  # fmt: skip
     if tile.one:
-        _softmax_grad_kernel[(triton.cdiv(rows, tile.rows),)](out_ptr=out, rows=rows, ROWS=tile.rows, **common)
+        _softmax_grad_kernel[(launch.cdiv(rows, tile.rows),)](out_ptr=out, rows=rows, ROWS=tile.rows, **common)
     elif tile.parts == 1:
-        _rows_kernel[(min(rows, launch.MULTIPROCESSORS),)](out_ptr=out, rows=rows, **common)
+        _rows_kernel[(min(rows, launch.multiprocessors(logits)),)](out_ptr=out, rows=rows, **common)
     else:
         parts = logsumexp.new_empty((rows, tile.parts))
         _dot_kernel[(rows, tile.parts)](parts_ptr=parts, **common)
         _write_kernel[(rows, tile.parts)](
-            parts_ptr=parts, out_ptr=out, PARTS=triton.next_power_of_2(tile.parts), **common
+            parts_ptr=parts, out_ptr=out, PARTS=launch.next_power_of_2(tile.parts), **common
         )
     return out

@@ -12,10 +12,10 @@ from torch.distributions import Distribution, constraints, kl
 from torch.distributions import OneHotCategorical as TorchOneHotCategorical
 
 from . import _backends as backends
-from . import checks, ops, parameters
+from . import checks, ops, parameters, rng
 from ._backends.interface import Sample
 from .grad_method import ReparamGradientStrategy
-from .tensors import can_look_at, compute_dtype
+from .tensors import can_look_at, compute_dtype, is_recorded
 
 SampleShape = int | Sequence[int] | None
 """The leading dimensions of a draw."""
@@ -103,11 +103,17 @@ class OneHotCategorical(Distribution):
         is_probs = self._name == "probs"
         self._logits, self._mask_to_apply = parameters.logits_of(self._param, is_probs, self.unimix, self._mask)
         self._version = _version(self._param, self._mask)
+        self._captured = self._is_derived() and _is_captured(self._param)
+
+    def _is_derived(self) -> bool:
+        return self._logits is not self._param
 
     def _current_logits(self) -> Tensor:
-        """The unnormalised logits, anew where the parameter or the mask was changed in place. Every member takes them,
-        so that two states are never mixed."""
-        if self._version is None or self._version != _version(self._param, self._mask):
+        """The unnormalised logits, anew where the parameter or the mask was changed in place, and where a CUDA graph
+        begins or ends to be captured. Every member takes them, so that two states are never mixed."""
+        changed = self._version is None or self._version != _version(self._param, self._mask)
+        # A replay is to compute them of the parameter that is there by then; and what it computes is in its own memory.
+        if changed or (self._is_derived() and self._captured != _is_captured(self._param)):
             self._compute_logits()
         return self._logits
 
@@ -125,7 +131,7 @@ class OneHotCategorical(Distribution):
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        for name in ("_logits", "_mask_to_apply", "_version", "_drawn"):
+        for name in ("_logits", "_mask_to_apply", "_version", "_captured", "_drawn"):
             state.pop(name, None)
         return state
 
@@ -415,6 +421,7 @@ class OneHotCategorical(Distribution):
         new._param = self._param.expand(batch + self._event_shape)
         new._logits = new._param if logits is self._param else logits.expand(batch + self._event_shape)
         new._version = _version(new._param, new._mask)
+        new._captured = self._captured
         Distribution.__init__(new, batch, self._event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
@@ -443,6 +450,10 @@ def _version(param: Tensor, mask: Tensor | None) -> int | None:
     if mask is not None:
         return None if param.is_inference() or mask.is_inference() else param._version + mask._version
     return None if param.is_inference() else param._version
+
+
+def _is_captured(param: Tensor) -> bool:
+    return not is_recorded(param) and rng.is_captured(param.device)
 
 
 # Kullback-Leibler divergence ------------------------------------------------------------------------------------------

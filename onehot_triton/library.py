@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable
+from functools import cache
 from typing import Any
 
 import torch
@@ -83,10 +84,11 @@ def _vmap_rule(name: str, arguments: str, results: str) -> Callable[..., Any]:
 def _launch(module: str, function: str) -> Callable[..., Any]:
     """The launcher, imported when it is first called: importing the library needs no Triton."""
 
-    def launch(*args: Any) -> Any:
-        return getattr(importlib.import_module(f".kernels.{module}", __package__), function)(*args)
+    @cache
+    def launcher() -> Callable[..., Any]:
+        return getattr(importlib.import_module(f".kernels.{module}", __package__), function)
 
-    return launch
+    return lambda *args: launcher()(*args)
 
 
 def _launch_with_either(module: str, function: str, *places: int) -> Callable[..., Any]:

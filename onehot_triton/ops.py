@@ -222,7 +222,7 @@ class _Relaxed(Function):
         if ctx.needs_input_grad[0]:
             divisor = ctx.temperature if temperature is None else temperature.unsqueeze(-1)
             dx = (dz.sum(0) / divisor).to(y.dtype).view(*ctx.batch, columns)
-        if ctx.needs_input_grad[1]:
+        if temperature is not None and ctx.needs_input_grad[1]:
             log_y = probs.clamp(min=torch.finfo(dtype).tiny).log()
             dt = -(dz * log_y).sum((0, 2)) / temperature
         return dx, dt, None, None, None, None, None

@@ -52,8 +52,10 @@ def seed_tensor(device: torch.device, generator: torch.Generator | None) -> Tens
     return torch.randint(2**63 - 1, (), device=device, **given)
 
 
-def _is_captured(device: torch.device) -> bool:
+def is_captured(device: torch.device) -> bool:
     """Whether the current stream of that GPU is being captured; torch tells of the current GPU."""
+    if device.type != "cuda":
+        return False
     if device.index is None or device.index == torch.cuda.current_device():
         return torch.cuda.is_current_stream_capturing()
     with torch.cuda.device(device):
@@ -64,7 +66,7 @@ def next_seed(logits: Tensor, generator: torch.Generator | None) -> Seed:
     """The seed of a kernel's draw from `logits`, from `generator` or from the default one of their device, which it
     advances."""
     device = logits.device
-    if device.type != "cuda" or is_recorded(logits) or _is_captured(device):
+    if device.type != "cuda" or is_recorded(logits) or is_captured(device):
         return Seed(seed_tensor(device, generator))
     if generator is None:
         generator = torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]

@@ -15,6 +15,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from types import SimpleNamespace
 from typing import Any, NamedTuple
 
@@ -28,7 +29,8 @@ from triton.runtime import driver
 from triton.runtime.interpreter import InterpretedFunction
 from triton.runtime.jit import JITFunction
 
-from onehot_triton import rng
+from onehot_triton import distribution, rng, tensors
+from onehot_triton.kernels import launch
 
 
 class Launch(NamedTuple):
@@ -37,6 +39,7 @@ class Launch(NamedTuple):
     kernel: str
     device: int
     stream: int
+    grid: tuple[int, int, int]
     variant: int
     arguments: tuple[Any, ...]
 
@@ -95,6 +98,8 @@ class FakeGpus:
     launches: of kernels, in order.
     compiled: the kernels that were compiled and loaded, in order; once a variant and device.
     generators: the default one of each GPU.
+    multiprocessors: of each GPU.
+    asked: the GPUs whose properties were asked for, in order.
     """
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, count: int = 2) -> None:
@@ -104,6 +109,7 @@ class FakeGpus:
         self.launches: list[Launch] = []
         self.compiled: list[str] = []
         self.generators = [Generator(device) for device in range(count)]
+        self.multiprocessors, self.asked = [132] * count, list[int]()
         compiled: dict[Any, JITFunction[Any]] = {}
 
         def run(function: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
@@ -115,10 +121,14 @@ class FakeGpus:
             self.compiled.append(kernel.fn.__name__)
             variant = len(self.compiled)
 
-            def launch(x: int, y: int, z: int, stream: int, _f: Any, _p: Any, _m: Any, _b: Any, _e: Any, *args: Any):
-                self.launches.append(Launch(kernel.fn.__name__, device, stream, variant, args))
+            def run_kernel(
+                x: int, y: int, z: int, stream: int, _f: Any, _p: Any, _m: Any, _b: Any, _e: Any, *args: Any
+            ):
+                self.launches.append(Launch(kernel.fn.__name__, device, stream, (x, y, z), variant, args))
 
-            stand_in = SimpleNamespace(run=launch, launch_metadata=lambda *_: None, function=None, packed_metadata=None)
+            stand_in = SimpleNamespace(
+                run=run_kernel, launch_metadata=lambda *_: None, function=None, packed_metadata=None
+            )
             kernel.device_caches[device][0][key] = stand_in
             return stand_in
 
@@ -135,6 +145,13 @@ class FakeGpus:
             """As of an allocator that aligns every storage."""
             return 2**30 + int(tensor.storage_offset()) * tensor.element_size() if tensor.numel() else 0
 
+        def properties(device: int) -> Any:
+            self.asked.append(device)
+            return SimpleNamespace(multi_processor_count=self.multiprocessors[device])
+
+        # What was asked of other GPUs.
+        monkeypatch.setattr(launch, "_multiprocessors", cache(launch._multiprocessors.__wrapped__))
+        monkeypatch.setattr(torch.cuda, "get_device_properties", properties)
         monkeypatch.setattr(InterpretedFunction, "run", run)
         monkeypatch.setattr(JITFunction, "_do_compile", compile_)
         monkeypatch.setattr(driver, "_active", _Driver(self))
@@ -152,5 +169,6 @@ class FakeGpus:
         the operators, in order."""
         with pytest.MonkeyPatch.context() as patch, FakeTensorMode(), _Kernels() as kernels:
             # A fake tensor is a sign of a program that is recorded: here it is not.
-            patch.setattr(rng, "is_recorded", lambda tensor: False)
+            for module in (rng, tensors, distribution):
+                patch.setattr(module, "is_recorded", lambda tensor: False)
             yield kernels.operators

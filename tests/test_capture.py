@@ -31,7 +31,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> FakeGpus:
     return FakeGpus(monkeypatch)
 
 
-def dist(x: Tensor, **options: Any) -> OneHotCategorical:
+def dist(x: Tensor | None, **options: Any) -> OneHotCategorical:
     return OneHotCategorical(x, validate_args=False, **options)
 
 
@@ -79,3 +79,66 @@ def test_a_capture_compiles_nothing(
             counts.append(len(gpus.compiled))
     assert counts[0] > 0
     assert counts == counts[:1] * 5, gpus.compiled
+
+
+@pytest.mark.parametrize(
+    ("rows", "columns", "kernels"),
+    [((300, 301, 302, 303), 5000, ["_row_kernel"]), ((3, 4, 5), 100_000, ["_sums_kernel", "_select_kernel"])],
+)
+def test_no_variant_for_where_scratch_lies(
+    gpus: FakeGpus, rows: tuple[int, ...], columns: int, kernels: list[str]
+) -> None:
+    """Scratch of several numbers a group is one allocation: the second begins where the number of rows says."""
+    with use_backend("triton"):
+        for n in rows:
+            dist(torch.empty(n, columns)).sample()
+    assert gpus.compiled == kernels
+
+
+DERIVED: dict[str, Callable[[Tensor], OneHotCategorical]] = {
+    "probs": lambda x: dist(None, probs=x),
+    "unimix": lambda x: dist(x, unimix=0.1),
+    "expanded": lambda x: dist(None, probs=x).expand((3, 8)),
+}
+
+
+@pytest.mark.parametrize("name", DERIVED)
+def test_derived_logits_are_part_of_the_graph_that_uses_them(gpus: FakeGpus, name: str) -> None:
+    """Kept from before, a replay would draw from the parameter as it was; kept from a capture, an eager call would read
+    memory of a graph that may never have been replayed."""
+    with gpus.tensors() as operators:
+
+        def logarithms(call: Callable[[], Any]) -> int:
+            before = operators.count("aten.log.default")
+            call()
+            return operators.count("aten.log.default") - before
+
+        x = torch.empty(8, 50, device="cuda")
+        d = DERIVED[name](x)
+        each = logarithms(lambda: DERIVED[name](x))
+        assert each > 0
+        assert logarithms(d.sample) == 0
+        gpus.captured.add(0)
+        assert logarithms(d.sample) == each
+        assert logarithms(d.sample) == 0
+        assert logarithms(lambda: DERIVED[name](x).sample()) == each
+        inside = DERIVED[name](x)
+        gpus.captured.clear()
+        for one in (d, inside):
+            assert logarithms(one.sample) == each
+            assert logarithms(one.sample) == 0
+
+
+def test_a_capture_keeps_nothing_of_the_parameter(gpus: FakeGpus) -> None:
+    """Of logits that are the parameter, each call reads what is there: no tensor but the arguments outlives it."""
+    with gpus.tensors():
+        x = torch.empty(8, 50, device="cuda")
+        d = OneHotCategorical(x, grad_method=PASS_THROUGH)
+        gpus.captured.add(0)
+        before = {name: id(value) for name, value in vars(d).items()}
+        draw = d.rsample()
+        d.log_prob(draw)
+        d.sample_and_log_prob()
+        d.entropy()
+        assert {name: id(value) for name, value in vars(d).items()} == before
+        assert not [value for value in vars(d).values() if isinstance(value, Tensor) and value is not x]

@@ -92,6 +92,16 @@ def test_the_current_gpu_is_restored_after_an_error(gpus: FakeGpus) -> None:
     assert gpus.current == 0
 
 
+def test_the_multiprocessors_are_those_of_each_gpu(gpus: FakeGpus) -> None:
+    """Asked for once."""
+    gpus.multiprocessors = [132, 40]
+    with gpus.tensors():
+        for device in ("cuda:1", "cuda:0", "cuda:1"):
+            LAUNCHERS["softmax_grad"](Given(100_000, device, rows=300))
+    assert [launch.grid[0] for launch in gpus.launches] == [40, 132, 40]
+    assert gpus.asked == [1, 0]
+
+
 # The library ----------------------------------------------------------------------------------------------------------
 
 

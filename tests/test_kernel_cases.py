@@ -161,8 +161,8 @@ def _sample_tile(given: Given) -> tuple[bool, int, int, int]:
     if columns <= GROUP:
         t = launch.noise_tile(given.x, 2)
         return t.one, t.rows, 2 * t.columns, t.parts
-    block = GROUP * launch.sample_groups(rows, columns)
-    return block >= columns, 1, block, launch.splits(rows, -(-columns // block))
+    block = GROUP * launch.sample_groups(given.x)
+    return block >= columns, 1, block, launch.splits(given.x, rows, -(-columns // block))
 
 
 def _relaxed_grad_twin(given: Given) -> tuple[Tensor, Tensor]:

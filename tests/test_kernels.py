@@ -180,9 +180,9 @@ def test_few_long_rows_fill_the_gpu(rows: int, columns: int) -> None:
     results than groups."""
     logits = torch.empty(rows, columns, dtype=torch.bfloat16, device="meta")
     groups = -(-columns // GROUP)
-    block = GROUP * launch.sample_groups(rows, columns)
+    block = GROUP * launch.sample_groups(logits)
     parts = [tile.parts for tile in (launch.tile(logits), launch.tile(logits, logits), launch.noise_tile(logits, 4))]
-    for n in (*parts, launch.splits(rows, -(-columns // block))):
+    for n in (*parts, launch.splits(logits, rows, -(-columns // block))):
         assert n <= groups
         assert n == groups or 132 <= n * rows <= 4 * 132 + rows
 

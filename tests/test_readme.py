@@ -46,6 +46,13 @@ def test_tests_that_readme_names_exist() -> None:
         assert f"def {name}(" in text
 
 
+def test_tests_that_the_page_before_the_first_gpu_names_exist() -> None:
+    named = re.findall(r"`(\w+\.py)::(test_\w+)`", (ROOT / "docs" / "gpu-readiness.md").read_text())
+    assert len(named) > 15
+    for file, name in named:
+        assert f"def {name}(" in (ROOT / "tests" / file).read_text(), name
+
+
 def test_file_map_names_what_there_is() -> None:
     (files,) = re.findall(r"## Where to find things\n\n```\n(.*?)```", README, re.DOTALL)
     for path in [*(ROOT / "docs").glob("*.md"), *(ROOT / "onehot_triton").glob("[a-z]*.py")]:

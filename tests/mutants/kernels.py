@@ -19,14 +19,14 @@ MUTANTS = [
     ),
     Mutant(
         "kernels/entropy.py",
-        "[(triton.cdiv(rows, tile.rows), tile.parts)]",
+        "[(launch.cdiv(rows, tile.rows), tile.parts)]",
         "[(max(1, rows // tile.rows), tile.parts)]",
         "the last rows have no program",
         "tests/test_kernel_cases.py -k 'entropy-shared'",
     ),
     Mutant(
         "kernels/entropy.py",
-        "[(triton.cdiv(rows, tile.rows) * ",
+        "[(launch.cdiv(rows, tile.rows) * ",
         "[(max(1, rows // tile.rows) * ",
         "the last rows have no program",
         "tests/test_kernel_cases.py -k 'entropy_grad-shared'",
@@ -215,7 +215,7 @@ MUTANTS = [
     ),
     Mutant(
         "kernels/softmax_grad.py",
-        "[(triton.cdiv(rows, tile.rows),)]",
+        "[(launch.cdiv(rows, tile.rows),)]",
         "[(max(1, rows // tile.rows),)]",
         "the last rows have no program",
         "tests/test_kernel_cases.py -k 'softmax_grad-shared'",
@@ -349,8 +349,8 @@ MUTANTS = [
     ),
     Mutant(
         "kernels/softmax_grad.py",
-        "min(rows, launch.MULTIPROCESSORS)",
-        "launch.MULTIPROCESSORS",
+        "min(rows, launch.multiprocessors(logits))",
+        "launch.multiprocessors(logits)",
         "more programs than rows, which find none",
         "",
         "a program without a row has nothing to do",
@@ -371,14 +371,14 @@ MUTANTS = [
     ),
     Mutant(
         "kernels/log_prob.py",
-        "programs = triton.cdiv(rows, tile.rows)",
+        "programs = launch.cdiv(rows, tile.rows)",
         "programs = max(1, rows // tile.rows)",
         "the last rows have no program",
         "tests/test_kernel_cases.py -k 'log_prob-shared'",
     ),
     Mutant(
         "kernels/log_prob.py",
-        "[(triton.cdiv(rows, tile.rows) *",
+        "[(launch.cdiv(rows, tile.rows) *",
         "[(max(1, rows // tile.rows) *",
         "the last rows have no program",
         "tests/test_kernel_cases.py -k 'log_prob_grad_2-shared'",
@@ -895,6 +895,13 @@ MUTANTS = [
         "the seed on the device not read",
         "tests/test_kernel_cases.py -k 'on_the_device'",
     ),
+    Mutant(
+        "kernels/sample.py",
+        '_SUMS = ["exponent_ptr", "total_ptr"]',
+        '_SUMS = ["exponent_ptr"]',
+        "two variants of each kernel, by the number of rows",
+        "tests/test_capture.py -k where_scratch_lies",
+    ),
     *(
         Mutant(
             "kernels/noise.py",
@@ -925,6 +932,20 @@ MUTANTS = [
             ("entropy", "entropy"),
             ("entropy", "entropy_grad"),
         )
+    ),
+    Mutant(
+        "kernels/launch.py",
+        "USUAL if index < 0 else _multiprocessors(tensor.device.type, index)",
+        "USUAL",
+        "132 multiprocessors on every GPU",
+        "tests/test_devices.py -k multiprocessors",
+    ),
+    Mutant(
+        "kernels/launch.py",
+        "@cache\ndef _multi",
+        "def _multi",
+        "a GPU asked at each launch",
+        "tests/test_devices.py -k multiprocessors",
     ),
     Mutant(
         "kernels/launch.py",
@@ -970,7 +991,7 @@ MUTANTS = [
     ),
     Mutant(
         "kernels/sample.py",
-        "programs = triton.cdiv(rows, tile.rows)",
+        "programs = launch.cdiv(rows, tile.rows)",
         "programs = max(1, rows // tile.rows)",
         "the last rows have no program",
         "tests/test_kernel_cases.py -k 'sample_bool-shared'",
@@ -1180,8 +1201,8 @@ MUTANTS = [
     ),
     Mutant(
         "kernels/sample.py",
-        "min(launch.RACE, triton.next_power_of_2(groups))",
-        "min(launch.RACE, triton.next_power_of_2(groups) // 2)",
+        "min(launch.RACE, launch.next_power_of_2(groups))",
+        "min(launch.RACE, launch.next_power_of_2(groups) // 2)",
         "half of the groups at once: the loop takes two turns",
         "",
         "any tile of groups races them all",
@@ -1202,14 +1223,14 @@ MUTANTS = [
     ),
     Mutant(
         "kernels/relaxed.py",
-        "programs = triton.cdiv(rows, tile.rows)",
+        "programs = launch.cdiv(rows, tile.rows)",
         "programs = max(1, rows // tile.rows)",
         "the last rows have no program",
         "tests/test_kernel_cases.py -k 'relaxed-shared'",
     ),
     Mutant(
         "kernels/relaxed.py",
-        "[(triton.cdiv(rows, tile.rows), max(1, parts))]",
+        "[(launch.cdiv(rows, tile.rows), max(1, parts))]",
         "[(max(1, rows // tile.rows), max(1, parts))]",
         "the last rows have no program",
         "tests/test_kernel_cases.py -k 'relaxed_grad-shared'",

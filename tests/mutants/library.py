@@ -313,7 +313,21 @@ MUTANTS = [
     Mutant(RNG, "_OFFSET_STEP = 4", "_OFFSET_STEP = 1", "a word in place of a counter", SEEDS),
     Mutant(RNG, "key - 2**64 if key >= 2**63 else key", "key", "a key that no int64 holds", SEEDS),
     Mutant(RNG, "key >= 2**63", "key > 2**63", "the sign at the very border", SEEDS),
-    Mutant(RNG, " or _is_captured(device)", "", "a captured graph would replay one draw", SEEDS),
+    Mutant(RNG, " or is_captured(device)", "", "a captured graph would replay one draw", SEEDS),
+    Mutant(
+        DISTRIBUTION,
+        "if changed or (self._is_derived() and self._captured != _is_captured(self._param)):",
+        "if changed:",
+        "logits that a replay does not compute anew",
+        "tests/test_capture.py -k derived",
+    ),
+    Mutant(
+        DISTRIBUTION,
+        "self._captured = self._is_derived() and _is_captured(self._param)",
+        "self._captured = False",
+        "logits in the memory of a graph, kept",
+        "tests/test_capture.py -k derived",
+    ),
     Mutant(
         RNG,
         "    with torch.cuda.device(device):\n        return",

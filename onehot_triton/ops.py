@@ -487,7 +487,7 @@ class _LogProb(Function):
         x, allowed = _rows(logits), _rows_of(allowed)
         rows, columns = x.shape
         batch = logits.shape[:-1]
-        hint, index = (None, index) if value is None else (index, None)
+        hint, index = (index, None) if isinstance(value, Tensor) else (None, index)
         lead = value.shape[: value.dim() - logits.dim()] if index is None else index.shape[: index.dim() - len(batch)]
         draws = math.prod(lead)
         # What was given is not returned: an argument returned as it is could not be saved for the backward.

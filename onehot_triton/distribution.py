@@ -15,7 +15,7 @@ from . import _backends as backends
 from . import checks, ops, parameters, rng
 from ._backends.interface import Sample
 from .grad_method import ReparamGradientStrategy
-from .tensors import can_look_at, compute_dtype, is_recorded
+from .tensors import compute_dtype, in_transform, is_recorded
 
 SampleShape = int | Sequence[int] | None
 """The leading dimensions of a draw."""
@@ -195,30 +195,28 @@ class OneHotCategorical(Distribution):
     def _remember(self, drawn: Sample) -> None:
         """Keeps where the ones of a draw are: the next log_prob is most often that of the last draw."""
         one_hot = drawn.one_hot
-        # What cannot be looked at cannot be checked.
-        if one_hot is None or not can_look_at(one_hot) or one_hot.is_inference():
+        if one_hot is None or is_recorded(one_hot) or in_transform() or one_hot.is_inference():
             return
-        if not backends.uses_kernels(one_hot.device):
-            index = drawn.index if drawn.all_valid else drawn.index.clamp(min=0)
+        # What cannot be looked at cannot be checked, but by a kernel, which knows of -1.
+        kernels = backends.uses_kernels(one_hot.device)
+        if kernels or one_hot.is_cpu:
+            index = drawn.index if kernels or drawn.all_valid else drawn.index.clamp(min=0)
             self._drawn = weakref.ref(one_hot), one_hot._version, index
 
-    def _drawn_index(self, value: Tensor) -> Tensor | None:
-        """The index of `value`, if it is the last draw, with its ones where they were.
+    def _hint(self, value: Tensor) -> Tensor | None:
+        """Where the ones of `value` were, if it is the last draw.
 
-        It is looked at, one number a row, because a change through NumPy, `.data` or DLPack leaves no trace in the
-        tensor's version.
+        A change through NumPy, `.data` or DLPack leaves no trace in the tensor's version: whether they still are there
+        is to be looked at, one number a row.
         """
-        if self._drawn is None or not can_look_at(value):
+        if self._drawn is None or is_recorded(value) or in_transform():
             return None
         last, version, index = self._drawn
         draw = last()
         # A draw detached from its gradient is another tensor, with the same memory.
         if draw is None or draw._version != version or not (value is draw or _is_same_memory(value, draw)):
             return None
-        if value.shape[:-1] != index.shape:
-            return None
-        ones = value.detach().gather(-1, index.unsqueeze(-1)) == 1
-        return index if ones.all().item() else None
+        return index if value.shape[:-1] == index.shape else None
 
     def sample(self, sample_shape: SampleShape = (), *, generator: torch.Generator | None = None) -> Tensor:
         """One-hot draws, without gradient.
@@ -341,8 +339,12 @@ class OneHotCategorical(Distribution):
             tensor(-1.3863)
         """
         checks.value_shape(value, self._batch_shape, self._event_shape, self._param.device)
-        if (drawn := self._drawn_index(value)) is not None:
-            return self._log_prob_at(drawn, inside=True)
+        hint = self._hint(value)
+        if hint is not None and not backends.uses_kernels(value.device):
+            ones = value.detach().gather(-1, hint.unsqueeze(-1)) == 1
+            if ones.all().item():
+                return self._log_prob_at(hint, inside=True)
+            hint = None
         if self._validate_args:
             index = backends.of(value).argmax(value)
             checks.one_hot(value, index)
@@ -350,7 +352,8 @@ class OneHotCategorical(Distribution):
         lead = value.shape[:-1]
         if lead[len(lead) - len(self._batch_shape) :] != self._batch_shape:
             return self._log_prob_at(backends.of(value).argmax(value))
-        return self._log_prob_result(ops.log_prob(self._current_logits(), self._mask_to_apply, None, value=value))
+        out = ops.log_prob(self._current_logits(), self._mask_to_apply, None, value=value, index=hint)
+        return self._log_prob_result(out)
 
     def log_prob_index(self, index: Tensor) -> Tensor:
         """The log-probability of categories given as indices, differentiable in the parameters.

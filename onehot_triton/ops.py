@@ -248,7 +248,8 @@ def relaxed_sample(logits: Tensor, temperature: Tensor | float, draw: Draw) -> T
 
 
 class _LogProb(Function):
-    """log p_k of `value`, one-hot rows [draws, *batch, columns], or of `index` [draws, *batch], whichever is given."""
+    """log p_k of `value`, one-hot rows [draws, *batch, columns], or of `index` [draws, *batch], whichever is given.
+    Beside a value, the index says where its ones may be."""
 
     generate_vmap_rule = True
 
@@ -257,10 +258,11 @@ class _LogProb(Function):
         x, mask, batch = _rows(logits), _mask_rows(mask), logits.shape[:-1]
         # What was given is not returned: an argument returned as it is could not be saved for the backward.
         new_index = None
-        if index is None:
+        if value is not None:
             lead = value.shape[: value.dim() - logits.dim()]
             value = _shaped(value, math.prod(lead), *x.shape)
-            out, new_index, new_logsumexp = backend.log_prob(x, value, mask, logsumexp)
+            hint = None if index is None else _shaped(index, math.prod(lead), x.shape[0])
+            out, new_index, new_logsumexp = backend.log_prob(x, value, mask, logsumexp, hint)
         else:
             lead = index.shape[: index.dim() - len(batch)]
             index = _shaped(index, math.prod(lead), x.shape[0])
@@ -303,7 +305,8 @@ def log_prob(
         mask: of the logits' shape, or None.
         logsumexp: [2, rows], where the caller has it.
         value: [*draws, *batch, columns] of any float, integer or bool dtype; its first maximum counts.
-        index: int64 [*draws, *batch], in place of `value`. Outside 0 .. columns - 1 the result is NaN.
+        index: int64 [*draws, *batch], in place of `value`. Outside 0 .. columns - 1 the result is NaN. Beside a `value`
+            it says where its ones may be, which a kernel looks at first.
         inside: True where every index is known to be inside.
 
     Returns:

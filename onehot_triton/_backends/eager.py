@@ -241,7 +241,11 @@ def log_prob_index(
 
 
 def log_prob(
-    logits: Tensor, value: Tensor, mask: Tensor | None = None, logsumexp: Tensor | None = None
+    logits: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    logsumexp: Tensor | None = None,
+    hint: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     index = argmax(value)
     return log_prob_index(logits, index, mask, logsumexp, True)[0], index, None

@@ -123,10 +123,16 @@ class Backend(Protocol):
     # Densities
 
     def log_prob(
-        self, logits: Tensor, value: Tensor, mask: Tensor | None = None, logsumexp: Tensor | None = None
+        self,
+        logits: Tensor,
+        value: Tensor,
+        mask: Tensor | None = None,
+        logsumexp: Tensor | None = None,
+        hint: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor | None]:
         """log p_k at the first maximum k of each row of `value` [draws, rows, columns]: log_prob [draws, rows], k, and
-        the logsumexp where it was made here."""
+        the logsumexp where it was made here. `hint`, int64 [draws, rows], says where a 1 may be, -1 for nowhere: where
+        it still is, no other number of that row need be read."""
         ...
 
     def log_prob_index(

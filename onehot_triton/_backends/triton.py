@@ -93,9 +93,13 @@ def relaxed_grad(
 
 
 def log_prob(
-    logits: Tensor, value: Tensor, mask: Tensor | None = None, logsumexp: Tensor | None = None
+    logits: Tensor,
+    value: Tensor,
+    mask: Tensor | None = None,
+    logsumexp: Tensor | None = None,
+    hint: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    out, index, new = operators.log_prob(logits, logsumexp, value, mask)
+    out, index, new = operators.log_prob(logits, logsumexp, value, mask, hint)
     return out, index, new if logsumexp is None else None
 
 

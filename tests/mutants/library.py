@@ -95,8 +95,8 @@ MUTANTS = [
     # distribution.py
     Mutant(
         DISTRIBUTION,
-        "return index if ones.all().item() else None",
-        "return index",
+        "if ones.all().item():",
+        "if True:",
         "a draw changed behind torch keeps its log_prob",
         "tests/test_hard_cases.py -k changed_behind_torch",
     ),

@@ -51,13 +51,13 @@ MUTANTS = [
         "at = torch.searchsorted(cumulative, (u * total).contiguous(), right=True)",
         "at = torch.searchsorted(cumulative, (u * total).contiguous(), right=False)",
         "a small batch: a category of probability 0 for a uniform of 0",
-        hard("zero"),
+        hard("uniforms_at_both_ends or beside_a_border"),
     ),
     _cpu(
         "at.masked_fill(invalid, -1), at.masked_fill(invalid, 0)",
         "at, at.masked_fill(invalid, 0)",
         "a small batch: a row that is no distribution has an index",
-        distribution("invalid or nan or distribution"),
+        eager("no_distribution_between"),
     ),
     _cpu(
         "low.item() > -16 and high.item() < 16",
@@ -188,8 +188,8 @@ MUTANTS = [
         eager("small_weights_behind"),
     ),
     _cpu(
-        "by_race = columns <= _RACED or",
-        "by_race = columns >= _RACED or",
+        "if columns > _RACED and is_small(x):",
+        "if is_small(x):",
         "the two ways of drawing exchanged",
         "tests/test_readme.py",
     ),

@@ -1,12 +1,14 @@
 """Entropy, and the logsumexp by itself.
 
-In log2 units, with d_j = x_j log2(e) - M, S = sum 2^d_j and T = sum 2^d_j d_j:
+With M = max x, and in log2 units d_j = (x_j - M) log2(e), S = sum 2^d_j, R the same over x_j < M, T = sum 2^d_j d_j:
 
-    logsumexp = ln2 (M + log2 S)
-    H = ln2 (log2 S - T / S)                           no rounding of the logsumexp enters it
+    logsumexp = M + ln2 log2 S                         kept as these two numbers
+    H = ln2 (log2 S - T / S)                           both terms are at least 0
     dH / dx_j = -p_j (log p_j + H)
 
-When M grows by a, every d shrinks by a: S becomes S 2^-a, T becomes (T - a S) 2^-a.
+Of a peaked row S = 1 + R, with R far below a rounding of 1, but most of H: there log2 S is taken from R.
+
+When M grows by a ln2, every d shrinks by a: S becomes S 2^-a, R the same, T becomes (T - a S) 2^-a.
 """
 
 import torch
@@ -21,16 +23,18 @@ from .rows import (
     allowed_arguments,
     compute_dtype,
     compute_type,
-    exp2_of,
     has_tail,
     lane_max,
     lane_sum,
     load_logits,
+    load_logsumexp,
     load_parts,
-    logsumexp_of,
+    log2_probs,
+    log_sum_of,
     or_zero,
     over_lanes,
     over_tile,
+    store_logsumexp,
     store_part,
     tile_columns,
     with_unit_stride,
@@ -38,36 +42,53 @@ from .rows import (
 
 
 @triton.jit
-def _rebase(maximum, base, total, moment):
-    """(S, T) relative to `base` in place of `maximum`. Where that is -inf, S and T are 0, whatever the growth."""
-    scale = tl.exp2(maximum - base)
-    return total * scale, (moment - (base - or_zero(maximum)) * total) * scale
+def _rebase(maximum, base, total, rest, moment):
+    """(S, R, T) relative to `base` in place of `maximum`. Where that is -inf, they are 0, whatever the shift."""
+    shift = tl.maximum((maximum - base) * LOG2E, FAR)
+    scale = tl.exp2(shift)
+    return total * scale, tl.where(maximum < base, total, rest) * scale, (moment + shift * total) * scale
 
 
 @triton.jit
-def _add_tile(x, maximum, total, moment):
-    """Adds a tile to the (M, S, T) of each lane, [ROWS, LANES]."""
-    new = tl.maximum(maximum, lane_max(x) * LOG2E)
+def _add_tile(x, maximum, total, rest, moment):
+    """Adds a tile to the (M, S, R, T) of each lane, [ROWS, LANES]."""
+    new = tl.maximum(maximum, lane_max(x))
     base = or_zero(new)
-    total, moment = _rebase(maximum, base, total, moment)
-    d = exp2_of(x, over_lanes(base))
+    total, rest, moment = _rebase(maximum, base, total, rest, moment)
+    d = (x - over_lanes(base)) * LOG2E
     weight = tl.exp2(d)
-    return new, total + lane_sum(weight), moment + lane_sum(weight * tl.maximum(d, FAR))
+    # 1 where d < 0: of a multiplication that saturates, as the comparison would cost more.
+    less = tl.minimum(tl.maximum(d * -(2.0**100), 0.0), 1.0)
+    return (
+        new,
+        total + lane_sum(weight),
+        rest + lane_sum(weight * less),
+        moment + lane_sum(weight * tl.maximum(d, FAR)),
+    )
 
 
 @triton.jit
-def _join(maximum, total, moment):
-    """(M, S, T) of the rows, [ROWS], from those of their lanes, or of their parts, [ROWS, lanes]."""
+def _join(maximum, total, rest, moment):
+    """(M, S, R, T) of the rows, [ROWS], from those of their lanes, or of their parts, [ROWS, lanes]."""
     joined = tl.max(maximum, 1)
-    total, moment = _rebase(maximum, or_zero(joined)[:, None], total, moment)
-    return joined, tl.sum(total, 1), tl.sum(moment, 1)
+    total, rest, moment = _rebase(maximum, or_zero(joined)[:, None], total, rest, moment)
+    return joined, tl.sum(total, 1), tl.sum(rest, 1), tl.sum(moment, 1)
 
 
 @triton.jit
-def _store(entropy_ptr, logsumexp_ptr, row, inside, maximum, total, moment, ENTROPY: tl.constexpr):
-    tl.store(logsumexp_ptr + row, logsumexp_of(maximum, total), mask=inside)
+def _log2_of_sum(total, rest):
+    """log2 S, which is log2(1 + R) where one logit alone is the maximum: where S < 2."""
+    one_plus = 1.0 + rest
+    # What one_plus was rounded by is all of a small R.
+    log2_one_plus = tl.log2(one_plus) + (rest - (one_plus - 1.0)) / one_plus * LOG2E
+    return tl.where(total < 2.0, log2_one_plus, tl.log2(total))
+
+
+@triton.jit
+def _store(entropy_ptr, logsumexp_ptr, row, rows, inside, maximum, total, rest, moment, ENTROPY: tl.constexpr):
+    store_logsumexp(logsumexp_ptr, row, rows, inside, maximum, log_sum_of(total))
     if ENTROPY:
-        entropy = (tl.log2(total) - moment / total) * LN2
+        entropy = (_log2_of_sum(total, rest) - moment / total) * LN2
         tl.store(entropy_ptr + row, tl.where(total > 0, entropy, float("nan")), mask=inside)
 
 
@@ -85,37 +106,40 @@ def _entropy_kernel(
     allowed_at = over_tile(row * allowed_stride) + column
     maximum = tl.full([ROWS, LANES], float("-inf"), TYPE)
     total = tl.zeros([ROWS, LANES], TYPE)
+    rest = tl.zeros([ROWS, LANES], TYPE)
     moment = tl.zeros([ROWS, LANES], TYPE)
     # Whole tiles without a mask (a program of several rows has one tile, under a mask), and one more with it. Without
-    # the entropy, nothing reads the moment, and the compiler drops it.
+    # the entropy, nothing reads rest and moment, and the compiler drops them.
     BLOCK: tl.constexpr = DEPTH * LANES * VECTOR
     whole = columns // BLOCK * BLOCK if ROWS == 1 else 0
     for start in range(tl.program_id(1) * BLOCK, whole, tl.num_programs(1) * BLOCK):
         x = load_logits(ptrs + start, None, TYPE, allowed_ptr, allowed_at + start)
-        maximum, total, moment = _add_tile(x, maximum, total, moment)
+        maximum, total, rest, moment = _add_tile(x, maximum, total, rest, moment)
     if has_tail(whole, columns, BLOCK):
         mask = over_tile(inside) & (whole + column < columns)
         x = load_logits(ptrs + whole, mask, TYPE, allowed_ptr, allowed_at + whole)
-        maximum, total, moment = _add_tile(x, maximum, total, moment)
-    maximum, total, moment = _join(maximum, total, moment)
+        maximum, total, rest, moment = _add_tile(x, maximum, total, rest, moment)
+    maximum, total, rest, moment = _join(maximum, total, rest, moment)
     if SPLIT:
-        store_part(parts_ptr, 3 * row, maximum)
-        store_part(parts_ptr, 3 * row + 1, total)
-        store_part(parts_ptr, 3 * row + 2, moment)
+        store_part(parts_ptr, 4 * row, maximum)
+        store_part(parts_ptr, 4 * row + 1, total)
+        store_part(parts_ptr, 4 * row + 2, rest)
+        store_part(parts_ptr, 4 * row + 3, moment)
     else:
-        _store(entropy_ptr, logsumexp_ptr, row, inside, maximum, total, moment, ENTROPY)
+        _store(entropy_ptr, logsumexp_ptr, row, rows, inside, maximum, total, rest, moment, ENTROPY)
 
 
 @triton.jit(do_not_specialize=["parts"])
 def _join_kernel(parts_ptr, entropy_ptr, logsumexp_ptr, parts, ENTROPY: tl.constexpr, PARTS: tl.constexpr):
     # One row a program, from what the programs that shared it left.
     row = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
-    maximum, total, moment = _join(
-        load_parts(parts_ptr, 3 * row, parts, float("-inf"), PARTS),
-        load_parts(parts_ptr, 3 * row + 1, parts, 0.0, PARTS),
-        load_parts(parts_ptr, 3 * row + 2, parts, 0.0, PARTS),
+    maximum, total, rest, moment = _join(
+        load_parts(parts_ptr, 4 * row, parts, float("-inf"), PARTS),
+        load_parts(parts_ptr, 4 * row + 1, parts, 0.0, PARTS),
+        load_parts(parts_ptr, 4 * row + 2, parts, 0.0, PARTS),
+        load_parts(parts_ptr, 4 * row + 3, parts, 0.0, PARTS),
     )
-    _store(entropy_ptr, logsumexp_ptr, row, row >= 0, maximum, total, moment, ENTROPY)
+    _store(entropy_ptr, logsumexp_ptr, row, tl.num_programs(0), row >= 0, maximum, total, rest, moment, ENTROPY)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -133,7 +157,8 @@ def _entropy_grad_kernel(
     mask = over_tile(inside) & (column < columns)
     allowed_at = over_tile(row * allowed_stride) + column
     x = load_logits(logits_ptr + over_tile(row * row_stride) + column, mask, TYPE, allowed_ptr, allowed_at)
-    log2_p = exp2_of(x, over_tile(tl.load(logsumexp_ptr + row, mask=inside) * LOG2E))
+    maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, inside)
+    log2_p = log2_probs(x, maximum, log_sum)
     entropy = tl.load(entropy_ptr + row, mask=inside) * LOG2E
     grad = tl.load(grad_ptr + row, mask=inside).to(TYPE) * LN2
     # -g p (log p + H), and 0 where p is.
@@ -144,12 +169,12 @@ def _entropy_grad_kernel(
 def _reduce(logits: Tensor, allowed: Tensor | None, with_entropy: bool) -> tuple[Tensor, Tensor]:
     logits = with_unit_stride(logits)
     rows, columns = logits.shape
-    logsumexp = torch.empty(rows, dtype=compute_dtype(logits.dtype), device=logits.device)
-    entropy = torch.empty_like(logsumexp) if with_entropy else logsumexp
+    logsumexp = torch.empty((2, rows), dtype=compute_dtype(logits.dtype), device=logits.device)
+    entropy = logsumexp.new_empty(rows) if with_entropy else logsumexp
     if rows:
         tile = launch.tile(logits)
         split = tile.parts > 1
-        parts = logsumexp.new_empty((rows, 3, tile.parts)) if split else logsumexp
+        parts = logsumexp.new_empty((rows, 4, tile.parts)) if split else logsumexp
         _entropy_kernel[(launch.cdiv(rows, tile.rows), tile.parts)](
             logits, entropy_ptr=entropy, logsumexp_ptr=logsumexp, parts_ptr=parts, row_stride=logits.stride(0),
             rows=rows, columns=columns, ENTROPY=with_entropy, TYPE=compute_type(logits.dtype), SPLIT=split,
@@ -164,14 +189,15 @@ def _reduce(logits: Tensor, allowed: Tensor | None, with_entropy: bool) -> tuple
 
 @launch.on_its_device
 def logsumexp(logits: Tensor, allowed: Tensor | None = None) -> Tensor:
-    """log sum exp of each row of `logits` [rows, columns], in the compute dtype; NaN for no distribution. `allowed`:
-    see `rows.allowed_arguments`."""
+    """log sum exp of each row of `logits` [rows, columns], as two numbers whose sum it is, [2, rows] in the compute
+    dtype: the maximum, and log sum exp(x - maximum), NaN for no distribution. `allowed`: see
+    `rows.allowed_arguments`."""
     return _reduce(logits, allowed, with_entropy=False)[1]
 
 
 @launch.on_its_device
 def entropy(logits: Tensor, allowed: Tensor | None = None) -> tuple[Tensor, Tensor]:
-    """The entropy in nats and the logsumexp of each row of `logits` [rows, columns], in the compute dtype."""
+    """The entropy in nats, [rows], and the logsumexp, [2, rows], of each row of `logits`, in the compute dtype."""
     return _reduce(logits, allowed, with_entropy=True)
 
 
@@ -179,7 +205,7 @@ def entropy(logits: Tensor, allowed: Tensor | None = None) -> tuple[Tensor, Tens
 def entropy_grad(
     logits: Tensor, logsumexp: Tensor, entropy: Tensor, grad: Tensor, allowed: Tensor | None = None
 ) -> Tensor:
-    """-g p (log p + H), [rows, columns] in the logits' dtype; `logsumexp`, `entropy` and `grad` are [rows]."""
+    """-g p (log p + H), [rows, columns] in the logits' dtype; `logsumexp` is [2, rows], `entropy` and `grad` [rows]."""
     logits = with_unit_stride(logits)
     rows, columns = logits.shape
     out = torch.empty((rows, columns), dtype=logits.dtype, device=logits.device)

@@ -1,7 +1,7 @@
 """The log-probability of one-hot rows, or of indices.
 
 k = the first maximum of the value row
-log p_k = x_k - logsumexp(x)
+log p_k = (x_k - max x) - log sum exp(x - max x)
 dx_j = sum over draws of g ([j = k] - p_j)
 """
 
@@ -12,22 +12,23 @@ from torch import Tensor
 
 from . import launch
 from .entropy import logsumexp as row_logsumexp
-from .noise import LOG2E
 from .rows import (
     add_tile,
     allowed_arguments,
     compute_dtype,
     compute_type,
-    exp2_of,
     has_tail,
     join_lanes,
     lane_max,
     lane_min,
     load_chosen,
     load_logits,
+    load_logsumexp,
     load_parts,
-    logsumexp_of,
+    log2_probs,
+    log_sum_of,
     over_tile,
+    store_logsumexp,
     store_part,
     tile_columns,
     with_unit_stride,
@@ -36,11 +37,15 @@ from .rows import (
 
 @triton.jit
 def _load_value(ptrs, mask, TYPE: tl.constexpr, LEAST: tl.constexpr):
-    """A tile of the value in a type that holds all of its numbers; the least of them where `mask` is False."""
+    """A tile of the value in a type that holds all of its numbers; the least of them where `mask` is False. NaN is inf,
+    so that it is the maximum, as torch's argmax has it."""
     if mask is None:
-        return tl.load(ptrs).to(TYPE)
+        value = tl.load(ptrs).to(TYPE)
     else:
-        return tl.where(mask, tl.load(ptrs, mask=mask, other=0).to(TYPE), LEAST)
+        value = tl.where(mask, tl.load(ptrs, mask=mask, other=0).to(TYPE), LEAST)
+    if TYPE.is_floating():
+        value = tl.where(value < float("inf"), value, float("inf"))
+    return value
 
 
 @triton.jit
@@ -51,19 +56,24 @@ def _add_value(value, start, best, best_start):
 
 
 @triton.jit
+def _log_prob_of(x, maximum, log_sum):
+    """log p of a logit x. No more than 0, as the sum has exp 0 in it, and exact to a rounding of the difference."""
+    return (x - maximum) - log_sum
+
+
+@triton.jit
 def _store(
-    logits_ptr, allowed_ptr, logsumexp_ptr, out_ptr, index_ptr, row_stride, allowed_stride, row, at, inside, index,
-    maximum, total, KNOWN: tl.constexpr, TYPE: tl.constexpr,
+    logits_ptr, allowed_ptr, logsumexp_ptr, out_ptr, index_ptr, row_stride, allowed_stride, row, rows, at, inside,
+    index, maximum, total, KNOWN: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
-    """Stores index, x_index - logsumexp, and the logsumexp if it was not known but is of (maximum, total)."""
+    """Stores index, its log-probability, the logsumexp if it was not known but is of (maximum, total)."""
     if KNOWN:
-        logsumexp = tl.load(logsumexp_ptr + row, mask=inside)
+        maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, inside)
     else:
-        logsumexp = logsumexp_of(maximum, total)
-        tl.store(logsumexp_ptr + row, logsumexp, mask=inside)
-    exists = inside & (index >= 0)
-    chosen = load_chosen(logits_ptr, row * row_stride + index, exists, TYPE, allowed_ptr, row * allowed_stride + index)
-    tl.store(out_ptr + at, chosen - logsumexp, mask=inside)
+        log_sum = log_sum_of(total)
+        store_logsumexp(logsumexp_ptr, row, rows, inside, maximum, log_sum)
+    chosen = load_chosen(logits_ptr, row * row_stride + index, inside, TYPE, allowed_ptr, row * allowed_stride + index)
+    tl.store(out_ptr + at, _log_prob_of(chosen, maximum, log_sum), mask=inside)
     tl.store(index_ptr + at, index.to(tl.int64), mask=inside)
 
 
@@ -111,8 +121,6 @@ def _log_prob_kernel(
     value = _load_value(value_ptrs + start, found, VALUE_TYPE, LEAST)
     found &= value == over_tile(top)
     index = tl.min(lane_min(tl.where(found, start + value_column, columns)), 1)
-    # A row of NaN alone has no maximum.
-    index = tl.where(index < columns, index, -1)
 
     if not KNOWN:
         maximum, total = join_lanes(maximum, total)
@@ -123,8 +131,8 @@ def _log_prob_kernel(
             store_part(parts_ptr, 2 * at + 1, total)
     else:
         _store(
-            logits_ptr, allowed_ptr, logsumexp_ptr, out_ptr, index_ptr, row_stride, allowed_stride, row, at, inside,
-            index, maximum, total, KNOWN, TYPE,
+            logits_ptr, allowed_ptr, logsumexp_ptr, out_ptr, index_ptr, row_stride, allowed_stride, row, rows, at,
+            inside, index, maximum, total, KNOWN, TYPE,
         )  # fmt: skip
 
 
@@ -137,11 +145,11 @@ def _join_kernel(
     # One value row a program, from what the programs that shared it left.
     at = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
     row = at % rows
-    index = load_parts(part_index_ptr, at, parts, -1, PARTS)
-    best = _load_value(value_ptr + (at * columns)[:, None] + index, index >= 0, VALUE_TYPE, LEAST)
-    first = (index >= 0) & (best == tl.max(best, 1)[:, None])
-    index = tl.min(tl.where(first, index, columns), 1)
-    index = tl.where(index < columns, index, -1)
+    index = load_parts(part_index_ptr, at, parts, columns, PARTS)
+    # A part may have nothing above the least number.
+    exists = index < columns
+    best = _load_value(value_ptr + (at * columns)[:, None] + index, exists, VALUE_TYPE, LEAST)
+    index = tl.min(tl.where(exists & (best == tl.max(best, 1)[:, None]), index, columns), 1)
     maximum = tl.zeros([1], TYPE)
     total = tl.zeros([1], TYPE)
     if not KNOWN:
@@ -150,7 +158,7 @@ def _join_kernel(
             load_parts(parts_ptr, 2 * at + 1, parts, 0.0, PARTS),
         )
     _store(
-        logits_ptr, allowed_ptr, logsumexp_ptr, out_ptr, index_ptr, row_stride, allowed_stride, row, at, row >= 0,
+        logits_ptr, allowed_ptr, logsumexp_ptr, out_ptr, index_ptr, row_stride, allowed_stride, row, rows, at, row >= 0,
         index, maximum, total, KNOWN, TYPE,
     )  # fmt: skip
 
@@ -167,7 +175,8 @@ def _log_prob_index_kernel(
     index = tl.load(index_ptr + at, mask=inside, other=0)
     exists = inside & (index >= 0) & (index < columns)
     chosen = load_chosen(logits_ptr, row * row_stride + index, exists, TYPE, allowed_ptr, row * allowed_stride + index)
-    tl.store(out_ptr + at, chosen - tl.load(logsumexp_ptr + row, mask=inside, other=0.0), mask=inside)
+    maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, inside)
+    tl.store(out_ptr + at, _log_prob_of(chosen, maximum, log_sum), mask=inside)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -186,7 +195,8 @@ def _log_prob_grad_kernel(
     mask = over_tile(inside) & (column < columns)
     allowed_at = over_tile(row * allowed_stride) + column
     x = load_logits(logits_ptr + over_tile(row * row_stride) + column, mask, TYPE, allowed_ptr, allowed_at)
-    p = tl.exp2(exp2_of(x, over_tile(tl.load(logsumexp_ptr + row, mask=inside) * LOG2E)))
+    maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, inside)
+    p = tl.exp2(log2_probs(x, maximum, log_sum))
     grad = over_tile(tl.load(grad_ptr + row, mask=inside).to(TYPE))
     if ONE_DRAW:
         hot = column == over_tile(tl.load(index_ptr + row, mask=inside, other=-1))
@@ -214,14 +224,14 @@ def log_prob(
 
     Args:
         logits: [rows, columns], any row stride.
-        logsumexp: [rows], where it is known: then no logit is read but the chosen one.
+        logsumexp: [2, rows], see `entropy.logsumexp`, where it is known: then no logit is read but the chosen one.
         value: [draws, rows, columns] of any real dtype.
         allowed: see `rows.allowed_arguments`.
 
     Returns:
         log_prob: [draws, rows] in the compute dtype.
         index: int64 [draws, rows], the first maximum of the value row.
-        logsumexp: [rows].
+        logsumexp: [2, rows].
     """
     logits, value = with_unit_stride(logits), value.contiguous()
     value = value.view(torch.uint8) if value.dtype == torch.bool else value
@@ -231,7 +241,7 @@ def log_prob(
         logsumexp = row_logsumexp(logits, allowed)
     known = logsumexp is not None
     if logsumexp is None:
-        logsumexp = torch.empty(rows, dtype=compute_dtype(logits.dtype), device=logits.device)
+        logsumexp = torch.empty((2, rows), dtype=compute_dtype(logits.dtype), device=logits.device)
     out = torch.empty((draws, rows), dtype=logsumexp.dtype, device=logits.device)
     index = torch.empty((draws, rows), dtype=torch.int64, device=logits.device)
     if rows and draws:

@@ -107,21 +107,27 @@ def word_pairs(STAGE: tl.constexpr, call, row, draw, key, counter3):
 
 
 @triton.jit
-def _minus_log1p(v4, complement43):
-    """-log(1 - v) in float32, from 4 v and 4/3 (1 - v), as
+def _minus_log1p(v4, complement):
+    """-log(1 - v) / 64 in float32, from 4 v and 4/3 (1 - 2^-22) (1 - v), as
 
-        -log(1 - min(v, 1/4)) - log min(4/3 (1 - v), 1)
+        -log(1 - min(v, 1/4)) + max(-log complement - 2^-22, 0)
 
-    where one of the two terms is constant. The first is the polynomial of least relative error, 4e-8 (from the tests'
-    Remez fit, c_1 .. c_5 of -log(1 - v) / v = 1 + sum c_i v^i, here over 4^(i+1)). Where the second is not exactly 0,
-    the result is above 0.28, which keeps lg2.approx's absolute error of 2^-22 below 6e-7 of it. Without a comparison:
-    between 0 and 1 a multiply-add saturates for nothing.
+    in 64ths. The first is the polynomial of least relative error, 4e-8 (from the tests' Remez fit, c_1 .. c_5 of
+    -log(1 - v) / v = 1 + sum c_i v^i, here over 4^(i+1)). The second is 0 below v = 1/4, whatever lg2.approx makes of
+    1: it is off by 2^-22 at most, which is 0.69 2^-22 here. Where it is not 0, the result is above 0.28, of which that
+    is less than 6e-7. Without a comparison: between 0 and 1 a multiply-add saturates for nothing, and the largest
+    result, 45, is below 64.
     """
     v4 = tl.minimum(tl.maximum(v4, 0.0), 1.0)
-    near = 0.1467033326625824 / 4**5 + v4 * (0.3357096314430237 / 4**6)
-    near = 0.3329307138919830 / 4**3 + v4 * (0.2571102082729340 / 4**4 + v4 * near)
-    near = v4 * (1.0 / 4 + v4 * (0.5000072717666626 / 4**2 + v4 * near))
-    return near - LN2 * fast_log2(tl.minimum(tl.maximum(complement43, 0.0), 1.0))
+    far = fast_log2(tl.minimum(tl.maximum(complement, 0.0), 1.0)) * (-LN2 / 64) - 2.0**-22 / 64
+    far = tl.minimum(tl.maximum(far, 0.0), 1.0)
+    near = 0.1467033326625824 / 4**8 + v4 * (0.3357096314430237 / 4**9)
+    near = 0.3329307138919830 / 4**6 + v4 * (0.2571102082729340 / 4**7 + v4 * near)
+    return v4 * (1.0 / 4**4 + v4 * (0.5000072717666626 / 4**5 + v4 * near)) + far
+
+
+# 4/3 (1 - 2^-22), of which a float32 has every digit.
+_COMPLEMENT = tl.constexpr(1398101 / 2**20)
 
 
 @triton.jit
@@ -132,12 +138,13 @@ def _fraction64(hi, lo, SCALE: tl.constexpr):
 
 @triton.jit
 def exponential64(hi, lo):
-    """Exp(1) in float32 from v = (hi + (lo + 1/2) 2^-32) 2^-32, relative error below 1e-6 at both ends; 2.7e-20 .. 45.
+    """Exp(1) / 64 in float32 from v = (hi + (lo + 1/2) 2^-32) 2^-32, relative error below 1e-6 at both ends; 64 of it
+    are 2.7e-20 .. 45. A race does not see the factor.
 
     1 - v is the same fraction of the complemented words, exactly: neither end is the difference of rounded numbers.
     Float32 is enough, for float64 logits too: what matters is the relative precision.
     """
-    return _minus_log1p(_fraction64(hi, lo, 4), _fraction64(hi ^ 0xFFFFFFFF, lo ^ 0xFFFFFFFF, 4 / 3))
+    return _minus_log1p(_fraction64(hi, lo, 4), _fraction64(hi ^ 0xFFFFFFFF, lo ^ 0xFFFFFFFF, _COMPLEMENT))
 
 
 @triton.jit
@@ -148,8 +155,8 @@ def _fraction32(word, SCALE: tl.constexpr):
 
 @triton.jit
 def exponential32(word):
-    """Exp(1) in float32 from v = (word + 1/2) 2^-32: 1.2e-10 .. 22.9."""
-    return _minus_log1p(_fraction32(word, 4), _fraction32(word ^ 0xFFFFFFFF, 4 / 3))
+    """Exp(1) / 64 in float32 from v = (word + 1/2) 2^-32; 64 of it are 1.2e-10 .. 22.9."""
+    return _minus_log1p(_fraction32(word, 4), _fraction32(word ^ 0xFFFFFFFF, _COMPLEMENT))
 
 
 @triton.jit

@@ -9,6 +9,8 @@
 
                    w_k = 1,  w_j = (1 + E_j / (p_j E_k))^(-1 / t),  y = w / sum w,  <y, g> = sum w g / sum w
 
+and the temperature's, where it is asked for: dt = -sum over draws and columns of y (g - <y, g>) log w / t.
+
 One Philox call serves four elements, a quarter of a group apart, see `noise.py`: a tile is [2, 2, DEPTH, ROWS, LANES,
 VECTOR], with quarter 2 a + b of some groups at [a, b]. A row that no tile holds is walked twice with the same noise: by
 one kernel for the sums and by another for the write, both with several programs a row where rows are few.
@@ -22,6 +24,7 @@ from torch import Tensor
 from . import launch
 from .noise import (
     GROUP,
+    LN2,
     LOG2E,
     PER_CALL,
     POSTERIOR,
@@ -36,6 +39,7 @@ from .noise import (
     words,
 )
 from .rows import (
+    FAR,
     allowed_arguments,
     compute_dtype,
     compute_type,
@@ -46,6 +50,7 @@ from .rows import (
     lane_sum,
     load_grad,
     load_logits,
+    load_logsumexp,
     load_parts,
     or_zero,
     over_lanes,
@@ -103,14 +108,15 @@ def _temperature_arguments(temperature: Tensor | float) -> dict:
 
 @triton.jit
 def _races(x, top, call, row, draw, key, counter3):
-    """-(x - top + G) in log2 units, G = -log E. The top first: beside a large |x| the noise would be rounded away."""
+    """-(x - top + G) in log2 units, G = -log E, but for a number that is the same for all, as E is in 64ths. The top
+    first: beside a large |x| the noise would be rounded away."""
     return (top - x) * LOG2E + fast_log2(exponential32(_words(RELAXED, call, row, draw, key, counter3)))
 
 
 @triton.jit
 def _rebase(top, maximum, new_top, inverse):
-    """The maximum of the scores relative to `top`, relative to `new_top`."""
-    return maximum + (or_zero(top) - or_zero(new_top)) * (inverse * LOG2E)
+    """The maximum of the scores relative to `top`, relative to `new_top`: -inf where there is no top yet."""
+    return maximum + (top - or_zero(new_top)) * (inverse * LOG2E)
 
 
 @triton.jit
@@ -300,21 +306,21 @@ def _log2(x):
 
 @triton.jit
 def _weights(x, call, winner, row, draw, key, counter3, base, inverse):
-    """w_j = (1 + E_j / (p_j E_k))^(-1/t), 1 for the winner; `base` is the row's logsumexp in log2 units. p_j = 0 makes
-    the quotient inf and the weight 0."""
+    """w_j = (1 + E_j / (p_j E_k))^(-1/t), 1 for the winner, and log2 w_j; `x` is relative to the row's maximum, `base`
+    the log2 of its sum. p_j = 0 makes the quotient inf and the weight 0."""
     hi, lo, _, _ = words(POSTERIOR, WINNER_CALL, row, draw, key, counter3)
     base -= fast_log2(exponential64(hi, lo))
     # -1.0 *: a sign, where 0 - is an instruction.
     one_over_p = tl.exp2(-1.0 * exp2_of(x, over_tile(base)))
     one_plus = 1.0 + exponential32(_words(POSTERIOR, call, row, draw, key, counter3)) * one_over_p
-    weight = tl.exp2(_log2(one_plus) * over_tile(-inverse))
+    log2_weight = _log2(one_plus) * over_tile(-inverse)
     # The winner by its Philox call and quarter, which take fewer registers than the columns.
     winner = winner.to(tl.int32)
     Q: tl.constexpr = min(_CALLS, x.shape[2] * x.shape[4] * x.shape[5])
     its_call = winner // _GROUP * _CALLS + winner % Q
     its_quarter = winner % _GROUP // Q
     hot = (call == over_tile(its_call)) & (_quarters() == over_tile(its_quarter))
-    return tl.where(hot, 1.0, weight)
+    return tl.where(hot, 1.0, tl.exp2(log2_weight)), tl.where(hot, 0.0, tl.maximum(log2_weight, FAR))
 
 
 @triton.jit(do_not_specialize=_PER_CALL)
@@ -333,7 +339,8 @@ def _grad_sums_kernel(
     x_ptrs = logits_ptr + over_tile(row * row_stride) + column
     allowed_at = over_tile(row * allowed_stride) + column
     grad_ptrs = grad_ptr + over_tile(at * columns) + column
-    base = tl.load(logsumexp_ptr + row) * LOG2E
+    maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, None)
+    base = log_sum * LOG2E
     inverse = _inverse_temperature(temperature_ptr, temperature, row * temperature_stride, row >= 0, TYPE)
     winner = tl.load(index_ptr + at)
     row += row_offset
@@ -342,14 +349,14 @@ def _grad_sums_kernel(
     BLOCK: tl.constexpr = 4 * DEPTH * LANES * VECTOR
     whole = columns // BLOCK * BLOCK
     for start in range(tl.program_id(1) * BLOCK, whole, tl.num_programs(1) * BLOCK):
-        x = load_logits(x_ptrs + start, None, TYPE, allowed_ptr, allowed_at + start)
-        w = _weights(x, call + start // 4, winner, row, draw, key, counter3, base, inverse)
+        x = load_logits(x_ptrs + start, None, TYPE, allowed_ptr, allowed_at + start) - over_tile(maximum)
+        w, _ = _weights(x, call + start // 4, winner, row, draw, key, counter3, base, inverse)
         total += lane_sum(w)
         dot += lane_sum(w * load_grad(grad_ptrs + start, None, TYPE))
     if has_tail(whole, columns, BLOCK):
         mask = whole + column < columns
-        x = load_logits(x_ptrs + whole, mask, TYPE, allowed_ptr, allowed_at + whole)
-        w = _weights(x, call + whole // 4, winner, row, draw, key, counter3, base, inverse)
+        x = load_logits(x_ptrs + whole, mask, TYPE, allowed_ptr, allowed_at + whole) - over_tile(maximum)
+        w, _ = _weights(x, call + whole // 4, winner, row, draw, key, counter3, base, inverse)
         total += lane_sum(w)
         dot += lane_sum(w * load_grad(grad_ptrs + whole, mask, TYPE))
     store_part(parts_ptr, 2 * at, tl.sum(total, 1))
@@ -359,16 +366,17 @@ def _grad_sums_kernel(
 @triton.jit
 def _write_tile(
     start, mask, x_ptrs, allowed_ptr, allowed_at, index_ptr, grad_ptrs, parts_ptr, out_ptrs, call, row, inside,
-    row_offset, rows, draws, columns, key, counter3, base, inverse, TYPE: tl.constexpr, PARTS: tl.constexpr,
+    row_offset, rows, draws, columns, key, counter3, maximum, base, inverse, TYPE: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """Writes a tile of the gradient, which stays in registers over all draws. Their sums come from the tile itself
-    where the rows are in it whole, else from the PARTS of them."""
-    x = load_logits(x_ptrs + start, mask, TYPE, allowed_ptr, allowed_at + start)
+    where the rows are in it whole, else from the PARTS of them. Returns <dx, log2 w> of each lane, [ROWS, LANES]."""
+    x = load_logits(x_ptrs + start, mask, TYPE, allowed_ptr, allowed_at + start) - over_tile(maximum)
     out = tl.zeros(x.shape, TYPE)
+    product = tl.zeros([x.shape[3], x.shape[4]], TYPE)
     for draw in range(draws):
         at = draw * rows + row
         winner = tl.load(index_ptr + at, mask=inside, other=-1)
-        w = _weights(x, call + start // 4, winner, row + row_offset, draw, key, counter3, base, inverse)
+        w, log2_w = _weights(x, call + start // 4, winner, row + row_offset, draw, key, counter3, base, inverse)
         # After the noise, which needs all the registers there are.
         g = load_grad(grad_ptrs + over_tile(at * columns) + start, mask, TYPE)
         if PARTS == 0:
@@ -380,16 +388,19 @@ def _write_tile(
             total = one * tl.sum(load_parts(parts_ptr, 2 * at, tl.num_programs(1), 0.0, PARTS))
             dot = one * tl.sum(load_parts(parts_ptr, 2 * at + 1, tl.num_programs(1), 0.0, PARTS))
         # y (g - <y, g>) / t with y = w / total, <y, g> = dot / total.
-        out += w * over_tile(inverse / total) * (g - over_tile(dot / total))
+        dx = w * over_tile(inverse / total) * (g - over_tile(dot / total))
+        out += dx
+        product += lane_sum(dx * log2_w)
     tl.store(out_ptrs + start, out.to(out_ptrs.dtype.element_ty), mask=mask)
+    return product
 
 
 @triton.jit(do_not_specialize=_PER_CALL, do_not_specialize_on_alignment=["draws"])
 def _relaxed_grad_kernel(
-    logits_ptr, allowed_ptr, logsumexp_ptr, index_ptr, grad_ptr, temperature_ptr, parts_ptr, out_ptr, seed_ptr,
+    logits_ptr, allowed_ptr, logsumexp_ptr, index_ptr, grad_ptr, temperature_ptr, parts_ptr, out_ptr, dt_ptr, seed_ptr,
     key: tl.int64, counter3: tl.int64, row_offset: tl.int64, row_stride: tl.int64, allowed_stride: tl.int64,
     temperature: tl.float64, temperature_stride: tl.int64, rows: tl.int64, draws, columns,
-    TYPE: tl.constexpr, MASK: tl.constexpr, PARTS: tl.constexpr,
+    DT: tl.constexpr, TYPE: tl.constexpr, MASK: tl.constexpr, PARTS: tl.constexpr,
     ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     # Rows that are in a tile whole, PARTS = 0, or a part of a long row. One draw has no loop: `draws` is specialised.
@@ -401,45 +412,56 @@ def _relaxed_grad_kernel(
     allowed_at = over_tile(row * allowed_stride) + column
     grad_ptrs = grad_ptr + column
     out_ptrs = out_ptr + over_tile(row * columns) + column
-    base = tl.load(logsumexp_ptr + row, mask=inside, other=0.0) * LOG2E
+    maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, inside)
+    base = log_sum * LOG2E
     inverse = _inverse_temperature(temperature_ptr, temperature, row * temperature_stride, inside, TYPE)
     if PARTS == 0:
         mask = (over_tile(inside) & (column < columns)) if MASK else None
-        _write_tile(
+        product = _write_tile(
             0, mask, x_ptrs, allowed_ptr, allowed_at, index_ptr, grad_ptrs, parts_ptr, out_ptrs, call, row,
-            inside, row_offset, rows, draws, columns, key, counter3, base, inverse, TYPE, PARTS,
+            inside, row_offset, rows, draws, columns, key, counter3, maximum, base, inverse, TYPE, PARTS,
         )  # fmt: skip
     else:
+        product = tl.zeros([ROWS, LANES], TYPE)
         BLOCK: tl.constexpr = 4 * DEPTH * LANES * VECTOR
         whole = columns // BLOCK * BLOCK
         for start in range(tl.program_id(1) * BLOCK, whole, tl.num_programs(1) * BLOCK):
-            _write_tile(
+            product += _write_tile(
                 start, None, x_ptrs, allowed_ptr, allowed_at, index_ptr, grad_ptrs, parts_ptr, out_ptrs, call,
-                row, inside, row_offset, rows, draws, columns, key, counter3, base, inverse, TYPE, PARTS,
+                row, inside, row_offset, rows, draws, columns, key, counter3, maximum, base, inverse, TYPE, PARTS,
             )  # fmt: skip
         if has_tail(whole, columns, BLOCK):
-            _write_tile(
+            product += _write_tile(
                 whole, whole + column < columns, x_ptrs, allowed_ptr, allowed_at, index_ptr, grad_ptrs, parts_ptr,
-                out_ptrs, call, row, inside, row_offset, rows, draws, columns, key, counter3, base, inverse,
+                out_ptrs, call, row, inside, row_offset, rows, draws, columns, key, counter3, maximum, base, inverse,
                 TYPE, PARTS,
             )  # fmt: skip
+    if DT:
+        # Without it nothing reads the product, and the compiler drops it.
+        dt = -LN2 * tl.sum(product, 1)
+        tl.store(dt_ptr + row * tl.num_programs(1) + tl.program_id(1), dt, mask=inside)
 
 
 @launch.on_its_device
 def relaxed_grad(
     logits: Tensor, logsumexp: Tensor, index: Tensor, grad: Tensor, temperature: Tensor | float,
-    seed: int | Tensor, offset: int, row_offset: int = 0, allowed: Tensor | None = None,
-) -> Tensor:  # fmt: skip
-    """The RelaxedOneHot gradient, [rows, columns] in the logits' dtype.
+    seed: int | Tensor, offset: int, row_offset: int = 0, allowed: Tensor | None = None, with_temperature: bool = False,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """The RelaxedOneHot gradient.
 
     Args:
         logits: [rows, columns], any row stride.
-        logsumexp: [rows].
+        logsumexp: [2, rows], see `entropy.logsumexp`.
         index: int64 [draws, rows], the winners.
         grad: [draws, rows, columns].
         temperature: [rows] in the compute dtype, any stride; or one number.
         seed, offset, row_offset: the noise, see `noise.py`.
         allowed: see `rows.allowed_arguments`.
+        with_temperature: whether the temperature's gradient is wanted.
+
+    Returns:
+        dx: [rows, columns] in the logits' dtype.
+        dt: [rows] in the compute dtype; an empty tensor where it is not wanted.
     """
     logits, logsumexp, index, grad = (
         with_unit_stride(logits),
@@ -450,10 +472,12 @@ def relaxed_grad(
     rows, columns = logits.shape
     draws = index.shape[0]
     noise = seed_arguments(seed, offset, row_offset, rows, columns, draws)
-    out = torch.empty((rows, columns), dtype=logits.dtype, device=logits.device)
+    out, dt = torch.empty((rows, columns), dtype=logits.dtype, device=logits.device), logsumexp.new_empty(0)
     if rows:
         tile = launch.noise_tile(logits, 4, draws)
         parts = 0 if tile.one else tile.parts
+        # What each program of a row adds to it.
+        dt = logsumexp.new_empty((rows, max(1, parts))) if with_temperature else dt
         common = {
             "logits_ptr": logits, "logsumexp_ptr": logsumexp, "index_ptr": index, "grad_ptr": grad,
             "row_stride": logits.stride(0), "rows": rows, "columns": columns, **_temperature_arguments(temperature),
@@ -464,7 +488,8 @@ def relaxed_grad(
         if parts and draws:
             _grad_sums_kernel[(draws * rows, parts)](**common)
         _relaxed_grad_kernel[(launch.cdiv(rows, tile.rows), max(1, parts))](
-            out_ptr=out, draws=draws, MASK=tile.rows > 1 or columns != 4 * tile.columns,
+            out_ptr=out, dt_ptr=dt, draws=draws, DT=with_temperature, MASK=tile.rows > 1 or columns != 4 * tile.columns,
             PARTS=launch.next_power_of_2(parts) if parts else 0, ROWS=tile.rows, **common,
         )  # fmt: skip
-    return out
+        dt = dt.sum(-1) if with_temperature else dt
+    return out, dt

@@ -163,22 +163,45 @@ def or_zero(maximum):
 @triton.jit
 def add_tile(x, maximum, total):
     """The online logsumexp of Milakov and Gimelshein 2018, https://arxiv.org/abs/1805.02867, of each lane: adds a tile
-    to (maximum, total) [ROWS, LANES], in log2 units, with sum exp x = total 2^maximum."""
-    new = tl.maximum(maximum, lane_max(x) * LOG2E)
+    to (maximum, total) [ROWS, LANES], with sum exp x = total exp(maximum). The maximum is a logit itself and is
+    subtracted first: its own term is 1 exactly, no logit overflows, and only differences are rounded."""
+    new = tl.maximum(maximum, lane_max(x))
     base = or_zero(new)
-    return new, total * tl.exp2(maximum - base) + lane_sum(tl.exp2(exp2_of(x, over_lanes(base))))
+    growth = tl.exp2((maximum - base) * LOG2E)
+    return new, total * growth + lane_sum(tl.exp2((x - over_lanes(base)) * LOG2E))
 
 
 @triton.jit
 def join_lanes(maximum, total):
     """(maximum, total) of the rows, [ROWS], from those of their lanes, or of their parts, [ROWS, lanes]."""
     joined = tl.max(maximum, 1)
-    return joined, tl.sum(total * tl.exp2(maximum - or_zero(joined)[:, None]), 1)
+    return joined, tl.sum(total * tl.exp2((maximum - or_zero(joined)[:, None]) * LOG2E), 1)
 
 
 @triton.jit
-def logsumexp_of(maximum, total):
-    """log sum exp in nats, from log2 units; NaN for a row that is no distribution: one that is all -inf, whose total is
-    0, or that has a NaN or +inf, which make the total NaN."""
-    value = (maximum + tl.log2(total)) * LN2
-    return tl.where(total > 0, value, float("nan"))
+def log_sum_of(total):
+    """log(total), at least 0; NaN for a row that is no distribution: one that is all -inf, whose total is 0, or that
+    has a NaN or +inf, which make the total NaN."""
+    return tl.where(total > 0, tl.log2(total) * LN2, float("nan"))
+
+
+@triton.jit
+def store_logsumexp(ptr, row, rows, inside, maximum, log_sum):
+    """The logsumexp of rows as two numbers, in [2, rows]: their sum would be rounded to a part of the maximum."""
+    tl.store(ptr + row, maximum, mask=inside)
+    tl.store(ptr + rows + row, log_sum, mask=inside)
+
+
+@triton.jit
+def load_logsumexp(ptr, row, rows, inside):
+    """(maximum, log_sum) of rows; 0 where `inside` (None: nowhere) is False."""
+    if inside is None:
+        return tl.load(ptr + row), tl.load(ptr + rows + row)
+    else:
+        return tl.load(ptr + row, mask=inside, other=0.0), tl.load(ptr + rows + row, mask=inside, other=0.0)
+
+
+@triton.jit
+def log2_probs(x, maximum, log_sum):
+    """log2 p of a tile: the difference to the maximum first, then one multiply-add."""
+    return exp2_of(x - over_tile(maximum), over_tile(log_sum * LOG2E))

@@ -7,8 +7,8 @@ Group Gumbel-max, in its race form. With w_j = exp x_j, E iid Exp(1) and the row
 
 is exactly a draw from softmax(x), so the pass over the row is max + sum of exp2, with no noise in it.
 
-A group's sum is kept as s_g 2^e_g with an integer e_g: rescaling by a power of two is exact, so the winner does not
-depend on the order in which groups meet.
+A group's sum is kept as s_g exp m_g, m_g its maximum, which only its own logits decide; and the groups of a row meet in
+one order, whichever programs summed them. So the winner does not depend on how a row is dealt out.
 """
 
 import torch
@@ -23,14 +23,14 @@ from .rows import (
     allowed_arguments,
     compute_dtype,
     compute_type,
-    exp2_of,
     lane_max,
     lane_min,
     lane_sum,
     load_logits,
-    logsumexp_of,
+    log_sum_of,
     or_zero,
     over_tile,
+    store_logsumexp,
     tile_columns,
     with_unit_stride,
 )
@@ -38,7 +38,7 @@ from .rows import (
 _GROUP = tl.constexpr(GROUP)
 _HALF = tl.constexpr(GROUP // 2)
 # The second of these starts on 16 bytes or not by the number of rows, which would be two variants of each kernel.
-_SUMS = ["exponent_ptr", "total_ptr"]
+_SUMS = ["maximum_ptr", "total_ptr"]
 
 
 @triton.jit
@@ -87,9 +87,9 @@ def _short_kernel(
     x = load_logits(logits_ptr + over_tile(row * row_stride) + column, mask, TYPE, allowed_ptr, allowed_at)
 
     maximum = tl.max(lane_max(x), 1)
-    total = tl.sum(lane_sum(tl.exp2(exp2_of(x, over_tile(or_zero(maximum * LOG2E))))), 1)
+    total = tl.sum(lane_sum(tl.exp2((x - over_tile(or_zero(maximum))) * LOG2E)), 1)
     if tl.program_id(1) == 0:
-        tl.store(logsumexp_ptr + row, logsumexp_of(maximum * LOG2E, total), mask=inside)
+        store_logsumexp(logsumexp_ptr, row, rows, inside, maximum, log_sum_of(total))
 
     for draw in range(tl.program_id(1).to(tl.int64), draws, tl.num_programs(1)):
         winner = _winner(x, maximum, column, call, row + row_offset, draw, key, counter3)
@@ -103,7 +103,7 @@ def _short_kernel(
 
 @triton.jit
 def _sum_tile(
-    logits_ptr, allowed_ptr, allowed_at, one_hot_ptr, exponent_ptr, total_ptr, start, columns, MASK: tl.constexpr,
+    logits_ptr, allowed_ptr, allowed_at, one_hot_ptr, maximum_ptr, total_ptr, start, columns, MASK: tl.constexpr,
     ZERO: tl.constexpr, TYPE: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     # [DEPTH, TILE, WIDTH]: a warp for each of TILE groups, a width of one load for all of its threads, so that a
@@ -125,36 +125,36 @@ def _sum_tile(
     x = load_logits(logits_ptr + column, mask, TYPE, allowed_ptr, allowed_at + column)
     if ZERO:
         tl.store(one_hot_ptr + zero_column, tl.zeros([TILE * _GROUP], one_hot_ptr.dtype.element_ty), mask=zero_mask)
-    exponent = tl.ceil(tl.max(tl.max(x, 0), 1) * LOG2E)
-    total = tl.sum(tl.sum(tl.exp2(exp2_of(x, or_zero(exponent)[None, :, None])), 0), 1)
-    tl.store(exponent_ptr + group, exponent, mask=group_mask)
+    maximum = tl.max(tl.max(x, 0), 1)
+    total = tl.sum(tl.sum(tl.exp2((x - or_zero(maximum)[None, :, None]) * LOG2E), 0), 1)
+    tl.store(maximum_ptr + group, maximum, mask=group_mask)
     tl.store(total_ptr + group, total, mask=group_mask)
 
 
 @triton.jit
 def _sum_groups(
-    logits_ptr, allowed_ptr, allowed_at, one_hot_ptr, exponent_ptr, total_ptr, program, programs, columns,
+    logits_ptr, allowed_ptr, allowed_at, one_hot_ptr, maximum_ptr, total_ptr, program, programs, columns,
     ZERO: tl.constexpr, TYPE: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Writes (e, s) of each group of a row, sum exp x = s 2^e; zeros beside. Tile i is program i mod programs's."""
+    """Writes (m, s) of each group of a row, sum exp x = s exp m; zeros beside. Tile i is program i mod programs's."""
     BLOCK: tl.constexpr = TILE * _GROUP
     tiles = columns // BLOCK
     # Whole tiles without a mask, and one more with it.
     for tile in range(program, tiles, programs):
         _sum_tile(
-            logits_ptr, allowed_ptr, allowed_at, one_hot_ptr, exponent_ptr, total_ptr, tile * BLOCK, columns,
+            logits_ptr, allowed_ptr, allowed_at, one_hot_ptr, maximum_ptr, total_ptr, tile * BLOCK, columns,
             False, ZERO, TYPE, TILE, WIDTH,
         )  # fmt: skip
     if (tiles * BLOCK < columns) & (tiles % programs == program):
         _sum_tile(
-            logits_ptr, allowed_ptr, allowed_at, one_hot_ptr, exponent_ptr, total_ptr, tiles * BLOCK, columns,
+            logits_ptr, allowed_ptr, allowed_at, one_hot_ptr, maximum_ptr, total_ptr, tiles * BLOCK, columns,
             True, ZERO, TYPE, TILE, WIDTH,
         )  # fmt: skip
 
 
 @triton.jit
-def _race_groups(exponent_ptr, total_ptr, row, draw, key, counter3, columns, TYPE: tl.constexpr, RACE: tl.constexpr):
-    """The winning group of a row, and its (maximum, total), sum exp x = total 2^maximum."""
+def _race_groups(maximum_ptr, total_ptr, row, draw, key, counter3, columns, TYPE: tl.constexpr, RACE: tl.constexpr):
+    """The winning group of a row, and its (maximum, total), sum exp x = total exp(maximum)."""
     groups = tl.cdiv(columns, _GROUP)
     maximum = tl.full([], float("-inf"), TYPE)
     row_total = tl.full([], 0.0, TYPE)
@@ -162,18 +162,20 @@ def _race_groups(exponent_ptr, total_ptr, row, draw, key, counter3, columns, TYP
     best_group = tl.full([], 0, tl.int32)
     for start in range(0, groups, RACE):
         group = start + tl.arange(0, RACE)
-        exponent = tl.load(exponent_ptr + group, mask=group < groups, other=float("-inf"))
+        group_maximum = tl.load(maximum_ptr + group, mask=group < groups, other=float("-inf"))
         total = tl.load(total_ptr + group, mask=group < groups, other=0.0)
-        new = tl.maximum(maximum, tl.max(exponent, 0))
+        new = tl.maximum(maximum, tl.max(group_maximum, 0))
         base = or_zero(new)
         w0, w1, _, _ = words(GROUPS, group, row, draw, key, counter3)
         # A group that is all -inf has a total of 0 and ends at inf.
-        result = exponential64(w0, w1) * (tl.exp2(base - exponent) / total).to(tl.float32)
+        result = exponential64(w0, w1) * (tl.exp2((base - group_maximum) * LOG2E) / total).to(tl.float32)
         value, at = tl.min(result, 0, return_indices=True)
-        best *= tl.exp2(base - maximum).to(tl.float32)
+        best *= tl.exp2((base - maximum) * LOG2E).to(tl.float32)
         best_group = tl.where(value < best, start + at, best_group)
         best = tl.minimum(best, value)
-        row_total = row_total * tl.exp2(maximum - base) + tl.sum(total * tl.exp2(exponent - base), 0)
+        row_total = row_total * tl.exp2((maximum - base) * LOG2E) + tl.sum(
+            total * tl.exp2((group_maximum - base) * LOG2E), 0
+        )
         maximum = new
     return best_group, maximum, row_total
 
@@ -190,23 +192,23 @@ def _race_elements(logits_ptr, allowed_ptr, allowed_at, group, row, draw, key, c
 
 @triton.jit
 def _select(
-    logits_ptr, allowed_ptr, allowed_at, one_hot_ptr, index_ptr, logsumexp_ptr, exponent_ptr, total_ptr, row, draw,
-    key, counter3, columns, ONE_HOT: tl.constexpr, TYPE: tl.constexpr, RACE: tl.constexpr,
+    logits_ptr, allowed_ptr, allowed_at, one_hot_ptr, index_ptr, logsumexp_ptr, maximum_ptr, total_ptr, row, rows,
+    draw, key, counter3, columns, ONE_HOT: tl.constexpr, TYPE: tl.constexpr, RACE: tl.constexpr,
 ):  # fmt: skip
     """One draw of one row, from the sums of its groups. The pointers are to the row and the draw; the row's part of the
     category mask starts at `allowed_at`."""
-    group, maximum, total = _race_groups(exponent_ptr, total_ptr, row, draw, key, counter3, columns, TYPE, RACE)
+    group, maximum, total = _race_groups(maximum_ptr, total_ptr, row, draw, key, counter3, columns, TYPE, RACE)
     winner = _race_elements(logits_ptr, allowed_ptr, allowed_at, group, row, draw, key, counter3, columns, TYPE)
     valid = total > 0
     tl.store(index_ptr, tl.where(valid, winner, -1).to(tl.int64))
-    tl.store(logsumexp_ptr, logsumexp_of(maximum, total), mask=draw == 0)
+    store_logsumexp(logsumexp_ptr, 0, rows, draw == 0, maximum, log_sum_of(total))
     if ONE_HOT:
         tl.store(one_hot_ptr + winner, _zero_or_one(valid, one_hot_ptr), mask=valid)
 
 
 @triton.jit(do_not_specialize=[*PER_CALL, *_SUMS])
 def _row_kernel(
-    logits_ptr, one_hot_ptr, index_ptr, logsumexp_ptr, exponent_ptr, total_ptr, allowed_ptr, seed_ptr, key: tl.int64,
+    logits_ptr, one_hot_ptr, index_ptr, logsumexp_ptr, maximum_ptr, total_ptr, allowed_ptr, seed_ptr, key: tl.int64,
     counter3: tl.int64, row_offset: tl.int64, row_stride: tl.int64, allowed_stride: tl.int64, columns,
     ONE_HOT: tl.constexpr, TYPE: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
     RACE: tl.constexpr,
@@ -215,24 +217,25 @@ def _row_kernel(
     row = tl.program_id(0).to(tl.int64)
     logits_ptr += row * row_stride
     one_hot_ptr += row * columns
-    exponent_ptr += row * tl.cdiv(columns, _GROUP)
+    maximum_ptr += row * tl.cdiv(columns, _GROUP)
     total_ptr += row * tl.cdiv(columns, _GROUP)
     allowed_at = row * allowed_stride
     _sum_groups(
-        logits_ptr, allowed_ptr, allowed_at, one_hot_ptr, exponent_ptr, total_ptr, 0, 1, columns,
+        logits_ptr, allowed_ptr, allowed_at, one_hot_ptr, maximum_ptr, total_ptr, 0, 1, columns,
         ONE_HOT, TYPE, TILE, WIDTH,
     )  # fmt: skip
     # Every sum before it is read, by other threads of this program; and the zeros of the row before the one 1 of it.
     tl.debug_barrier()
     _select(
-        logits_ptr, allowed_ptr, allowed_at, one_hot_ptr, index_ptr + row, logsumexp_ptr + row, exponent_ptr, total_ptr,
-        row + row_offset, 0, load_key(seed_ptr, key), counter3, columns, ONE_HOT, TYPE, RACE,
+        logits_ptr, allowed_ptr, allowed_at, one_hot_ptr, index_ptr + row, logsumexp_ptr + row, maximum_ptr, total_ptr,
+        row + row_offset, tl.num_programs(0), 0, load_key(seed_ptr, key), counter3, columns,
+        ONE_HOT, TYPE, RACE,
     )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=_SUMS)
 def _sums_kernel(
-    logits_ptr, allowed_ptr, one_hot_ptr, exponent_ptr, total_ptr, row_stride: tl.int64, allowed_stride: tl.int64,
+    logits_ptr, allowed_ptr, one_hot_ptr, maximum_ptr, total_ptr, row_stride: tl.int64, allowed_stride: tl.int64,
     columns,
     ZERO: tl.constexpr, TYPE: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
@@ -240,17 +243,17 @@ def _sums_kernel(
     row = tl.program_id(0).to(tl.int64)
     logits_ptr += row * row_stride
     one_hot_ptr += row * columns
-    exponent_ptr += row * tl.cdiv(columns, _GROUP)
+    maximum_ptr += row * tl.cdiv(columns, _GROUP)
     total_ptr += row * tl.cdiv(columns, _GROUP)
     _sum_groups(
-        logits_ptr, allowed_ptr, row * allowed_stride, one_hot_ptr, exponent_ptr, total_ptr,
+        logits_ptr, allowed_ptr, row * allowed_stride, one_hot_ptr, maximum_ptr, total_ptr,
         tl.program_id(1), tl.num_programs(1), columns, ZERO, TYPE, TILE, WIDTH,
     )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=[*PER_CALL, *_SUMS])
 def _select_kernel(
-    logits_ptr, one_hot_ptr, index_ptr, logsumexp_ptr, exponent_ptr, total_ptr, allowed_ptr, seed_ptr, key: tl.int64,
+    logits_ptr, one_hot_ptr, index_ptr, logsumexp_ptr, maximum_ptr, total_ptr, allowed_ptr, seed_ptr, key: tl.int64,
     counter3: tl.int64, row_offset: tl.int64, row_stride: tl.int64, allowed_stride: tl.int64, rows: tl.int64, columns,
     ONE_HOT: tl.constexpr, TYPE: tl.constexpr, RACE: tl.constexpr,
 ):  # fmt: skip
@@ -261,8 +264,8 @@ def _select_kernel(
     groups = tl.cdiv(columns, _GROUP)
     _select(
         logits_ptr + row * row_stride, allowed_ptr, row * allowed_stride, one_hot_ptr + at * columns, index_ptr + at,
-        logsumexp_ptr + row, exponent_ptr + row * groups, total_ptr + row * groups, row + row_offset, draw,
-        load_key(seed_ptr, key), counter3, columns, ONE_HOT, TYPE, RACE,
+        logsumexp_ptr + row, maximum_ptr + row * groups, total_ptr + row * groups, row + row_offset, rows,
+        draw, load_key(seed_ptr, key), counter3, columns, ONE_HOT, TYPE, RACE,
     )  # fmt: skip
 
 
@@ -288,7 +291,7 @@ def sample(
     Returns:
         one_hot: [draws, rows, columns] of `dtype`, or an empty tensor; all zero for a row that is no distribution.
         index: int64 [draws, rows]; -1 for such a row.
-        logsumexp: [rows] in the compute dtype; NaN for such a row.
+        logsumexp: [2, rows], see `entropy.logsumexp`, in the compute dtype; NaN for such a row.
     """
     logits = with_unit_stride(logits)
     rows, columns = logits.shape
@@ -301,7 +304,7 @@ def sample(
     one_hot = fill(shape, dtype=dtype or logits.dtype, device=logits.device)
     if not draws:
         return one_hot, index, row_logsumexp(logits, allowed)
-    logsumexp = torch.empty(rows, dtype=compute_dtype(logits.dtype), device=logits.device)
+    logsumexp = torch.empty((2, rows), dtype=compute_dtype(logits.dtype), device=logits.device)
     if not rows:
         return one_hot, index, logsumexp
     out = (logits, one_hot, index, logsumexp)
@@ -325,7 +328,7 @@ def sample(
         _row_kernel[(rows,)](*out, *sums, columns=columns, **tile, **race)
         return one_hot, index, logsumexp
     _sums_kernel[(rows, parts)](
-        logits, one_hot_ptr=one_hot, exponent_ptr=sums[0], total_ptr=sums[1], row_stride=logits.stride(0),
+        logits, one_hot_ptr=one_hot, maximum_ptr=sums[0], total_ptr=sums[1], row_stride=logits.stride(0),
         columns=columns, ZERO=wanted and one_draw, TYPE=race["TYPE"], **tile, **choice,
     )  # fmt: skip
     _select_kernel[(draws * rows,)](*out, *sums, rows=rows, columns=columns, num_warps=4, **race)

@@ -12,16 +12,16 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launch
-from .noise import LOG2E
 from .rows import (
     allowed_arguments,
     compute_type,
-    exp2_of,
     has_tail,
     lane_sum,
     load_grad,
     load_logits,
+    load_logsumexp,
     load_parts,
+    log2_probs,
     over_tile,
     store_part,
     tile_columns,
@@ -30,30 +30,31 @@ from .rows import (
 
 
 @triton.jit
-def _probs(ptrs, mask, base, TYPE: tl.constexpr, allowed_ptr, allowed_at):
-    return tl.exp2(exp2_of(load_logits(ptrs, mask, TYPE, allowed_ptr, allowed_at), over_tile(base)))
+def _probs(ptrs, mask, maximum, log_sum, TYPE: tl.constexpr, allowed_ptr, allowed_at):
+    return tl.exp2(log2_probs(load_logits(ptrs, mask, TYPE, allowed_ptr, allowed_at), maximum, log_sum))
 
 
 @triton.jit
 def _row_dot(
-    x_ptrs, allowed_ptr, allowed_at, grad_ptrs, column, columns, base, TYPE: tl.constexpr, BLOCK: tl.constexpr
+    x_ptrs, allowed_ptr, allowed_at, grad_ptrs, column, columns, maximum, log_sum, TYPE: tl.constexpr,
+    BLOCK: tl.constexpr,
 ):  # fmt: skip
     """<p, g>, [1], over this program's tiles of a long row."""
     whole = columns // BLOCK * BLOCK
     dot = tl.zeros([1, column.shape[2]], TYPE)
     for start in range(tl.program_id(1) * BLOCK, whole, tl.num_programs(1) * BLOCK):
-        p = _probs(x_ptrs + start, None, base, TYPE, allowed_ptr, allowed_at + start)
+        p = _probs(x_ptrs + start, None, maximum, log_sum, TYPE, allowed_ptr, allowed_at + start)
         dot += lane_sum(p * load_grad(grad_ptrs + start, None, TYPE))
     if has_tail(whole, columns, BLOCK):
         mask = whole + column < columns
-        p = _probs(x_ptrs + whole, mask, base, TYPE, allowed_ptr, allowed_at + whole)
+        p = _probs(x_ptrs + whole, mask, maximum, log_sum, TYPE, allowed_ptr, allowed_at + whole)
         dot += lane_sum(p * load_grad(grad_ptrs + whole, mask, TYPE))
     return tl.sum(dot, 1)
 
 
 @triton.jit
 def _write_row(
-    x_ptrs, allowed_ptr, allowed_at, grad_ptrs, out_ptrs, column, columns, base, dot, TYPE: tl.constexpr,
+    x_ptrs, allowed_ptr, allowed_at, grad_ptrs, out_ptrs, column, columns, maximum, log_sum, dot, TYPE: tl.constexpr,
     BLOCK: tl.constexpr,
 ):  # fmt: skip
     """p (g - <p, g>) of the same tiles, the last one first: what was read last is still in the L2."""
@@ -61,13 +62,13 @@ def _write_row(
     dot = over_tile(dot)
     if has_tail(whole, columns, BLOCK):
         mask = whole + column < columns
-        p = _probs(x_ptrs + whole, mask, base, TYPE, allowed_ptr, allowed_at + whole)
+        p = _probs(x_ptrs + whole, mask, maximum, log_sum, TYPE, allowed_ptr, allowed_at + whole)
         out = p * (load_grad(grad_ptrs + whole, mask, TYPE) - dot)
         tl.store(out_ptrs + whole, out.to(out_ptrs.dtype.element_ty), mask=mask)
     turns = tl.cdiv(whole // BLOCK - tl.program_id(1), tl.num_programs(1))
     for turn in range(turns):
         start = (tl.program_id(1) + (turns - 1 - turn) * tl.num_programs(1)) * BLOCK
-        p = _probs(x_ptrs + start, None, base, TYPE, allowed_ptr, allowed_at + start)
+        p = _probs(x_ptrs + start, None, maximum, log_sum, TYPE, allowed_ptr, allowed_at + start)
         out = p * (load_grad(grad_ptrs + start, None, TYPE) - dot)
         tl.store(out_ptrs + start, out.to(out_ptrs.dtype.element_ty))
 
@@ -83,9 +84,9 @@ def _softmax_grad_kernel(
     inside = row < rows
     column = tile_columns(DEPTH, LANES, VECTOR)
     mask = over_tile(inside) & (column < columns)
-    base = tl.load(logsumexp_ptr + row, mask=inside, other=0.0) * LOG2E
+    maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, inside)
     allowed_at = over_tile(row * allowed_stride) + column
-    p = _probs(logits_ptr + over_tile(row * row_stride) + column, mask, base, TYPE, allowed_ptr, allowed_at)
+    p = _probs(logits_ptr + over_tile(row * row_stride) + column, mask, maximum, log_sum, TYPE, allowed_ptr, allowed_at)
     grad = load_grad(grad_ptr + over_tile(row * grad_stride) + column, mask, TYPE)
     out = p * (grad - over_tile(tl.sum(lane_sum(p * grad), 1)))
     tl.store(out_ptr + over_tile(row * columns) + column, out.to(out_ptr.dtype.element_ty), mask=mask)
@@ -102,13 +103,15 @@ def _rows_kernel(
     BLOCK: tl.constexpr = DEPTH * LANES * VECTOR
     for number in range(tl.program_id(0), rows, tl.num_programs(0)):
         row = tl.zeros([1], tl.int64) + number
-        base = tl.load(logsumexp_ptr + row) * LOG2E
+        maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, None)
         x_ptrs = logits_ptr + over_tile(row * row_stride) + column
         allowed_at = over_tile(row * allowed_stride) + column
         grad_ptrs = grad_ptr + over_tile(row * grad_stride) + column
         out_ptrs = out_ptr + over_tile(row * columns) + column
-        dot = _row_dot(x_ptrs, allowed_ptr, allowed_at, grad_ptrs, column, columns, base, TYPE, BLOCK)
-        _write_row(x_ptrs, allowed_ptr, allowed_at, grad_ptrs, out_ptrs, column, columns, base, dot, TYPE, BLOCK)
+        dot = _row_dot(x_ptrs, allowed_ptr, allowed_at, grad_ptrs, column, columns, maximum, log_sum, TYPE, BLOCK)
+        _write_row(
+            x_ptrs, allowed_ptr, allowed_at, grad_ptrs, out_ptrs, column, columns, maximum, log_sum, dot, TYPE, BLOCK
+        )
 
 
 @triton.jit
@@ -120,12 +123,16 @@ def _dot_kernel(
     # <p, g> of a part of a long row a program.
     row = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
     column = tile_columns(DEPTH, LANES, VECTOR)
-    base = tl.load(logsumexp_ptr + row) * LOG2E
+    maximum, log_sum = load_logsumexp(logsumexp_ptr, row, tl.num_programs(0), None)
     x_ptrs = logits_ptr + over_tile(row * row_stride) + column
     allowed_at = over_tile(row * allowed_stride) + column
     grad_ptrs = grad_ptr + over_tile(row * grad_stride) + column
     BLOCK: tl.constexpr = DEPTH * LANES * VECTOR
-    store_part(parts_ptr, row, _row_dot(x_ptrs, allowed_ptr, allowed_at, grad_ptrs, column, columns, base, TYPE, BLOCK))
+    store_part(
+        parts_ptr,
+        row,
+        _row_dot(x_ptrs, allowed_ptr, allowed_at, grad_ptrs, column, columns, maximum, log_sum, TYPE, BLOCK),
+    )
 
 
 @triton.jit
@@ -137,20 +144,22 @@ def _write_kernel(
     # The same part of the row a program.
     row = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
     column = tile_columns(DEPTH, LANES, VECTOR)
-    base = tl.load(logsumexp_ptr + row) * LOG2E
+    maximum, log_sum = load_logsumexp(logsumexp_ptr, row, tl.num_programs(0), None)
     dot = tl.sum(load_parts(parts_ptr, row, tl.num_programs(1), 0.0, PARTS), 1)
     x_ptrs = logits_ptr + over_tile(row * row_stride) + column
     allowed_at = over_tile(row * allowed_stride) + column
     grad_ptrs = grad_ptr + over_tile(row * grad_stride) + column
     out_ptrs = out_ptr + over_tile(row * columns) + column
     BLOCK: tl.constexpr = DEPTH * LANES * VECTOR
-    _write_row(x_ptrs, allowed_ptr, allowed_at, grad_ptrs, out_ptrs, column, columns, base, dot, TYPE, BLOCK)
+    _write_row(
+        x_ptrs, allowed_ptr, allowed_at, grad_ptrs, out_ptrs, column, columns, maximum, log_sum, dot, TYPE, BLOCK
+    )
 
 
 @launch.on_its_device
 def softmax_grad(logits: Tensor, logsumexp: Tensor, grad: Tensor, allowed: Tensor | None = None) -> Tensor:
-    """p (g - <p, g>), [rows, columns] in the logits' dtype, for `grad` of that shape and `logsumexp` [rows]; `allowed`:
-    see `rows.allowed_arguments`."""
+    """p (g - <p, g>), [rows, columns] in the logits' dtype, for `grad` of that shape and `logsumexp` [2, rows];
+    `allowed`: see `rows.allowed_arguments`."""
     logits, grad = with_unit_stride(logits), with_unit_stride(grad)
     rows, columns = logits.shape
     out = torch.empty((rows, columns), dtype=logits.dtype, device=logits.device)

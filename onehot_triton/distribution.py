@@ -18,6 +18,11 @@ SampleShape = int | Sequence[int] | None
 """The leading dimensions of a draw."""
 
 
+def _expanded(logsumexp: Tensor, batch: torch.Size, shape: torch.Size) -> Tensor:
+    """A logsumexp [2, rows] of a batch, for the batch expanded to `shape`."""
+    return logsumexp.t().reshape(*batch, 2).expand(*shape, 2).reshape(-1, 2).t()
+
+
 class OneHotCategorical(Distribution):
     """A categorical distribution that reads and produces one-hot encodings.
 
@@ -367,7 +372,7 @@ class OneHotCategorical(Distribution):
             return self._log_prob_result(out)
         shape = torch.broadcast_shapes(index.shape, batch)
         full = shape + self._event_shape
-        logsumexp = None if logsumexp is None else logsumexp.view(batch).expand(shape).reshape(-1)
+        logsumexp = None if logsumexp is None else _expanded(logsumexp, batch, shape)
         allowed = None if self._allowed is None else self._allowed.expand(full)
         out, _ = ops.log_prob(logits.expand(full), allowed, logsumexp, index=index.expand(shape), inside=inside)
         return self._log_prob_result(out)

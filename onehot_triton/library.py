@@ -26,8 +26,8 @@ def _define(schema: str, layout: str, implementation: Callable[..., Any], fake: 
     Args:
         schema: its name, arguments and results.
         layout: for vmap, a letter for each argument, ">", and one for each result: "r" for a tensor whose first
-            dimension is the rows, "d" for one with draws before the rows, "s" for the seed tensor, "." for anything
-            else.
+            dimension is the rows, "d" for one with draws, or the two numbers of a logsumexp, before the rows, "s" for
+            the seed tensor, "." for anything else.
         implementation: for every device.
         fake: gives empty results of the right shape and dtype.
     """
@@ -129,12 +129,12 @@ _ALLOWED = "Tensor? allowed"
 
 _define(
     f"sample(Tensor logits, SymInt draws, ScalarType? dtype, {_SEED}, {_ALLOWED}) -> (Tensor, Tensor, Tensor)",
-    "r..s...r>ddr",
+    "r..s...r>ddd",
     _launch_with_either("sample", "sample", 3),
     lambda logits, draws, dtype, *_: (
         logits.new_empty(0) if dtype is None else logits.new_empty((draws, *logits.shape), dtype=dtype),
         logits.new_empty((draws, logits.shape[0]), dtype=torch.int64),
-        _per_row(logits),
+        _per_row(logits, 2),
     ),
 )
 _define(
@@ -145,54 +145,54 @@ _define(
 )
 _define(
     f"relaxed_grad(Tensor logits, Tensor logsumexp, Tensor index, Tensor grad, {_TEMPERATURE}, {_SEED}, "
-    f"{_ALLOWED}) -> Tensor",
-    "rrddr.s...r>r",
+    f"{_ALLOWED}, bool with_temperature) -> (Tensor, Tensor)",
+    "rdddr.s...r.>rr",
     _launch_with_either("relaxed", "relaxed_grad", 4, 6),
-    _like,
+    lambda logits, *rest: (_like(logits), _per_row(logits) if rest[-1] else _per_row(logits[:0])),
 )
 _define(
     f"softmax_grad(Tensor logits, Tensor logsumexp, Tensor grad, {_ALLOWED}) -> Tensor",
-    "rrrr>r",
+    "rdrr>r",
     _launch("softmax_grad", "softmax_grad"),
     _like,
 )
 _define(
     f"log_prob(Tensor logits, Tensor? logsumexp, Tensor value, {_ALLOWED}) -> (Tensor, Tensor, Tensor)",
-    "rrdr>ddr",
+    "rddr>ddd",
     _log_prob,
     lambda logits, logsumexp, value, _: (
         _per_row(logits, value.shape[0]),
         value.new_empty(value.shape[:-1], dtype=torch.int64),
-        _per_row(logits) if logsumexp is None else logits.new_empty(0, dtype=compute_dtype(logits.dtype)),
+        _per_row(logits, 2) if logsumexp is None else logits.new_empty(0, dtype=compute_dtype(logits.dtype)),
     ),
 )
 _define(
     f"log_prob_index(Tensor logits, Tensor logsumexp, Tensor index, {_ALLOWED}) -> Tensor",
-    "rrdr>d",
+    "rddr>d",
     _launch("log_prob", "log_prob_index"),
     lambda logits, logsumexp, index, _: _per_row(logits, index.shape[0]),
 )
 _define(
     f"log_prob_grad(Tensor logits, Tensor logsumexp, Tensor index, Tensor grad, {_ALLOWED}) -> Tensor",
-    "rrddr>r",
+    "rdddr>r",
     _launch("log_prob", "log_prob_grad"),
     _like,
 )
 _define(
     f"logsumexp(Tensor logits, {_ALLOWED}) -> Tensor",
-    "rr>r",
+    "rr>d",
     _launch("entropy", "logsumexp"),
-    lambda logits, _: _per_row(logits),
+    lambda logits, _: _per_row(logits, 2),
 )
 _define(
     f"entropy(Tensor logits, {_ALLOWED}) -> (Tensor, Tensor)",
-    "rr>rr",
+    "rr>rd",
     _launch("entropy", "entropy"),
-    lambda logits, _: (_per_row(logits), _per_row(logits)),
+    lambda logits, _: (_per_row(logits), _per_row(logits, 2)),
 )
 _define(
     f"entropy_grad(Tensor logits, Tensor logsumexp, Tensor entropy, Tensor grad, {_ALLOWED}) -> Tensor",
-    "rrrrr>r",
+    "rdrrr>r",
     _launch("entropy", "entropy_grad"),
     _like,
 )

@@ -227,8 +227,8 @@ def sample(logits: Tensor, allowed: Tensor | None, draw: Draw) -> tuple[Tensor |
     Returns:
         one_hot: [*sample_shape, *batch, columns], or None. A row that is no distribution is all zero.
         index: int64 [*sample_shape, *batch]; -1 for such a row.
-        logsumexp: [rows] in the compute dtype, NaN for such a row; None where it is no by-product. It stays inside of
-            the library, so nobody gives it the batch's shape, which is an operator more.
+        logsumexp: [2, rows] in the compute dtype, NaN for such a row; None where it is no by-product. It stays inside
+            of the library, so nobody gives it the batch's shape, which is an operator more.
         all_valid: True where every row was found to be a distribution.
     """
     seed = rng.next_seed(logits, draw.generator) if uses_kernels(logits.device) else None
@@ -323,17 +323,15 @@ class _StraightThrough(Function):
             else:
                 out = reference.softmax_grad(masked(x, allowed), grad)
         elif ctx.kernels:
-            if ctx.needs_input_grad[2]:
-                raise RuntimeError(
-                    "rsample: kernels have no gradient of a temperature inside of a torch.func transform; "
-                    'use_backend("eager") has'
-                )
             index = _shaped(index, draws, rows)
             with torch.no_grad():
                 noise = (seed_tensor, ctx.key, ctx.offset, 0)
-                out = _kernels.relaxed_grad(x, logsumexp, index, grad, temperature, ctx.temperature, *noise, allowed)
+                learned = ctx.needs_input_grad[2]
+                t = (temperature, ctx.temperature)
+                out, dt = _kernels.relaxed_grad(x, logsumexp, index, grad, *t, *noise, allowed, learned)
             if torch.is_grad_enabled():
-                out = _NoSecondDerivative.apply(out, x, grad)
+                out, dt = (_NoSecondDerivative.apply(gradient, x, grad, temperature) for gradient in (out, dt))
+            dt = dt if learned else None
         else:
             noise = _noise_again(seed_tensor)
 
@@ -363,8 +361,7 @@ def rsample(
         allowed: the kernels' category mask.
         draw: what is wanted; its dtype is the logits'.
         method: the gradient.
-        temperature: of RelaxedOneHot; a tensor broadcasts to the batch. Where it has a gradient, torch operations
-            compute that on every device.
+        temperature: of RelaxedOneHot; a tensor broadcasts to the batch.
     """
     relaxed = method is ReparamGradientStrategy.RelaxedOneHot
     learned = relaxed and isinstance(temperature, Tensor) and reference.is_differentiated(temperature)
@@ -372,10 +369,10 @@ def rsample(
         one_hot, index, logsumexp, all_valid = sample(logits, allowed, draw)
         assert one_hot is not None
         return one_hot, index, logsumexp, all_valid
-    kernels = _differentiable_by_kernels(logits) and not (learned and not reference.in_transform())
+    plain = reference.loses_functions()
+    kernels = uses_kernels(logits.device) and not plain
     if not kernels and allowed is not None:
         logits, allowed = masked(logits, allowed), None
-    plain = reference.loses_functions()
     if not kernels and (plain or (not relaxed and reference.is_small(logits))):
         one_hot, index, logsumexp, all_valid = _draw(logits.detach(), None, None, draw)
         assert one_hot is not None
@@ -568,14 +565,14 @@ def log_prob(
     Args:
         logits: [*batch, columns].
         allowed: the kernels' category mask.
-        logsumexp: [rows], where the caller has it.
+        logsumexp: [2, rows], where the caller has it.
         value: [*draws, *batch, columns] of any float, integer or bool dtype; its first maximum counts.
         index: int64 [*draws, *batch], in place of `value`. Outside 0 .. columns - 1 the result is NaN.
         inside: True where every index is known to be inside.
 
     Returns:
         log_prob: [*draws, *batch] in the compute dtype.
-        logsumexp: [rows] in the compute dtype, without gradient; None where it was neither given nor computed.
+        logsumexp: [2, rows] in the compute dtype, without gradient; None where it was neither given nor computed.
     """
     value = value.detach() if value is not None and value.requires_grad else value
     if not (kernels := _differentiable_by_kernels(logits)) and _records_forward(logits):
@@ -618,8 +615,8 @@ class _Entropy(Function):
 
 
 def entropy(logits: Tensor, allowed: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    """The entropy of softmax(logits), differentiable in the logits, and its logsumexp [rows], without gradient, or None
-    where it was not computed: both in the compute dtype."""
+    """The entropy of softmax(logits), differentiable in the logits, and its logsumexp [2, rows], without gradient, or
+    None where it was not computed: both in the compute dtype."""
     if not (kernels := _differentiable_by_kernels(logits)) and _records_forward(logits):
         return _Entropy.forward(masked(logits, allowed), None, False)
     return _apply(_Entropy, logits, allowed, kernels)

@@ -314,7 +314,7 @@ def sample_index(logits: Tensor, draws: int, choose: Choice, group: int) -> tupl
 
     Returns:
         index: int64 [draws, rows]; -1 where the row is no distribution.
-        logsumexp: [rows] in the compute dtype; None where it is no by-product of the groups.
+        logsumexp: [2, rows], see `logsumexp`; None where it is no by-product of the groups.
         all_valid: True where every row was found to be a distribution.
     """
     rows, columns = logits.shape
@@ -348,7 +348,7 @@ def sample_index(logits: Tensor, draws: int, choose: Choice, group: int) -> tupl
             if not (can_look_at(first) and math.isfinite(first.sum().item())):
                 found_invalid, index = True, index.masked_fill(first.isnan(), -1)
         indices.append(index)
-    return _joined(indices, 1), _joined(logsumexps) if logsumexps else None, not found_invalid
+    return _joined(indices, 1), _joined(logsumexps, 1) if logsumexps else None, not found_invalid
 
 
 def _weights(logits: Tensor) -> tuple[Tensor, bool]:
@@ -362,9 +362,11 @@ def _weights(logits: Tensor) -> tuple[Tensor, bool]:
 
 
 def _logsumexp_from(logits: Tensor, weight: Tensor, winner: Tensor) -> Tensor:
-    """logsumexp of a row, [rows], from the logits of one of its groups, [rows, group], and the weights of all."""
+    """The logsumexp, [2, rows], from the logits of one group of each row, [rows, group], and the weights of all."""
     share = weight.gather(-1, winner.unsqueeze(-1)).squeeze(-1) / weight.sum(-1)
-    return logits.to(weight.dtype).logsumexp(-1) - share.log()
+    x = logits.to(weight.dtype)
+    m = x.amax(-1)
+    return torch.stack([m, (x - m.unsqueeze(-1)).logsumexp(-1) - share.log()])
 
 
 def _of_groups(reduction: Callable[..., Tensor], tensor: Tensor, group: int) -> Tensor:
@@ -391,14 +393,15 @@ def one_hot(index: Tensor, columns: int, dtype: torch.dtype, all_valid: bool = F
 
 
 def logsumexp(logits: Tensor) -> Tensor:
-    """log sum_j exp x_j, [rows], in the compute dtype; NaN for a row that is no distribution."""
+    """log sum_j exp x_j as two numbers whose sum it is, [2, rows] in the compute dtype: max x and log sum exp(x - max),
+    which is NaN for a row that is no distribution. Added up, they would be rounded to a part of the maximum."""
 
     def block(x: Tensor) -> Tensor:
         x = x.to(compute_dtype(x.dtype))
         top = x.amax(-1, keepdim=True)
-        return top.squeeze(-1) + (x - top).exp_().sum(-1).log()
+        return torch.stack([top.squeeze(-1), (x - top).exp_().sum(-1).log()])
 
-    return by_rows(block, logits)
+    return by_rows(block, logits, dim=1)
 
 
 def one_hot_index(value: Tensor) -> Tensor:
@@ -432,8 +435,13 @@ def log_prob(logits: Tensor, index: Tensor, logsumexp: Tensor | None = None, *, 
     at = (index if inside else index.clamp(0, logits.shape[-1] - 1)).t()
     if logsumexp is None:
         chosen = by_rows(lambda x, k: log_softmax(x).gather(-1, k), logits, at).t()
+        if not is_short(logits):
+            # By a rounding of the correction it is above 0.
+            chosen = chosen - chosen.detach().clamp_min(0.0)
     else:
-        chosen = logits.gather(-1, at).t().to(logsumexp.dtype) - logsumexp
+        m, log_sum = logsumexp
+        # Above 0 it is by a rounding, where m is the maximum of one group and not of the row.
+        chosen = (logits.gather(-1, at).t().to(m.dtype) - m - log_sum).clamp_max(0.0)
     return chosen if inside else torch.where(index == at.t(), chosen, torch.nan)
 
 
@@ -448,7 +456,7 @@ def log_prob_grad(logits: Tensor, index: Tensor, grad: Tensor) -> Tensor:
 
 
 def entropy(logits: Tensor) -> tuple[Tensor, Tensor | None]:
-    """H = -sum_j p_j log p_j with 0 log 0 = 0, [rows], and the logsumexp, [rows] or None, in the compute dtype.
+    """H = -sum_j p_j log p_j with 0 log 0 = 0, [rows], and the logsumexp, [2, rows] or None, in the compute dtype.
 
     Short rows, and what is differentiated, by that formula. Else, with d = x - max x and w in proportion to exp d,
     H = log sum exp d - (sum w d) / sum w: two numbers that are not negative, and one exponential.
@@ -466,7 +474,7 @@ def entropy(logits: Tensor) -> tuple[Tensor, Tensor | None]:
     rows, columns = logits.shape
     dtype = compute_dtype(logits.dtype)
     parts = blocks(rows, columns)
-    entropies, logsumexps = logits.new_empty((2, rows), dtype=dtype)
+    entropies, maxima, log_sums = out = logits.new_empty((3, rows), dtype=dtype)
     # The same memory for each block: fresh pages cost more than the work on them.
     scratch = logits.new_empty((2, parts[0].stop, columns), dtype=dtype)
     for part in parts:
@@ -479,8 +487,8 @@ def entropy(logits: Tensor) -> tuple[Tensor, Tensor | None]:
         log_total = _log_total(weight, total)
         # 0 -inf is NaN, and counts 0. In a row that is no distribution, the total is NaN.
         entropies[part] = log_total - weight.mul_(d).nansum(-1) / total
-        logsumexps[part] = log_total + m.squeeze(-1)
-    return entropies, logsumexps
+        maxima[part], log_sums[part] = m.squeeze(-1), log_total
+    return entropies, out[1:]
 
 
 def entropy_grad(logits: Tensor, grad: Tensor) -> Tensor:
@@ -579,7 +587,9 @@ def relaxed(logits: Tensor, temperature: Tensor, draws: int, noise: Noise) -> Te
 
     def block(x: Tensor, t: Tensor) -> Tensor:
         gumbel = -torch.log(-noise((draws, *x.shape), None))
-        score = (x + gumbel.to(compute_dtype(x.dtype))) / t.unsqueeze(-1)
+        # The maximum first: beside a large x the noise would be rounded away.
+        shifted = x.to(t.dtype) - x.detach().amax(-1, keepdim=True).to(t.dtype)
+        score = (shifted + gumbel.to(t.dtype)) / t.unsqueeze(-1)
         return softmax(score).to(x.dtype)
 
     return by_rows(block, logits, temperature.to(compute_dtype(logits.dtype)), scratch=4 * draws, dim=1)

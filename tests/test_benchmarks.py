@@ -335,7 +335,7 @@ FAULTS = {
     "sample": (gpu_checks.sample, "sample", lambda found: (found[0].roll(1, -1), *found[1:])),
     "softmax_grad": (torch.autograd, "grad", lambda found: (1.01 * found[0],)),
     "relaxed": (gpu_checks.relaxed, "relaxed", lambda found: 1.01 * found),
-    "relaxed_grad": (gpu_checks.relaxed, "relaxed_grad", lambda found: 1.01 * found),
+    "relaxed_grad": (gpu_checks.relaxed, "relaxed_grad", lambda found: (1.01 * found[0], found[1])),
 }
 
 

@@ -11,7 +11,7 @@ from torch import distributions as D
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
 
-from onehot_triton import OneHotCategorical, ReparamGradientStrategy
+from onehot_triton import OneHotCategorical, ReparamGradientStrategy, use_backend
 
 COLUMNS = 6
 PASS, RELAXED = ReparamGradientStrategy.PassThrough, ReparamGradientStrategy.RelaxedOneHot
@@ -430,6 +430,24 @@ def test_gradient_of_the_temperature_has_its_shape(batch, backend):
         assert found.shape == shape
         assert found.isfinite().all()
         assert (found != 0).all()
+
+
+def test_gradient_of_the_temperature_by_a_kernel():
+    """In a transform that of autograd, whose law is that of torch's operations; it has no second derivative."""
+    pytest.importorskip("triton")
+    x = torch.randn(3, COLUMNS)
+
+    def loss(t: Tensor) -> Tensor:
+        torch.manual_seed(1)
+        return relaxed(x, t).rsample((2,)).square().cumsum(-1).sum()
+
+    with use_backend("triton"):
+        t = torch.tensor([0.5, 1.0, 2.0], requires_grad=True)
+        (expected,) = torch.autograd.grad(loss(t), t)
+        torch.testing.assert_close(torch.func.grad(loss)(t.detach()), expected)
+        (found,) = torch.autograd.grad(loss(t), t, create_graph=True)
+        with pytest.raises(RuntimeError, match="no second derivative"):
+            found.sum().backward()
 
 
 def test_gradient_of_the_temperature_has_the_law_of_the_direct_construction():

@@ -172,19 +172,21 @@ def _sample_tile(given: Given) -> tuple[bool, int, int, int]:
     return block >= columns, 1, block, launch.splits(given.x, rows, -(-columns // block))
 
 
-def _relaxed_grad_twin(given: Given) -> Tensor:
+def _relaxed_grad_twin(given: Given) -> tuple[Tensor, Tensor]:
     noise = posterior_noise(SEED, OFFSET, 2, *given.x.shape, ROW_OFFSET)
-    return reference.relaxed_grad(given.x, given.index, given.grad, given.temperature, *noise)
+    out = reference.relaxed_grad(given.x, given.index, given.grad, given.temperature, *noise, True)
+    return out[:, :-1], out[:, -1]
 
 
 def _sample(draws: int, dtype: torch.dtype | None) -> tuple[Callable, Callable]:
     def kernel(given: Given) -> tuple[Tensor, ...]:
-        one_hot, *rest = sample.sample(given.x, draws, dtype, SEED, OFFSET, ROW_OFFSET, given.mask)
-        return tuple(rest) if dtype is None else (one_hot, *rest)
+        one_hot, index, logsumexp = sample.sample(given.x, draws, dtype, SEED, OFFSET, ROW_OFFSET, given.mask)
+        rest = (index, logsumexp.sum(0))
+        return rest if dtype is None else (one_hot, *rest)
 
     def twin(given: Given) -> tuple[Tensor, ...]:
         one_hot, index, _ = twin_sample(given.x, draws, dtype, SEED, OFFSET, ROW_OFFSET)
-        rest = (index, reference.logsumexp(given.x))
+        rest = (index, reference.logsumexp(given.x).sum(0))
         return rest if one_hot is None else (one_hot, *rest)
 
     return kernel, twin
@@ -192,11 +194,13 @@ def _sample(draws: int, dtype: torch.dtype | None) -> tuple[Callable, Callable]:
 
 def _log_prob(draws: int, known: bool) -> tuple[Callable, Callable]:
     def kernel(given: Given) -> tuple[Tensor, ...]:
-        return log_prob.log_prob(given.x, given.logsumexp if known else None, given.value[:draws], given.mask)
+        known_sum = given.logsumexp if known else None
+        out, index, logsumexp = log_prob.log_prob(given.x, known_sum, given.value[:draws], given.mask)
+        return out, index, logsumexp.sum(0)
 
     def twin(given: Given) -> tuple[Tensor, ...]:
-        logsumexp, index = reference.logsumexp(given.x), given.index[:draws]
-        return reference.log_prob(given.x, index, logsumexp), index, logsumexp
+        logsumexp, index = reference.logsumexp(given.x), reference.one_hot_index(given.value[:draws])
+        return reference.log_prob(given.x, index, logsumexp), index, logsumexp.sum(0)
 
     return kernel, twin
 
@@ -221,10 +225,10 @@ OPERATIONS = [
     ),
     Operation(
         "relaxed_grad",
-        lambda g: (
-            relaxed.relaxed_grad(g.x, g.logsumexp, g.index, g.grad, g.temperature, SEED, OFFSET, ROW_OFFSET, g.mask),
+        lambda g: relaxed.relaxed_grad(
+            g.x, g.logsumexp, g.index, g.grad, g.temperature, SEED, OFFSET, ROW_OFFSET, g.mask, True
         ),
-        lambda g: (_relaxed_grad_twin(g),),
+        lambda g: _relaxed_grad_twin(g),
         _noise_tile(2),
         NOISE,
         draws=2,
@@ -257,15 +261,15 @@ OPERATIONS = [
     ),
     Operation(
         "logsumexp",
-        lambda g: (entropy.logsumexp(g.x, g.mask),),
-        lambda g: (reference.logsumexp(g.x),),
+        lambda g: (entropy.logsumexp(g.x, g.mask).sum(0),),
+        lambda g: (reference.logsumexp(g.x).sum(0),),
         _tile(),
         ONE,
     ),
     Operation(
         "entropy",
-        lambda g: entropy.entropy(g.x, g.mask),
-        lambda g: (reference.entropy(g.x)[0], reference.logsumexp(g.x)),
+        lambda g: (lambda entropy, logsumexp: (entropy, logsumexp.sum(0)))(*entropy.entropy(g.x, g.mask)),
+        lambda g: (reference.entropy(g.x)[0], reference.logsumexp(g.x).sum(0)),
         _tile(),
         ONE,
     ),
@@ -317,8 +321,6 @@ def numbers_of(case: Case) -> tuple[Given, Given]:
     # The maximum once more at the end: the first one counts.
     value = torch.zeros(2, rows, columns).scatter_(-1, index.clamp(min=0).unsqueeze(-1), 1)
     value[..., -1] = 1
-    # A row without a maximum.
-    value[index < 0] = torch.nan
     exact = masked.double()
     temperature = torch.linspace(0.5, 2, rows, dtype=compute)
     temperature = temperature if case.temperature else temperature[:1].expand(rows)
@@ -438,7 +440,7 @@ def test_log_prob_index_reads_no_logit_beside_the_row() -> None:
     with Guards() as guards:
         x = guards.place(torch.zeros(2, 3), (5, 1))
         index = guards.place(torch.tensor([[-1, 3], [2, 0], [4, -5], [2**40, -(2**40)]]))
-        found = log_prob.log_prob_index(x, guards.place(torch.zeros(2)), index)
+        found = log_prob.log_prob_index(x, guards.place(torch.zeros(2, 2)), index)
     guards.check()
     assert found[1].tolist() == [0, 0]
     assert found[[0, 2, 3]].isnan().all()
@@ -472,7 +474,7 @@ def test_sample_where_the_first_groups_are_switched_off(
     )
     assert torch.equal(index, twin_sample(x_masked, draws, None, SEED, OFFSET)[1])
     assert (index[:, 0] >= 2100).all()
-    torch.testing.assert_close(logsumexp, x_masked.logsumexp(-1))
+    torch.testing.assert_close(logsumexp, reference.logsumexp(x_masked))
 
 
 @pytest.mark.parametrize("columns", [7, 3000])
@@ -481,9 +483,9 @@ def test_a_sample_and_its_zeros_are_all_that_is_written(columns: int) -> None:
     x = torch.randn(3, columns)
     one_hot, index, logsumexp = sample.sample(x, 0, torch.bool, SEED, OFFSET)
     assert (one_hot.shape, index.shape) == ((0, 3, columns), (0, 3))
-    torch.testing.assert_close(logsumexp, x.logsumexp(-1))
+    torch.testing.assert_close(logsumexp, reference.logsumexp(x))
     one_hot, index, logsumexp = sample.sample(x[:0], 2, torch.bool, SEED, OFFSET)
-    assert (one_hot.shape, index.shape, logsumexp.shape) == ((2, 0, columns), (2, 0), (0,))
+    assert (one_hot.shape, index.shape, logsumexp.shape) == ((2, 0, columns), (2, 0), (2, 0))
 
 
 # Noise ----------------------------------------------------------------------------------------------------------------
@@ -546,5 +548,5 @@ def test_relaxed_noise_of_a_seed_on_the_device(
     seed = torch.tensor(SEED)
     assert torch.equal(relaxed.relaxed(x, t, 1, seed, OFFSET), relaxed.relaxed(x, t, 1, SEED, OFFSET))
     grad = torch.randn(1, 2, columns)
-    expected = relaxed.relaxed_grad(x, logsumexp, index, grad, t, SEED, OFFSET)
-    assert torch.equal(relaxed.relaxed_grad(x, logsumexp, index, grad, t, seed, OFFSET), expected)
+    expected, _ = relaxed.relaxed_grad(x, logsumexp, index, grad, t, SEED, OFFSET)
+    assert torch.equal(relaxed.relaxed_grad(x, logsumexp, index, grad, t, seed, OFFSET)[0], expected)

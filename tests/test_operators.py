@@ -81,8 +81,8 @@ CASES: dict[str, list[Callable[[Tensor], tuple[Any, ...]]]] = {
         lambda x: (x, None, 0.7, 1, *HOST_SEED),
     ],
     "relaxed_grad": [
-        lambda x: (x, _logsumexp(x), _index(x), _grad(x, DRAWS), _temperature(x), 1.0, *_seed(x), _allowed(x)),
-        lambda x: (x, _logsumexp(x), _index(x), _grad(x, DRAWS), None, 0.7, *HOST_SEED, None),
+        lambda x: (x, _logsumexp(x), _index(x), _grad(x, DRAWS), _temperature(x), 1.0, *_seed(x), _allowed(x), True),
+        lambda x: (x, _logsumexp(x), _index(x), _grad(x, DRAWS), None, 0.7, *HOST_SEED, None, False),
     ],
     "softmax_grad": [lambda x: (x, _logsumexp(x), _grad(x), _allowed(x))],
     "log_prob": [
@@ -181,15 +181,16 @@ def test_vmap_of_the_random_operators_takes_all_rows_at_once() -> None:
     expected = ops.sample(rows, DRAWS, torch.int64, *HOST_SEED, flat_allowed)
     assert torch.equal(one_hot, expected[0].unflatten(1, (2, ROWS)).transpose(0, 1))
     assert torch.equal(index, expected[1].unflatten(1, (2, ROWS)).transpose(0, 1))
-    assert torch.equal(logsumexp, expected[2].unflatten(0, (2, ROWS)))
+    assert torch.equal(logsumexp, expected[2].unflatten(1, (2, ROWS)).transpose(0, 1))
     soft = torch.vmap(lambda x, t: ops.relaxed(x, t, 1.0, DRAWS, *HOST_SEED), **different)(x, t)
     assert torch.equal(soft.transpose(0, 1).flatten(1, 2), ops.relaxed(rows, flat_t, 1.0, DRAWS, *HOST_SEED))
     grad = torch.randn(2, DRAWS, ROWS, COLUMNS)
-    found = torch.vmap(lambda *a: ops.relaxed_grad(*a[:5], 1.0, *HOST_SEED, a[5]), **different)(
+    found = torch.vmap(lambda *a: ops.relaxed_grad(*a[:5], 1.0, *HOST_SEED, a[5], True), **different)(
         x, logsumexp, index, grad, t, allowed
     )
     flat = (rows, expected[2], expected[1], grad.transpose(0, 1).flatten(1, 2), flat_t, 1.0, *HOST_SEED, flat_allowed)
-    torch.testing.assert_close(found.flatten(0, 1), ops.relaxed_grad(*flat))
+    for f, e in zip(found, ops.relaxed_grad(*flat, True), strict=True):
+        torch.testing.assert_close(f.flatten(0, 1), e)
 
 
 def test_vmap_with_one_seed_for_all_is_a_loop() -> None:
@@ -224,4 +225,4 @@ def test_vmap_of_no_draws() -> None:
     one_hot, index, logsumexp = torch.vmap(
         lambda x: sample(x, 0, torch.int64, *HOST_SEED, None), randomness="different"
     )(x)
-    assert (one_hot.shape, index.shape, logsumexp.shape) == ((3, 0, ROWS, COLUMNS), (3, 0, ROWS), (3, ROWS))
+    assert (one_hot.shape, index.shape, logsumexp.shape) == ((3, 0, ROWS, COLUMNS), (3, 0, ROWS), (3, 2, ROWS))

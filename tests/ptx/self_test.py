@@ -194,7 +194,7 @@ def main(emulator) -> int:
         launch.FILL, launch.MULTIPROCESSORS = 1, 2
         hot, index, logsumexp = sample.sample(logits, 1, torch.int64, 1, 4)
         launch.FILL, launch.MULTIPROCESSORS = before
-        return torch.cat([hot.flatten().double(), index.flatten().double(), logsumexp.double()])
+        return torch.cat([hot.flatten().double(), index.flatten().double(), logsumexp.flatten().double()])
 
     for name, run in (("row_sum", summed), ("sample", sampled)):
         print(f"      {name}")

@@ -1,4 +1,5 @@
-"""Kernels that do nothing but call a function of kernels/noise.py on every element."""
+"""Kernels that do nothing but call a function of kernels/noise.py on every element. Exponentials are stored whole, not
+in 64ths."""
 
 import triton
 import triton.language as tl
@@ -10,13 +11,13 @@ from onehot_triton.kernels.noise import exponential32, exponential64, words
 def exponentials64(out_ptr, high_ptr, low_ptr, SIZE: tl.constexpr):
     i = tl.arange(0, SIZE)
     high, low = tl.load(high_ptr + i).to(tl.uint32), tl.load(low_ptr + i).to(tl.uint32)
-    tl.store(out_ptr + i, exponential64(high, low))
+    tl.store(out_ptr + i, 64 * exponential64(high, low))
 
 
 @triton.jit
 def exponentials32(out_ptr, word_ptr, SIZE: tl.constexpr):
     i = tl.arange(0, SIZE)
-    tl.store(out_ptr + i, exponential32(tl.load(word_ptr + i).to(tl.uint32)))
+    tl.store(out_ptr + i, 64 * exponential32(tl.load(word_ptr + i).to(tl.uint32)))
 
 
 @triton.jit

@@ -67,7 +67,7 @@ class OneHotCategorical(Distribution):
     """The number of parameters that make one distribution: TorchRL asks for it."""
     _mask: Tensor | None = None
     """bool [*batch, columns], the categories that a subclass allows; None for all."""
-    _drawn: tuple[weakref.ref[Tensor], int, Tensor] | None = None
+    _drawn: tuple[weakref.ref[Tensor], int, Tensor, bool] | None = None
     """The last one-hot draw, how often it had been changed in place, and where its ones were: a column in every row."""
 
     def __init__(
@@ -196,29 +196,31 @@ class OneHotCategorical(Distribution):
 
     def _remember(self, one_hot: Tensor | None, index: Tensor, all_valid: bool) -> None:
         """Keeps where the ones of a draw are: the next log_prob is most often that of the last draw."""
-        # What cannot be looked at cannot be checked.
-        if one_hot is None or not reference.can_look_at(one_hot) or one_hot.is_inference():
+        if one_hot is None or reference.is_recorded(one_hot) or reference.in_transform() or one_hot.is_inference():
             return
-        if not ops.uses_kernels(one_hot.device):
-            self._drawn = weakref.ref(one_hot), one_hot._version, index if all_valid else index.clamp(min=0)
+        kernels = ops.uses_kernels(one_hot.device)
+        # What cannot be looked at cannot be checked, but by a kernel, which knows of -1.
+        if kernels or one_hot.is_cpu:
+            index = index if all_valid or kernels else index.clamp(min=0)
+            self._drawn = weakref.ref(one_hot), one_hot._version, index, rng.is_captured(one_hot.device)
 
-    def _drawn_index(self, value: Tensor) -> Tensor | None:
-        """The index of `value`, if it is the last draw, with its ones where they were.
+    def _hint(self, value: Tensor) -> Tensor | None:
+        """Where the ones of `value` were, if it is the last draw.
 
-        It is looked at, one number a row, because a change through NumPy, `.data` or DLPack leaves no trace in the
-        tensor's version.
+        A change through NumPy, `.data` or DLPack leaves no trace in the tensor's version: whether they still are there
+        is to be looked at, one number a row.
         """
-        if self._drawn is None or not reference.can_look_at(value):
+        if self._drawn is None or reference.is_recorded(value) or reference.in_transform():
             return None
-        last, version, index = self._drawn
+        last, version, index, captured = self._drawn
+        # A CUDA graph must not read an index from before it: it may be gone by the time of a replay.
+        if captured != rng.is_captured(value.device):
+            return None
         draw = last()
         # A draw detached from its gradient is another tensor, with the same memory.
         if draw is None or draw._version != version or not (value is draw or _is_same_memory(value, draw)):
             return None
-        if value.shape[:-1] != index.shape:
-            return None
-        ones = value.detach().gather(-1, index.unsqueeze(-1)) == 1
-        return index if ones.all().item() else None
+        return index if value.shape[:-1] == index.shape else None
 
     def sample(self, sample_shape: SampleShape = (), *, generator: torch.Generator | None = None) -> Tensor:
         """One-hot draws, without gradient.
@@ -334,8 +336,12 @@ class OneHotCategorical(Distribution):
             tensor(-1.3863)
         """
         checks.value_shape(value, self._batch_shape, self._event_shape, self._param.device)
-        if (drawn := self._drawn_index(value)) is not None:
-            return self._log_prob_at(drawn, inside=True)
+        hint = self._hint(value)
+        if hint is not None and not ops.uses_kernels(value.device):
+            ones = value.detach().gather(-1, hint.unsqueeze(-1)) == 1
+            if ones.all().item():
+                return self._log_prob_at(hint, inside=True)
+            hint = None
         if self._validate_args:
             index = reference.one_hot_index(value)
             checks.one_hot(value, index)
@@ -343,7 +349,8 @@ class OneHotCategorical(Distribution):
         lead = value.shape[:-1]
         if lead[len(lead) - len(self._batch_shape) :] != self._batch_shape:
             return self._log_prob_at(reference.one_hot_index(value))
-        return self._log_prob_result(ops.log_prob(self._current_logits(), self._allowed, None, value=value)[0])
+        out, _ = ops.log_prob(self._current_logits(), self._allowed, None, value=value, index=hint)
+        return self._log_prob_result(out)
 
     def log_prob_index(self, index: Tensor) -> Tensor:
         """The log-probability of categories given as indices, differentiable in the parameters.

@@ -115,9 +115,9 @@ def _like(logits: Tensor, *_: Any) -> Tensor:
 
 
 def _log_prob(
-    logits: Tensor, logsumexp: Tensor | None, value: Tensor, allowed: Tensor | None
+    logits: Tensor, logsumexp: Tensor | None, value: Tensor, allowed: Tensor | None, hint: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    out, index, new = _launch("log_prob", "log_prob")(logits, logsumexp, value, allowed)
+    out, index, new = _launch("log_prob", "log_prob")(logits, logsumexp, value, allowed, hint)
     # An operator must not return its argument.
     return out, index, new if logsumexp is None else new.new_empty(0)
 
@@ -157,10 +157,10 @@ _define(
     _like,
 )
 _define(
-    f"log_prob(Tensor logits, Tensor? logsumexp, Tensor value, {_ALLOWED}) -> (Tensor, Tensor, Tensor)",
-    "rddr>ddd",
+    f"log_prob(Tensor logits, Tensor? logsumexp, Tensor value, {_ALLOWED}, Tensor? hint) -> (Tensor, Tensor, Tensor)",
+    "rddrd>ddd",
     _log_prob,
-    lambda logits, logsumexp, value, _: (
+    lambda logits, logsumexp, value, *_: (
         _per_row(logits, value.shape[0]),
         value.new_empty(value.shape[:-1], dtype=torch.int64),
         _per_row(logits, 2) if logsumexp is None else logits.new_empty(0, dtype=compute_dtype(logits.dtype)),

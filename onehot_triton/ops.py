@@ -495,7 +495,8 @@ def relaxed_sample(
 
 
 class _LogProb(Function):
-    """log p_k of `value`, one-hot rows [draws, *batch, columns], or of `index` [draws, *batch], whichever is given."""
+    """log p_k of `value`, one-hot rows [draws, *batch, columns], or of `index` [draws, *batch], whichever is given.
+    Beside a value, the index is a hint to the kernel."""
 
     generate_vmap_rule = True
 
@@ -504,13 +505,15 @@ class _LogProb(Function):
         x, allowed = _rows(logits), _rows_of(allowed)
         rows, columns = x.shape
         batch = logits.shape[:-1]
+        hint, index = (index, None) if isinstance(value, Tensor) else (None, index)
         lead = value.shape[: value.dim() - logits.dim()] if index is None else index.shape[: index.dim() - len(batch)]
         draws = math.prod(lead)
         # What was given is not returned: an argument returned as it is could not be saved for the backward.
         new_index = new_logsumexp = None
         known = logsumexp
         if index is None and kernels:
-            out, new_index, new = _kernels.log_prob(x, known, _shaped(value, draws, rows, columns), allowed)
+            hint = None if hint is None else _shaped(hint, draws, rows)
+            out, new_index, new = _kernels.log_prob(x, known, _shaped(value, draws, rows, columns), allowed, hint)
             new_logsumexp = new if known is None else None
         else:
             if known is None and (kernels or not (reference.is_short(x) or reference.is_differentiated(x))):
@@ -567,7 +570,8 @@ def log_prob(
         allowed: the kernels' category mask.
         logsumexp: [2, rows], where the caller has it.
         value: [*draws, *batch, columns] of any float, integer or bool dtype; its first maximum counts.
-        index: int64 [*draws, *batch], in place of `value`. Outside 0 .. columns - 1 the result is NaN.
+        index: int64 [*draws, *batch], in place of `value`. Outside 0 .. columns - 1 the result is NaN. Beside a `value`
+            it says where its ones may be, see `kernels.log_prob.log_prob`.
         inside: True where every index is known to be inside.
 
     Returns:

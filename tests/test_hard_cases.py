@@ -22,7 +22,7 @@ from scipy import stats
 from torch import Tensor
 from torch import distributions as D
 
-from onehot_triton import MaskedOneHotCategorical, OneHotCategorical, ReparamGradientStrategy, reference
+from onehot_triton import MaskedOneHotCategorical, OneHotCategorical, ReparamGradientStrategy, reference, use_backend
 
 INF, NAN = math.inf, math.nan
 PASS, RELAXED = ReparamGradientStrategy.PassThrough, ReparamGradientStrategy.RelaxedOneHot
@@ -662,6 +662,20 @@ def test_log_prob_of_a_draw_that_was_changed_behind_torch(way, draw, validate, b
     if validate:
         with pytest.raises(ValueError, match=r"value: expected one-hot rows.* at \[1\]"):
             dist.log_prob(drawn)
+
+
+@pytest.mark.parametrize("columns", [6, 1500])
+def test_log_prob_of_the_last_draw_reads_one_number_a_row_in_the_kernel(columns):
+    """What is read no more is 7 here, where a search would find it."""
+    pytest.importorskip("triton")
+    with use_backend("triton"):
+        dist = OneHotCategorical(torch.randn(3, columns), validate_args=False)
+        drawn = dist.sample((2,))
+        expected = dist.log_prob(drawn.clone())
+        memory = drawn.numpy()
+        memory[memory == 0] = 7
+        torch.testing.assert_close(dist.log_prob(drawn), expected)
+        assert not torch.equal(dist.log_prob(drawn.clone()), expected)
 
 
 @pytest.mark.parametrize("validate", [True, False], ids=["checked", "unchecked"])

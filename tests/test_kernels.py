@@ -289,6 +289,24 @@ def test_log_prob_takes_the_first_maximum(columns: int, launched: str) -> None:
         torch.testing.assert_close(found, reference.log_prob(logits, expected, reference.logsumexp(logits)))
 
 
+@each_launch(6, 1300, 9000)
+def test_log_prob_where_a_hint_says(columns: int, launched: str) -> None:
+    """What a right hint spares is not read: it is NaN here, which a search would find. A wrong one is searched."""
+    logits, index = torch.randn(5, columns), torch.tensor([[0, columns - 1, 3, 2, 5], [1, 2, 3, 4, columns - 2]])
+    value = torch.zeros(2, 5, columns).scatter_(-1, index.unsqueeze(-1), 1)
+    logsumexp = entropy.logsumexp(logits)
+    expected = log_prob.log_prob_index(logits, logsumexp, index)
+    wrong = index.clone()
+    wrong[0, 1:] = torch.tensor([-1, columns, 2**40, 4])
+    spared = value.clone()
+    spared[value == 0] = torch.nan
+    for known, draws in ((None, 1), (logsumexp, 1), (logsumexp, 2)):
+        for hint, v in ((index, spared), (wrong, value), (torch.full_like(index, -1), value)):
+            out, found, _ = log_prob.log_prob(logits, known, v[:draws], None, hint[:draws])
+            assert torch.equal(found, index[:draws])
+            torch.testing.assert_close(out, expected[:draws])
+
+
 @pytest.mark.parametrize("columns", [18, 1500])
 def test_a_common_offset_changes_nothing(columns: int) -> None:
     """Densities and gradients of x + c are those of x, also from the logsumexp of a draw; log_prob is at most 0."""

@@ -86,8 +86,8 @@ CASES: dict[str, list[Callable[[Tensor], tuple[Any, ...]]]] = {
     ],
     "softmax_grad": [lambda x: (x, _logsumexp(x), _grad(x), _allowed(x))],
     "log_prob": [
-        lambda x: (x, None, _value(x, torch.int64), _allowed(x)),
-        lambda x: (x, _logsumexp(x), _value(x, torch.bool), None),
+        lambda x: (x, None, _value(x, torch.int64), _allowed(x), _index(x)),
+        lambda x: (x, _logsumexp(x), _value(x, torch.bool), None, None),
     ],
     "log_prob_index": [lambda x: (x, _logsumexp(x), _index(x), _allowed(x))],
     "log_prob_grad": [lambda x: (x, _logsumexp(x), _index(x), _row_grad(x, DRAWS), _allowed(x))],

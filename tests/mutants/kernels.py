@@ -406,7 +406,7 @@ MUTANTS = [
     ),
     Mutant(
         "kernels/log_prob.py",
-        "found = over_tile(inside) &",
+        "found = over_tile(unknown) &",
         "found = over_tile(row >= 0) &",
         "reads values of rows that are not there once more",
         "tests/test_kernel_cases.py -k 'log_prob-shared'",
@@ -473,6 +473,27 @@ MUTANTS = [
         "exists = inside &",
         "the column before the first is one",
         "tests/test_kernel_cases.py -k 'reads_no_logit'",
+    ),
+    Mutant(
+        "kernels/log_prob.py",
+        "hinted &= _load_value(value_ptr + at * columns + hint, hinted, VALUE_TYPE, LEAST) == 1",
+        "hinted &= hint == hint",
+        "a hint is taken for a fact",
+        "tests/test_kernels.py -k 'hint_says'",
+    ),
+    Mutant(
+        "kernels/log_prob.py",
+        "walk = tl.max(unknown.to(tl.int32), 0) > 0",
+        "walk = tl.max(inside.to(tl.int32), 0) > 1",
+        "a moved 1 is not looked for",
+        "tests/test_kernels.py -k 'hint_says'",
+    ),
+    Mutant(
+        "kernels/log_prob.py",
+        "hint.to(tl.int32), index)",
+        "index, index)",
+        "a right hint is not used",
+        "tests/test_kernels.py -k 'hint_says'",
     ),
     Mutant(
         "kernels/log_prob.py",

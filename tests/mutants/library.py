@@ -91,8 +91,8 @@ MUTANTS = [
     # distribution.py
     Mutant(
         DISTRIBUTION,
-        "return index if ones.all().item() else None",
-        "return index",
+        "if ones.all().item():",
+        "if True:",
         "a draw changed behind torch keeps its log_prob",
         "tests/test_hard_cases.py -k changed_behind_torch",
     ),
@@ -316,6 +316,13 @@ MUTANTS = [
         "",
         "logits that a replay does not compute anew",
         "tests/test_capture.py -k derived",
+    ),
+    Mutant(
+        DISTRIBUTION,
+        "if captured != rng.is_captured(value.device):",
+        "if False:",
+        "a graph that reads an index from before it",
+        "tests/test_capture.py -k index_from_before",
     ),
     Mutant(
         DISTRIBUTION,

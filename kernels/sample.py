@@ -38,7 +38,7 @@ from .rows import (
 _GROUP = tl.constexpr(GROUP)
 _HALF = tl.constexpr(GROUP // 2)
 # The second of these starts on 16 bytes or not by the number of rows, which would be two variants of each kernel.
-_SUMS = ["exponent_ptr", "total_ptr"]
+_SUMS = ["maximum_ptr", "total_ptr"]
 
 
 @triton.jit

@@ -65,8 +65,9 @@ class OneHotCategorical(Distribution):
     """The number of parameters that make one distribution: TorchRL asks for it."""
     _mask: Tensor | None = None
     """bool [*batch, columns], the categories that a subclass allows; None for all."""
-    _drawn: tuple[weakref.ref[Tensor], int, Tensor] | None = None
-    """The last one-hot draw, how often it had been changed in place, and where its ones were: a column in every row."""
+    _drawn: tuple[weakref.ref[Tensor], int, Tensor, bool] | None = None
+    """The last one-hot draw, how often it had been changed in place, where its ones were, a column in every row, and whether
+    a CUDA graph was being captured."""
 
     def __init__(
         self,
@@ -201,7 +202,7 @@ class OneHotCategorical(Distribution):
         kernels = backends.uses_kernels(one_hot.device)
         if kernels or one_hot.is_cpu:
             index = drawn.index if kernels or drawn.all_valid else drawn.index.clamp(min=0)
-            self._drawn = weakref.ref(one_hot), one_hot._version, index
+            self._drawn = weakref.ref(one_hot), one_hot._version, index, rng.is_captured(one_hot.device)
 
     def _hint(self, value: Tensor) -> Tensor | None:
         """Where the ones of `value` were, if it is the last draw.
@@ -211,7 +212,10 @@ class OneHotCategorical(Distribution):
         """
         if self._drawn is None or is_recorded(value) or in_transform():
             return None
-        last, version, index = self._drawn
+        last, version, index, captured = self._drawn
+        # A CUDA graph must not read an index from before it: it may be gone by the time of a replay.
+        if captured != rng.is_captured(value.device):
+            return None
         draw = last()
         # A draw detached from its gradient is another tensor, with the same memory.
         if draw is None or draw._version != version or not (value is draw or _is_same_memory(value, draw)):

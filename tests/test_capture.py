@@ -6,6 +6,7 @@ given, so these could be two variants of it, and the second would be compiled, a
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -22,6 +23,7 @@ from onehot_triton import (
     rng,
     use_backend,
 )
+from onehot_triton.kernels import log_prob as kernels
 
 PASS_THROUGH, RELAXED = ReparamGradientStrategy.PassThrough, ReparamGradientStrategy.RelaxedOneHot
 
@@ -136,9 +138,34 @@ def test_a_capture_keeps_nothing_of_the_parameter(gpus: FakeGpus) -> None:
         d = OneHotCategorical(x, grad_method=PASS_THROUGH)
         gpus.captured.add(0)
         before = {name: id(value) for name, value in vars(d).items()}
+        # But for the last draw, a hint that the kernel looks at.
         draw = d.rsample()
         d.log_prob(draw)
         d.sample_and_log_prob()
         d.entropy()
-        assert {name: id(value) for name, value in vars(d).items()} == before
+        assert {name: id(value) for name, value in vars(d).items() if name != "_drawn"} == before
         assert not [value for value in vars(d).values() if isinstance(value, Tensor) and value is not x]
+
+
+def test_a_graph_reads_no_index_from_before_it(gpus: FakeGpus) -> None:
+    """The memory of an index that the distribution alone holds is free once it draws again."""
+
+    def has_hint() -> bool:
+        kernel, *_, arguments = gpus.launches[-1]
+        assert kernel == "_log_prob_kernel"
+        return arguments[list(inspect.signature(kernels._log_prob_kernel.fn).parameters).index("hint_ptr")] is not None
+
+    with gpus.tensors():
+        d = OneHotCategorical(torch.empty(8, 50, device="cuda"), validate_args=False)
+        before = d.sample()
+        d.log_prob(before)
+        assert has_hint()
+        gpus.captured.add(0)
+        d.log_prob(before)
+        assert not has_hint()
+        within = d.sample()
+        d.log_prob(within)
+        assert has_hint()
+        gpus.captured.clear()
+        d.log_prob(within)
+        assert not has_hint()

@@ -918,8 +918,8 @@ MUTANTS = [
     ),
     Mutant(
         "kernels/sample.py",
-        '_SUMS = ["exponent_ptr", "total_ptr"]',
-        '_SUMS = ["exponent_ptr"]',
+        '_SUMS = ["maximum_ptr", "total_ptr"]',
+        '_SUMS = ["maximum_ptr"]',
         "two variants of each kernel, by the number of rows",
         "tests/test_capture.py -k where_scratch_lies",
     ),

@@ -323,6 +323,13 @@ MUTANTS = [
     ),
     Mutant(
         DISTRIBUTION,
+        "if captured != rng.is_captured(value.device):",
+        "if False:",
+        "a graph that reads an index from before it",
+        "tests/test_capture.py -k index_from_before",
+    ),
+    Mutant(
+        DISTRIBUTION,
         "self._captured = self._is_derived() and _is_captured(self._param)",
         "self._captured = False",
         "logits in the memory of a graph, kept",

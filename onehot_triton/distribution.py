@@ -66,8 +66,8 @@ class OneHotCategorical(Distribution):
     _mask: Tensor | None = None
     """bool [*batch, columns], the categories that a subclass allows; None for all."""
     _drawn: tuple[weakref.ref[Tensor], int, Tensor, bool] | None = None
-    """The last one-hot draw, how often it had been changed in place, where its ones were, a column in every row, and whether
-    a CUDA graph was being captured."""
+    """The last one-hot draw, how often it had been changed in place, where its ones were, a column in every row, and
+    whether a CUDA graph was being captured."""
 
     def __init__(
         self,

@@ -151,6 +151,7 @@ NEEDS = {
     "pass_through": "sample softmax_grad",
     "relaxed": "sample relaxed_grad",
     "log_prob": "log_prob",
+    "log_prob_index": "log_prob",
     "entropy": "entropy",
     "step": "sample log_prob entropy",
     "train_step": "sample log_prob entropy softmax_grad",

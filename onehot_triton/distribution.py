@@ -103,18 +103,13 @@ class OneHotCategorical(Distribution):
         them."""
         is_probs = self._name == "probs"
         self._logits, self._mask_to_apply = parameters.logits_of(self._param, is_probs, self.unimix, self._mask)
-        self._version = _version(self._param, self._mask)
-        self._captured = self._is_derived() and _is_captured(self._param)
-
-    def _is_derived(self) -> bool:
-        return self._logits is not self._param
+        # Logits that are the parameter itself are as it is.
+        self._made_of = None if self._logits is self._param else _state(self._param, self._mask)
 
     def _current_logits(self) -> Tensor:
-        """The unnormalised logits, anew where the parameter or the mask was changed in place, and where a CUDA graph
-        begins or ends to be captured. Every member takes them, so that two states are never mixed."""
-        changed = self._version is None or self._version != _version(self._param, self._mask)
-        # A replay is to compute them of the parameter that is there by then; and what it computes is in its own memory.
-        if changed or (self._is_derived() and self._captured != _is_captured(self._param)):
+        """The unnormalised logits, derived anew where the parameter or the mask was changed in place, and where a CUDA
+        graph begins or ends to be captured. Every member takes them, so that two states are never mixed."""
+        if self._made_of is not None and self._made_of != _state(self._param, self._mask):
             self._compute_logits()
         return self._logits
 
@@ -132,7 +127,7 @@ class OneHotCategorical(Distribution):
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        for name in ("_logits", "_mask_to_apply", "_version", "_captured", "_drawn"):
+        for name in ("_logits", "_mask_to_apply", "_made_of", "_drawn"):
             state.pop(name, None)
         return state
 
@@ -427,8 +422,7 @@ class OneHotCategorical(Distribution):
             setattr(new, name, getattr(self, name))
         new._param = self._param.expand(batch + self._event_shape)
         new._logits = new._param if logits is self._param else logits.expand(batch + self._event_shape)
-        new._version = _version(new._param, new._mask)
-        new._captured = self._captured
+        new._made_of = None if self._made_of is None else _state(new._param, new._mask)
         Distribution.__init__(new, batch, self._event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new
@@ -450,17 +444,16 @@ def _is_same_memory(value: Tensor, other: Tensor) -> bool:
     return type(value) is Tensor and value.dtype == other.dtype and value.is_set_to(other)
 
 
-def _version(param: Tensor, mask: Tensor | None) -> int | None:
-    """How often the tensors were changed in place; None where one does not count, 0 where a compiler forbids to ask."""
+def _state(param: Tensor, mask: Tensor | None) -> Any:
+    """What derived logits were made of: how often the tensors were changed in place, and whether a CUDA graph is being
+    captured, since a replay is to compute them of the parameter that is there by then, in memory of its own. Equal to
+    nothing where a tensor does not count its changes; 0 where a compiler forbids to ask."""
     if torch.compiler.is_compiling():
         return 0
-    if mask is not None:
-        return None if param.is_inference() or mask.is_inference() else param._version + mask._version
-    return None if param.is_inference() else param._version
-
-
-def _is_captured(param: Tensor) -> bool:
-    return not is_recorded(param) and rng.is_captured(param.device)
+    if param.is_inference() or (mask is not None and mask.is_inference()):
+        return object()
+    captured = not is_recorded(param) and rng.is_captured(param.device)
+    return param._version, 0 if mask is None else mask._version, captured
 
 
 # Kullback-Leibler divergence ------------------------------------------------------------------------------------------

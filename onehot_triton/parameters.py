@@ -56,9 +56,10 @@ def logits_of(param: Tensor, is_probs: bool, unimix: float, mask: Tensor | None 
             least, because half precision has too few digits for the logarithm of a small probability.
         mask: the mask where it is still to be applied, by a backend that reads it beside the logits; else None.
     """
-    backend = backends.of(param)
     if not is_probs and unimix == 0:
-        return (param, mask) if mask is None or backend.reads_masks else (masked(param, mask), None)
+        if mask is None:
+            return param, None
+        return (param, mask) if backends.of(param).reads_masks else (masked(param, mask), None)
     param = param.to(compute_dtype(param.dtype))
     param = param if mask is None else torch.where(mask, param, 0.0 if is_probs else -torch.inf)
     logits = _log(param) if is_probs else param
@@ -66,4 +67,4 @@ def logits_of(param: Tensor, is_probs: bool, unimix: float, mask: Tensor | None 
         return logits, None
     # 0 / 0 where nothing is allowed: no distribution.
     uniform = 1 / logits.shape[-1] if mask is None else mask.to(logits.dtype) / mask.sum(-1, keepdim=True)
-    return _log(backend.softmax(logits) * (1 - unimix) + unimix * uniform), None
+    return _log(backends.of(param).softmax(logits) * (1 - unimix) + unimix * uniform), None

@@ -56,10 +56,11 @@ def step(x: Tensor) -> None:
     dist.entropy()
 
 
-# Two numbers: for rows, and for a batch of more dimensions, which adds the views that make it rows and back.
+# Two numbers: for rows, and for a batch of more dimensions, which adds the views that make it rows and back. A step has
+# one of the hint where the ones of its draw are, which saves a kernel the value.
 @pytest.mark.parametrize("shape", [(8, 32), (300, 5000), (2, 20_000), (3, 4, 32)])
 @pytest.mark.parametrize("requires_grad", [False, True])
-@pytest.mark.parametrize(("call", "at_most"), [(sample, (5, 6)), (step, (10, 14))])
+@pytest.mark.parametrize(("call", "at_most"), [(sample, (5, 6)), (step, (11, 15))])
 def test_operators_dispatched(
     launched: list[str],
     call: Callable[[Tensor], None],
@@ -210,7 +211,7 @@ def test_many_draws_share_the_sums_of_their_row(columns: int) -> None:
     x = torch.randn(columns)
     with use_backend("eager"), Operators() as operators, Allocations(x) as allocations:
         index = OneHotCategorical(logits=x).sample_index((300_000,))
-    assert operators.names.count("aten.cumsum_.default") == 1
+    assert sum(name.startswith("aten.cumsum") for name in operators.names) == 1
     assert len(operators.names) < 60
     # The row's probabilities in float32 and their sums in float64; and the pieces, which are joined.
     assert allocations.most_beside(index) <= 12 * x.numel() + index.nbytes + SCRATCH

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from ..tensors import is_differentiated, loses_functions
+from ..tensors import loses_functions
 from . import cpu, eager, triton
 from .interface import Backend
 
@@ -57,7 +57,7 @@ def of(tensor: Tensor) -> Backend:
     """What computes for `tensor`, on its device; raises RuntimeError where kernels must and cannot."""
     device = tensor.device
     # Where a Function would be lost, a gradient comes from torch's operations alone.
-    if uses_kernels(device) and not (loses_functions() and is_differentiated(tensor)):
+    if uses_kernels(device) and not loses_functions():
         return triton
     return BY_DEVICE.get(device.type, eager)
 

@@ -373,8 +373,7 @@ def _logsumexp(logits: Tensor) -> Tensor:
     if can_look_at(logits) and logits.shape[0] > 0:
         dtype = compute_dtype(logits.dtype)
         log_sum = (logits.exp() if logits.dtype == dtype else logits.to(dtype).exp_()).sum(-1).log()
-        low, high = log_sum.aminmax()
-        if low.item() > -16 and high.item() < 16:
+        if log_sum.abs().amax().item() < 16:
             return torch.stack([torch.zeros_like(log_sum), log_sum])
     return eager.logsumexp(logits)
 

@@ -181,8 +181,8 @@ MUTANTS = [
     ),
     Mutant(
         DISTRIBUTION,
-        "param._version + mask._version",
-        "param._version",
+        "0 if mask is None else mask._version, captured",
+        "0, captured",
         "a mask changed in place",
         "tests/test_masked.py -k place",
     ),
@@ -316,8 +316,8 @@ MUTANTS = [
     Mutant(RNG, " or is_captured(device)", "", "a captured graph would replay one draw", SEEDS),
     Mutant(
         DISTRIBUTION,
-        "if changed or (self._is_derived() and self._captured != _is_captured(self._param)):",
-        "if changed:",
+        "return param._version, 0 if mask is None else mask._version, captured",
+        "return param._version, 0 if mask is None else mask._version",
         "logits that a replay does not compute anew",
         "tests/test_capture.py -k derived",
     ),
@@ -330,8 +330,8 @@ MUTANTS = [
     ),
     Mutant(
         DISTRIBUTION,
-        "self._captured = self._is_derived() and _is_captured(self._param)",
-        "self._captured = False",
+        "captured = not is_recorded(param) and rng.is_captured(param.device)",
+        "captured = False",
         "logits in the memory of a graph, kept",
         "tests/test_capture.py -k derived",
     ),

@@ -397,6 +397,14 @@ class OneHotCategorical(Distribution):
         """
         return ops.entropy(self._current_logits(), self._mask_to_apply)
 
+    def cdf(self, value: Tensor) -> Tensor:
+        """Raises NotImplementedError: one-hot vectors have no order."""
+        raise NotImplementedError("cdf: expected a distribution over ordered values, found one-hot vectors")
+
+    def icdf(self, value: Tensor) -> Tensor:
+        """Raises NotImplementedError: one-hot vectors have no order."""
+        raise NotImplementedError("icdf: expected a distribution over ordered values, found one-hot vectors")
+
     @property
     def mean(self) -> Tensor:
         """The probabilities, [*batch, columns]."""

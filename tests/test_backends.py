@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import inspect
+import math
 import subprocess
 import sys
 from types import ModuleType
 
 import pytest
+import torch
 
 from onehot_triton import _backends as backends
 from onehot_triton._backends import cpu, eager, triton
@@ -33,6 +35,22 @@ def test_the_interface_is_all_that_is_asked_of_a_backend() -> None:
     assert set(Backend.__annotations__) == {"reads_masks"}
     assert {module.reads_masks for module in (cpu, eager)} == {False}
     assert triton.reads_masks
+
+
+@pytest.mark.parametrize("columns", [5, 2000])
+@pytest.mark.parametrize("backend", [cpu, eager], ids=["cpu", "eager"])
+@pytest.mark.parametrize("bad", [math.nan, math.inf])
+def test_a_row_that_is_no_distribution_wherever_it_is_not(backend: Backend, columns: int, bad: float) -> None:
+    at = [0, 1, columns // 2, columns - 1]
+    logits = torch.randn(6, columns)
+    logits[range(4), at] = bad
+    logits[5] = -math.inf
+    drawn = backend.sample(logits, None, 2, torch.int64, backend.new_seed(logits, None), False)
+    assert (drawn.index[:, [0, 1, 2, 3, 5]] == -1).all()
+    assert drawn.one_hot is not None
+    assert drawn.one_hot.sum(-1).tolist() == 2 * [[0, 0, 0, 0, 1, 0]]
+    for density in (backend.entropy(logits)[0], backend.log_prob_index(logits, drawn.index)[0][0]):
+        assert density.isnan().tolist() == [True, True, True, True, False, True]
 
 
 def test_the_core_of_the_suite_without_the_fast_path_of_a_cpu(request: pytest.FixtureRequest) -> None:

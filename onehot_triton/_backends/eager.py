@@ -41,7 +41,8 @@ def masked(logits: Tensor, mask: Tensor | None = None) -> Tensor:
 
 
 def shifted(logits: Tensor) -> Tensor:
-    """x - max x, [..., columns] in the compute dtype: all that the formulas know of x. NaN for no distribution."""
+    """x - max x, [..., columns] in the compute dtype: all that the formulas know of x. In a row that is no
+    distribution, one of them at least is NaN."""
     x = logits.to(compute_dtype(logits.dtype))
     return x - x.detach().amax(-1, keepdim=True)
 
@@ -99,8 +100,8 @@ def sample_index(logits: Tensor, draws: int, noise: Noise, group: int = GROUP) -
         inside = logits.expand(draws, rows, columns).gather(-1, column.clamp(max=columns - 1))
         weight_inside = shifted(torch.where(column < columns, inside, -torch.inf)).exp()
         index = winner * group + race(weight_inside, noise((draws, rows, group), winner))
-    # With a NaN or +inf in a row, or -inf alone, every weight is NaN.
-    return index.masked_fill(weight[:, 0].isnan(), -1)
+    # With a NaN or +inf in a row, or -inf alone, a weight is NaN.
+    return index.masked_fill(weight.sum(-1).isnan(), -1)
 
 
 def sample(

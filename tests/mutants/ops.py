@@ -47,6 +47,12 @@ MUTANTS = [
         "tests/test_relaxed.py tests/test_gradients.py -k triton",
     ),
     # The eager path
+    _formulas(
+        "weight.sum(-1).isnan()",
+        "weight[:, 0].isnan()",
+        "a row with +inf behind its first column is drawn from",
+        "tests/test_backends.py -k no_distribution",
+    ),
     _cpu(
         "at = torch.searchsorted(cumulative, (u * total).contiguous(), right=True)",
         "at = torch.searchsorted(cumulative, (u * total).contiguous(), right=False)",

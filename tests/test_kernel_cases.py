@@ -107,7 +107,8 @@ def laid_out(guards: Guards, tensor: Tensor, layout: str) -> Tensor:
 
 
 class Given(NamedTuple):
-    """What an operation takes; grad, row_grad, index and value are for two draws."""
+    """What an operation takes; grad, row_grad, index and value are for two draws. One draw is the second: what is read
+    beyond its last row is not the other draw."""
 
     x: Tensor
     mask: Tensor | None
@@ -187,11 +188,11 @@ def _sample(draws: int, dtype: torch.dtype | None) -> tuple[Callable, Callable]:
 def _log_prob(draws: int, known: bool) -> tuple[Callable, Callable]:
     def kernel(given: Given) -> tuple[Tensor, ...]:
         known_sum = given.logsumexp if known else None
-        out, index, logsumexp = log_prob.log_prob(given.x, known_sum, given.value[:draws], given.mask)
+        out, index, logsumexp = log_prob.log_prob(given.x, known_sum, given.value[-draws:], given.mask)
         return out, index, logsumexp.sum(0)
 
     def twin(given: Given) -> tuple[Tensor, ...]:
-        logsumexp, index = eager.logsumexp(given.x), eager.argmax(given.value[:draws])
+        logsumexp, index = eager.logsumexp(given.x), eager.argmax(given.value[-draws:])
         return eager.log_prob_index(given.x, index)[0], index, logsumexp.sum(0)
 
     return kernel, twin
@@ -227,8 +228,8 @@ OPERATIONS = [
     ),
     Operation(
         "softmax_grad",
-        lambda g: (softmax_grad.softmax_grad(g.x, g.logsumexp, g.grad[0], g.mask),),
-        lambda g: (eager.softmax_grad(g.x, g.grad[0]),),
+        lambda g: (softmax_grad.softmax_grad(g.x, g.logsumexp, g.grad[1], g.mask),),
+        lambda g: (eager.softmax_grad(g.x, g.grad[1]),),
         _tile("grad", twice=True),
         TWO,
     ),
@@ -244,8 +245,8 @@ OPERATIONS = [
     *(
         Operation(
             f"log_prob_grad_{draws}",
-            lambda g, n=draws: (log_prob.log_prob_grad(g.x, g.logsumexp, g.index[:n], g.row_grad[:n], g.mask),),
-            lambda g, n=draws: (_nothing_where_masked(eager.log_prob_grad(g.x, g.index[:n], g.row_grad[:n]), g),),
+            lambda g, n=draws: (log_prob.log_prob_grad(g.x, g.logsumexp, g.index[-n:], g.row_grad[-n:], g.mask),),
+            lambda g, n=draws: (_nothing_where_masked(eager.log_prob_grad(g.x, g.index[-n:], g.row_grad[-n:]), g),),
             _tile(),
             ONE,
         )
@@ -267,8 +268,8 @@ OPERATIONS = [
     ),
     Operation(
         "entropy_grad",
-        lambda g: (entropy.entropy_grad(g.x, g.logsumexp, g.entropy, g.row_grad[0], g.mask),),
-        lambda g: (eager.entropy_grad(g.x, g.row_grad[0]),),
+        lambda g: (entropy.entropy_grad(g.x, g.logsumexp, g.entropy, g.row_grad[1], g.mask),),
+        lambda g: (eager.entropy_grad(g.x, g.row_grad[1]),),
         _tile(),
         ONE,
     ),

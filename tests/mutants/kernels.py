@@ -682,7 +682,7 @@ MUTANTS = [
         "(depth * LANES + lane)",
         "(depth + lane)",
         "columns met twice",
-        "tests/test_kernel_cases.py -k 'logsumexp-alone'",
+        "tests/test_kernel_cases.py -k 'logsumexp or softmax_grad'",
     ),
     Mutant(
         "kernels/rows.py",
@@ -732,7 +732,7 @@ MUTANTS = [
         "return x * LOG2E - base",
         "return x - base",
         "nats for bits in float64",
-        "tests/test_kernel_cases.py -k 'logsumexp-shared and float64'",
+        "tests/test_kernel_cases.py -k 'softmax_grad-shared and float64'",
     ),
     Mutant(
         "kernels/noise.py",

@@ -151,6 +151,16 @@ def densities_and_gradients(of: str, device: torch.device, small: bool) -> None:
                 raise AssertionError(f"{case.name}, {columns} columns, {dtype}: {error}") from None
 
 
+def rows_that_round(device: torch.device, small: bool) -> None:
+    """Peaked rows, and logits far from 0: where a product that is rounded before a sum shows."""
+    # The tests make tensors of their own.
+    with torch.device(device):
+        for columns in (6,) if small else (6, 700, 5000):
+            cases.test_entropies_of_peaked_rows(columns)
+        for columns in (18,) if small else (18, 1500):
+            cases.test_a_common_offset_changes_nothing(columns)
+
+
 def category_masks(device: torch.device, small: bool) -> None:
     """As logits of -inf; sums may be taken in another order."""
     for columns in (18,) if small else (18, 1025, 9000, 151_936):
@@ -292,6 +302,7 @@ CHECKS: tuple[tuple[Check, str, str], ...] = (
     (partial(densities_and_gradients, "entropy"), "entropy and its gradient", "entropy"),
     (partial(densities_and_gradients, "logsumexp"), "logsumexp", "entropy"),
     (partial(densities_and_gradients, "softmax_grad"), "softmax_grad", "softmax_grad"),
+    (rows_that_round, "peaked rows, logits far from 0", "entropy log_prob"),
     (category_masks, "category masks", "masks"),
     (relaxed_samples_and_gradients, "relaxed samples and gradients", "relaxed relaxed_grad"),
     (public_classes, "the public classes", "classes"),

@@ -331,7 +331,7 @@ def test_a_common_offset_changes_nothing(columns: int) -> None:
             "relaxed_grad's twin": eager.relaxed_grad_with(x, index, grad[None], ones[0], *noise)[0],
         }
 
-    ones, noise = torch.ones(1, 3), posterior_noise(5, 8, 1, 3, columns)
+    ones, noise = torch.ones(1, 3), [e.to(logits.device) for e in posterior_noise(5, 8, 1, 3, columns)]
     expected = results(logits)
     assert min(expected["entropy"].min(), expected["entropy's twin"].min()) >= 0
     for offset in (0.0, -1e4, 500.0, 1e4):

@@ -384,8 +384,7 @@ def log_prob_index(
     """Where nothing records it, by the logsumexp: no normalised copy of the logits."""
     x, known, new = masked(logits, mask), logsumexp, None
     if known is None and not (is_short(x) or is_differentiated(x)):
-        # Blocks of half the size, in which both copies of a row stay in the cache.
-        known = new = by_rows(_logsumexp, x, scratch=2, dim=1)
+        known = new = by_rows(_logsumexp, x, dim=1)
     at = (index if inside else index.clamp(0, x.shape[-1] - 1)).t()
     if known is None:
         chosen = by_rows(lambda x, k: log_softmax(x).gather(-1, k), x, at).t()

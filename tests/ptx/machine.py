@@ -158,8 +158,7 @@ def compare(op, a, b):
     floating = np.asarray(a).dtype.kind == "f" or np.asarray(b).dtype.kind == "f"
     if not floating or op in ("eq", "lt", "le", "gt", "ge"):
         return {"eq": np.equal, "ne": np.not_equal, "lt": np.less, "le": np.less_equal, "gt": np.greater,
-                "ge": np.greater_equal, "lo": np.less, "ls": np.less_equal, "hi": np.greater,
-                "hs": np.greater_equal}[op](a, b)  # fmt: skip
+                "ge": np.greater_equal}[op](a, b)  # fmt: skip
     if op == "ne":
         return (a < b) | (a > b)
     if op in ("nan", "num"):
@@ -435,10 +434,8 @@ class Program:
         if name == "cvt":
             return self._convert(instruction, k)
         if name in ("add", "sub") or (name == "mul" and (floating or "lo" in mods)):
-            only("rn", "lo", "ftz")
+            only("rn", "lo")
             f = {"add": "add", "sub": "subtract", "mul": "multiply"}[name]
-            if "ftz" in mods:
-                return put(f"flush(np.{f}(flush({source(a[1], kind)}), flush({source(a[2], kind)})))")
             return ufunc(f, source(a[1], kind), source(a[2], kind))
         if opcode in ("mul.wide.u32", "mul.wide.s32", "mul.wide.u16", "mul.wide.s16"):
             wide = WIDE[kind]
@@ -474,12 +471,8 @@ class Program:
             f = "div_int" if name == "div" else "np.fmod"
             return put(f"{f}({source(a[1], kind)}, {source(a[2], kind)})")
         if name in ("min", "max"):
-            only("NaN")
-            if kind == "bf16":
-                f = ("np.f" if "NaN" not in mods else "np.") + ({"min": "min", "max": "max"}[name])
-                f = f if "NaN" not in mods else f + "imum"
-                return put(f"to_bf16({f}(from_bf16({source(a[1], kind)}), from_bf16({source(a[2], kind)})))")
-            f = "f" + name if kind in ("f16", "f32", "f64") and "NaN" not in mods else name + "imum"
+            only()
+            f = "f" + name if floating else name + "imum"
             out = ufunc(f, source(a[1], kind), source(a[2], kind))
             for more in a[3:]:
                 out += [f"np.{f}({source(a[0], kind)}, {source(more, kind)}, out={target(a[0], kind)}, where={k})"]
@@ -499,30 +492,7 @@ class Program:
             f = "left_shift" if name == "shl" else "right_shift"
             return put(f"np.{f}({source(a[1], kind)}, np.minimum({count}, U32(64)).astype(np.{DTYPES[kind].__name__}))")
         if name == "setp":
-            only(
-                *(
-                    [
-                        "eq",
-                        "ne",
-                        "lt",
-                        "le",
-                        "gt",
-                        "ge",
-                        "lo",
-                        "ls",
-                        "hi",
-                        "hs",
-                        "equ",
-                        "neu",
-                        "ltu",
-                        "leu",
-                        "gtu",
-                        "geu",
-                        "nan",
-                        "num",
-                    ]
-                )
-            )
+            only("eq", "ne", "lt", "le", "gt", "ge", "equ", "neu", "ltu", "leu", "gtu", "geu", "nan", "num")
             return put(f"compare({mods[0]!r}, {source(a[1], kind)}, {source(a[2], kind)})", as_kind="pred")
         if name == "selp":
             only()
@@ -624,8 +594,7 @@ class Program:
 
     def _convert(self, instruction: Instruction, k: str) -> list[str]:
         _, *mods, to, of = instruction.opcode.split(".")
-        a, ftz = instruction.args, "ftz" in mods
-        mods = [m for m in mods if m != "ftz"]
+        a = instruction.args
         floats = ("f16", "bf16", "f32", "f64")
 
         def put(value: str, kind: str) -> list[str]:
@@ -638,13 +607,8 @@ class Program:
         value = self._source(a[1], of)
         if of == "bf16":
             value = f"from_bf16({value})"
-        if ftz:
-            value = f"flush({value})"
         if of in floats and to in floats:
-            if mods and mods[0] in ("rpi", "rmi", "rni", "rzi"):
-                f = {"rpi": "ceil", "rmi": "floor", "rni": "rint", "rzi": "trunc"}[mods[0]]
-                value = f"np.{f}({value})"
-            elif mods not in ([], ["rn"]):
+            if mods not in ([], ["rn"]):
                 raise MachineError("unknown rounding")
             if to == "bf16":
                 value = f"to_bf16({value})" if of == "f32" else value

@@ -219,11 +219,12 @@ def _log_prob_grad_kernel(
     p = tl.exp2(log2_probs(x, maximum, log_sum))
     grad = over_tile(tl.load(grad_ptr + row, mask=inside).to(TYPE))
     if ONE_DRAW:
-        hot = column == over_tile(tl.load(index_ptr + row, mask=inside, other=-1))
+        index = tl.load(index_ptr + row, mask=inside, other=-1)
         if allowed_ptr is not None:
             # A category that is switched off has gradient 0, also where its log-probability of -inf was asked for.
-            hot &= x > float("-inf")
-        out = tl.where(hot, grad, 0.0) - grad * p
+            exists = inside & (index >= 0) & (index < columns)
+            index = tl.where(tl.load(allowed_ptr + row * allowed_stride + index, mask=exists, other=0) != 0, index, -1)
+        out = tl.where(column == over_tile(index), grad, 0.0) - grad * p
     else:
         out = -grad * p
     tl.store(out_ptr + over_tile(row * columns) + column, out.to(out_ptr.dtype.element_ty), mask=mask)

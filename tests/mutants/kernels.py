@@ -553,8 +553,8 @@ MUTANTS = [
     ),
     Mutant(
         "kernels/log_prob.py",
-        'hot &= x > float("-inf")',
-        "hot &= column >= 0",
+        "mask=exists, other=0) != 0, index, -1)",
+        "mask=exists, other=0) >= 0, index, -1)",
         "a category that is switched off has a gradient",
         "tests/test_kernel_cases.py -k 'log_prob_grad_1'",
     ),

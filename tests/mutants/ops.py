@@ -370,7 +370,7 @@ MUTANTS = [
     ),
     _formulas(
         "torch.where(mask, logits, -torch.inf)",
-        "torch.where(allowed, logits, -1e4)",
+        "torch.where(mask, logits, -1e4)",
         "a category that is off can be drawn from rows as low",
         "tests/test_masked.py",
     ),
@@ -419,7 +419,7 @@ MUTANTS = [
     ),
     _choice(
         "name not in _NAMES",
-        'name not in (*_BACKENDS, "gpu")',
+        'name not in (*_NAMES, "gpu")',
         "a backend that is none",
         eager("backend_that_is_none"),
     ),

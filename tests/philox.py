@@ -104,9 +104,9 @@ def philox_noise(
 ) -> Callable[[tuple[int, ...], Tensor | None], Tensor]:
     """The `noise` argument of `eager.sample_index`: the noise of the sample kernel.
 
-    The twin asks for it in blocks: all draws of some rows, then of the next rows; and of these first for the groups
-    (where there is more than one), then for the columns of the winning groups, each some draws at a time. This follows
-    along, so one such function serves one call of the twin, with group=GROUP.
+    It asks for all at once, first for the groups, where there is more than one, then for the columns of the winning
+    ones. `cpu.sample_index` asks in blocks: all draws of some rows, then of the next rows, each some draws at a time.
+    This follows along, so one such function serves one call, with group=GROUP.
     """
     at = {"row": row_offset, "group draw": 0, "draw": 0}
     groups = -(-columns // GROUP)

@@ -12,11 +12,11 @@ from typing import NamedTuple
 
 import pytest
 import torch
-from philox import GROUP, philox_relaxed_noise, posterior_noise, twin_sample
+from philox import GROUP, philox_noise, philox_relaxed_noise, posterior_noise, twin_sample
 from torch import Tensor
 
 from onehot_triton import blocks, tensors
-from onehot_triton._backends import eager
+from onehot_triton._backends import cpu, eager
 
 pytest.importorskip("triton")
 from onehot_triton.kernels import entropy, launch, log_prob, relaxed, sample, softmax_grad
@@ -410,14 +410,19 @@ def test_sample_is_the_twins_draw_for_draw(columns: int, draws: int) -> None:
 
 
 @pytest.mark.parametrize("columns", [100, 5000])
-def test_the_twin_draws_the_same_in_pieces(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Pieces of rows, and of draws, of which the race of groups takes more at a time than that of elements."""
+def test_a_cpu_draws_the_same_in_pieces(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pieces of rows, and of draws, of which the race of groups takes more at a time than that of elements: with the
+    noise of the kernels, the draws of the formulas, which take all at once."""
     logits = torch.randn(3, columns)
-    whole = twin_sample(logits, 500, torch.bool, 7, 0)
+    _, expected, logsumexp = twin_sample(logits, 500, None, 7, 0)
     for block in (2**14, 2**16):
         monkeypatch.setattr(blocks, "_BLOCK", block)
-        for found, expected in zip(twin_sample(logits, 500, torch.bool, 7, 0), whole, strict=True):
-            torch.testing.assert_close(found, expected)
+        noise = philox_noise(7, 0, columns, 500)
+        found, by_product, all_valid = cpu.sample_index(logits, 500, cpu.race(noise), GROUP)
+        assert torch.equal(found, expected)
+        assert all_valid
+        if by_product is not None:
+            torch.testing.assert_close(by_product.sum(0), logsumexp.sum(0))
 
 
 @pytest.mark.parametrize("seed", [0, -1, 2**63 - 1, -(2**63)])

@@ -1,4 +1,5 @@
-"""Autograd, one Function an operation: forward, what is kept, backward. All arithmetic is the backend's.
+"""Autograd, one Function an operation: forward, what is kept, backward. All arithmetic is the backend's, but for the
+backward of a soft sample, which needs the sample alone.
 
 The functions take `logits` [*batch, columns], unnormalised, a `mask` of their shape or None, and give the rows that a
 backend takes (`backends/interface.py`).

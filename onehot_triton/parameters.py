@@ -7,6 +7,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from . import _backends as backends
+from ._backends.eager import masked
 from .ops import apply
 from .tensors import compute_dtype, loses_functions
 
@@ -35,11 +36,6 @@ def _log(weights: Tensor) -> Tensor:
         return apply(_Log, weights)
     off = weights == 0
     return weights.masked_fill(off, 1.0).log().masked_fill(off, -torch.inf)
-
-
-def masked(logits: Tensor, mask: Tensor | None) -> Tensor:
-    """`logits` with -inf where the mask, if there is one, is False; without gradient there."""
-    return logits if mask is None else torch.where(mask, logits, -torch.inf)
 
 
 def logits_of(param: Tensor, is_probs: bool, unimix: float, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:

@@ -191,7 +191,7 @@ class OneHotCategorical(Distribution):
     def _remember(self, drawn: Sample) -> None:
         """Keeps where the ones of a draw are: the next log_prob is most often that of the last draw."""
         one_hot = drawn.one_hot
-        if one_hot is None or is_recorded(one_hot) or in_transform() or one_hot.is_inference():
+        if one_hot is None or not drawn.hints or is_recorded(one_hot) or in_transform() or one_hot.is_inference():
             return
         # What cannot be looked at cannot be checked, but by a kernel, which knows of -1.
         kernels = backends.uses_kernels(one_hot.device)

@@ -79,9 +79,11 @@ class Draw(NamedTuple):
 
 def _in_shape(drawn: Sample, draw: Draw, logits: Tensor) -> Sample:
     """A backend's rows in the shapes that a user asked for."""
-    shape = (*draw.sample_shape, *logits.shape[:-1])
-    one_hot = None if drawn.one_hot is None else _shaped(drawn.one_hot, *shape, logits.shape[-1])
-    return Sample(one_hot, _shaped(drawn.index, *shape), drawn.logsumexp, drawn.all_valid, drawn.seed)
+    shape = draw.sample_shape + logits.shape[:-1]
+    if drawn.index.shape == shape:
+        return drawn
+    one_hot = None if drawn.one_hot is None else drawn.one_hot.reshape(*shape, logits.shape[-1])
+    return drawn._replace(one_hot=one_hot, index=drawn.index.reshape(shape))
 
 
 def sample(logits: Tensor, mask: Tensor | None, draw: Draw) -> Sample:
@@ -159,14 +161,15 @@ def rsample(
         method: the gradient.
         temperature: of RelaxedOneHot; a tensor broadcasts to the batch, and has a gradient.
     """
-    relaxed = method is ReparamGradientStrategy.RelaxedOneHot
-    learned = relaxed and isinstance(temperature, Tensor) and is_differentiated(temperature)
-    if not (learned or is_differentiated(logits)):
-        return sample(logits, mask, draw)
     backend = backends.of(logits)
+    relaxed = method is ReparamGradientStrategy.RelaxedOneHot
+    relaxes_first = relaxed and backend.relaxes_first(logits, math.prod(draw.sample_shape))
+    learned = relaxed and isinstance(temperature, Tensor) and is_differentiated(temperature)
+    if not (learned or relaxes_first or is_differentiated(logits)):
+        return sample(logits, mask, draw)
     t = _temperature(temperature, logits) if relaxed else None
     seed = backend.new_seed(logits, draw.generator)
-    if backend.records(logits, relaxed):
+    if relaxes_first or (not relaxed and backend.records(logits)):
         x, draws = _rows(logits), math.prod(draw.sample_shape)
         return _in_shape(backend.straight_through(x, _mask_rows(mask), draws, draw.dtype, seed, t), draw, logits)
     args = seed.tensor, seed.key, seed.offset, backend, draw

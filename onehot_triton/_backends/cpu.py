@@ -49,6 +49,11 @@ def records(logits: Tensor, relaxed: bool = False) -> bool:
     return is_differentiated(logits) and (loses_functions() or (is_small(logits) and not relaxed))
 
 
+def relaxes_first(logits: Tensor, draws: int) -> bool:
+    # With and without a gradient, and in a transform, which must not look: a seed gives one draw.
+    return loses_functions() or (not torch.compiler.is_compiling() and draws * logits.numel() <= _SMALL)
+
+
 # Softmax --------------------------------------------------------------------------------------------------------------
 #
 # torch's softmax takes the maximum, subtracts it, and its exponential is cheaper than torch.exp's: 16 x 131072 in
@@ -249,32 +254,45 @@ def sample_index(logits: Tensor, draws: int, choose: Choice, group: int) -> tupl
 
 def _sample_small(x: Tensor, draws: int, dtype: torch.dtype | None, generator: torch.Generator | None) -> Sample:
     """A draw of a small batch, in the fewest calls: it is the draw of `inversion`, of one group."""
+    x = x if x.is_contiguous() else x.contiguous()
+    cumulative, total, all_valid = _sums(x)
     rows, columns = x.shape
-    cumulative, all_valid = _sums(x)
-    total = cumulative[:, -1:]
-    u = rng.uniform((draws, rows), x.device, generator).t()
-    at = torch.searchsorted(cumulative, (u * total).contiguous(), right=True)
+    # A search of so few takes less than to remember and to look.
+    hints = draws * x.numel() > _ONE_THREAD
+    if draws == 1:
+        at = torch.searchsorted(cumulative, rng.uniform_like(total, generator).mul_(total), right=True)
+    else:
+        u = rng.uniform((draws, rows), x.device, generator).t()
+        at = torch.searchsorted(cumulative, (u * total).contiguous(), right=True)
     index, one = at, 1
     if not all_valid:
         invalid = total.isnan()
         index, at = at.masked_fill(invalid, -1), at.masked_fill(invalid, 0)
-        one = (~invalid).to(dtype or torch.bool).expand(rows, draws).unsqueeze(-1)
+        one = (~invalid).to(dtype or torch.bool).expand(rows, draws)
+    if draws == 1:
+        hot = None if dtype is None else torch.zeros_like(x, dtype=dtype).scatter_(1, at, one)
+        return Sample(hot, index.squeeze(1), None, all_valid, None, hints)
     if dtype is None:
         return Sample(None, index.t(), None, all_valid, None)
+    one = one if all_valid else one.unsqueeze(-1)
     out = x.new_zeros((rows, draws, columns), dtype=dtype).scatter_(-1, at.unsqueeze(-1), one)
-    return Sample(out.transpose(0, 1), index.t(), None, all_valid, None)
+    return Sample(out.transpose(0, 1), index.t(), None, all_valid, None, hints)
 
 
-def _sums(x: Tensor) -> tuple[Tensor, bool]:
-    """Sums of weights, [rows, columns] in float64, column by column, NaN for no distribution; and whether all are."""
+def _sums(x: Tensor) -> tuple[Tensor, Tensor, bool]:
+    """Sums of weights, [rows, columns] in float64, column by column, NaN for no distribution; the last of them, of the
+    whole row, [rows, 1]; and whether all are distributions."""
+    rows, last = x.shape[0], x.shape[1] - 1
     if 0 < x.numel() <= _ONE_THREAD:
         # A softmax of so few costs three times as much as their exp, which is as exact wherever a row's sum shows it.
-        sums = x.to(torch.float64, copy=True, memory_format=torch.contiguous_format).exp_().cumsum_(-1)
-        low, high = sums[:, -1].aminmax()
+        sums = (x.exp() if x.dtype == torch.float64 else x.double().exp_()).cumsum_(1)
+        total = sums[:, last:]
+        low, high = total.aminmax() if rows > 1 else (total, total)
         if low.item() > _LEAST and high.item() < math.inf:
-            return sums, True
+            return sums, total, True
     sums = nearly_softmax(x).cumsum(-1, dtype=torch.float64)
-    return sums, math.isfinite(sums[:, -1].sum().item())
+    total = sums[:, last:]
+    return sums, total, math.isfinite(total.sum().item())
 
 
 def sample(
@@ -321,9 +339,39 @@ def straight_through(
     temperature: Tensor | float | None,
 ) -> Sample:
     x = masked(logits, mask)
-    drawn = sample(x.detach(), None, draws, dtype, seed, False)
-    y = nearly_softmax(x) if temperature is None else eager.relaxed_given(x, drawn, temperature, seed)
-    return eager.with_gradient_of(drawn, y)
+    if not can_look_at(x):
+        return eager.straight_through(x, None, draws, dtype, seed, temperature)
+    if temperature is not None:
+        return _relaxed_small(x, draws, dtype, seed, temperature)
+    return _with_gradient_of(sample(x.detach(), None, draws, dtype, seed, False), nearly_softmax(x))
+
+
+def _with_gradient_of(drawn: Sample, y: Tensor) -> Sample:
+    """`eager.with_gradient_of`, added in place."""
+    assert drawn.one_hot is not None
+    zero = y - y.detach()
+    return drawn._replace(one_hot=drawn.one_hot.add_(zero if drawn.all_valid else zero.nan_to_num(0.0)))
+
+
+def _relaxed_small(x: Tensor, draws: int, dtype: torch.dtype | None, seed: Seed, temperature: Tensor | float) -> Sample:
+    """`eager.straight_through` in the fewest calls, in float64, where no maximum need be subtracted."""
+    assert dtype is not None
+    u = rng.uniform_like(x if draws == 1 else x.expand(draws, *x.shape), seed.generator)
+    z = x - rng.exponential_of(u).neg_().log_()
+    if isinstance(temperature, Tensor):
+        # A category that is off must not make the temperature's gradient 0 inf.
+        z = z.clamp_min(-1e20)
+    top, index = z.detach().max(-1, keepdim=True)
+    all_valid = math.isfinite(top.sum().item())
+    at, one = index, 1
+    if not all_valid:
+        valid = top.isfinite()
+        index, one = index.masked_fill(~valid, -1), valid.to(dtype)
+    hot = torch.zeros_like(z, dtype=dtype).scatter_(-1, at, one)
+    drawn = Sample(hot, index.squeeze(-1), None, all_valid, None, hot.numel() > _ONE_THREAD)
+    if isinstance(temperature, Tensor) or temperature != 1:
+        z = z / eager.by_row(temperature, z.dtype)
+    return _with_gradient_of(drawn, torch.softmax(z, -1)) if z.requires_grad else drawn
 
 
 def softmax_grad(logits: Tensor, grad: Tensor, mask: Tensor | None = None, logsumexp: Tensor | None = None) -> Tensor:

@@ -27,9 +27,10 @@ class Sample(NamedTuple):
 
     Attributes:
         one_hot: [draws, rows, columns]; None where none was asked for. A row that is no distribution is all zero.
-        index, logsumexp: as above.
+        index, logsumexp: as above. Of a single draw, one_hot and index may be without the dimension of draws.
         all_valid: True where every row was found to be a distribution.
         seed: one int64 element, of which `relaxed_grad` draws its noise; None where it has that of the draw itself.
+        hints: whether a later `log_prob` of this draw gains by looking where its ones were.
     """
 
     one_hot: Tensor | None
@@ -37,6 +38,7 @@ class Sample(NamedTuple):
     logsumexp: Tensor | None
     all_valid: bool
     seed: Tensor | None
+    hints: bool = True
 
 
 class Backend(Protocol):
@@ -47,7 +49,12 @@ class Backend(Protocol):
 
     def records(self, logits: Tensor, relaxed: bool = False) -> bool:
         """Whether autograd is to record the functions as they are, each a formula in differentiable operations; of
-        relaxed samples, where that is another question."""
+        soft samples, where that is another question."""
+        ...
+
+    def relaxes_first(self, logits: Tensor, draws: int) -> bool:
+        """Whether a draw with a RelaxedOneHot gradient is the arg-max of a relaxed sample, which autograd records; else
+        the draw comes first, and a relaxed sample that goes with it in the backward."""
         ...
 
     def new_seed(self, logits: Tensor, generator: torch.Generator | None) -> Seed:

@@ -20,6 +20,10 @@ def records(logits: Tensor, relaxed: bool = False) -> bool:
     return False
 
 
+def relaxes_first(logits: Tensor, draws: int) -> bool:
+    return False
+
+
 def new_seed(logits: Tensor, generator: torch.Generator | None) -> Seed:
     return rng.next_seed(logits, generator)
 

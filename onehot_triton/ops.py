@@ -262,15 +262,14 @@ class _LogProb(Function):
         x, mask, batch = _rows(logits), _mask_rows(mask), logits.shape[:-1]
         # What was given is not returned: an argument returned as it is could not be saved for the backward.
         new_index = None
-        if value is not None:
-            lead = value.shape[: value.dim() - logits.dim()]
-            value = _shaped(value, math.prod(lead), *x.shape)
-            hint = None if index is None else _shaped(index, math.prod(lead), x.shape[0])
-            out, new_index, new_logsumexp = backend.log_prob(x, value, mask, logsumexp, hint)
-        else:
-            lead = index.shape[: index.dim() - len(batch)]
-            index = _shaped(index, math.prod(lead), x.shape[0])
+        lead = index.shape[: index.dim() - len(batch)] if value is None else value.shape[: value.dim() - logits.dim()]
+        draws = (math.prod(lead),) if lead else ()
+        index = None if index is None else _shaped(index, *draws, x.shape[0])
+        if value is None:
             out, new_logsumexp = backend.log_prob_index(x, index, mask, logsumexp, inside)
+        else:
+            value = _shaped(value, *draws, *x.shape)
+            out, new_index, new_logsumexp = backend.log_prob(x, value, mask, logsumexp, index)
         return _shaped(out, *lead, *batch), new_index, new_logsumexp
 
     @staticmethod

@@ -433,17 +433,18 @@ def log_prob_index(
     x, known, new = masked(logits, mask), logsumexp, None
     if known is None and not (is_short(x) or is_differentiated(x)):
         known = new = by_rows(_logsumexp, x, dim=1)
-    at = (index if inside else index.clamp(0, x.shape[-1] - 1)).t()
+    inner = index if inside else index.clamp(0, x.shape[-1] - 1)
+    at = eager.columns_at(inner)
     if known is None:
-        chosen = by_rows(lambda x, k: log_softmax(x).gather(-1, k), x, at).t()
+        chosen = eager.by_draw(by_rows(lambda x, k: log_softmax(x).gather(-1, k), x, at), index)
         if not is_short(x):
             # By a rounding of the correction it is above 0.
             chosen = chosen - chosen.detach().clamp_min(0.0)
     else:
         m, log_sum = known
         # Above 0 it is by a rounding, where m is the maximum of one group and not of the row.
-        chosen = (x.gather(-1, at).t().to(m.dtype) - m - log_sum).clamp_max(0.0)
-    return chosen if inside else torch.where(index == at.t(), chosen, torch.nan), new
+        chosen = (eager.by_draw(x.gather(-1, at), index).to(m.dtype) - m - log_sum).clamp_max(0.0)
+    return chosen if inside else torch.where(index == inner, chosen, torch.nan), new
 
 
 def log_prob(

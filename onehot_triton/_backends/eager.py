@@ -239,11 +239,21 @@ def with_gradient_of(drawn: Sample, y: Tensor) -> Sample:
 # Densities ------------------------------------------------------------------------------------------------------------
 
 
+def columns_at(index: Tensor) -> Tensor:
+    """`index`, one for each draw, beside the rows: [rows, draws]."""
+    return index.unsqueeze(-1) if index.dim() == 1 else index.t()
+
+
+def by_draw(of_rows: Tensor, index: Tensor) -> Tensor:
+    """What was found at `columns_at(index)`, in the shape of `index`."""
+    return of_rows.squeeze(-1) if index.dim() == 1 else of_rows.t()
+
+
 def log_prob_index(
     logits: Tensor, index: Tensor, mask: Tensor | None = None, logsumexp: Tensor | None = None, inside: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     at = index.clamp(0, logits.shape[-1] - 1)
-    chosen = log_softmax(masked(logits, mask)).gather(-1, at.t()).t()
+    chosen = by_draw(log_softmax(masked(logits, mask)).gather(-1, columns_at(at)), index)
     return torch.where(index == at, chosen, torch.nan), None
 
 

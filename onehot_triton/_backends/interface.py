@@ -3,7 +3,8 @@
     logits          [rows, columns], unnormalised, of any floating dtype, with any strides
     temperature     [rows] in the compute dtype, or one number for all rows
     mask            bool [rows, columns], True where a category can be drawn; None for everywhere
-    draws           the leading dimension of what there is for each draw
+    draws           the leading dimension of what there is for each draw; where that is one, a value, an index and what
+                    is returned for them can be without it
     index           int64 [draws, rows], the columns drawn; -1 where the row is no distribution
     logsumexp       [2, rows] in the compute dtype: max x, and log sum exp(x - max x), NaN where the row is no
                     distribution. Added up, the two would be rounded to a part of the maximum, not of the difference.
@@ -27,7 +28,7 @@ class Sample(NamedTuple):
 
     Attributes:
         one_hot: [draws, rows, columns]; None where none was asked for. A row that is no distribution is all zero.
-        index, logsumexp: as above. Of a single draw, one_hot and index may be without the dimension of draws.
+        index, logsumexp: as above.
         all_valid: True where every row was found to be a distribution.
         seed: one int64 element, of which `relaxed_grad` draws its noise; None where it has that of the draw itself.
         hints: whether a later `log_prob` of this draw gains by looking where its ones were.

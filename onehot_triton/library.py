@@ -158,6 +158,15 @@ _define(
     _like,
 )
 _define(
+    f"soft_grad(Tensor y, Tensor grad, {_TEMPERATURE}, bool with_temperature) -> (Tensor, Tensor)",
+    "ddr..>rr",
+    _launch_with_either("soft_grad", "soft_grad", 2),
+    lambda y, _, __, ___, with_temperature: (
+        y.new_empty(y.shape[1:]),
+        y.new_empty(y.shape[1] if with_temperature else 0, dtype=compute_dtype(y.dtype)),
+    ),
+)
+_define(
     f"log_prob(Tensor logits, Tensor? logsumexp, Tensor value, {_ALLOWED}, Tensor? hint) -> (Tensor, Tensor, Tensor)",
     "rddrd>ddd",
     _log_prob,

@@ -1,5 +1,4 @@
-"""Autograd, one Function an operation: forward, what is kept, backward. All arithmetic is the backend's, but for the
-backward of a soft sample, which needs the sample alone.
+"""Autograd, one Function an operation: forward, what is kept, backward. All arithmetic is the backend's.
 
 The functions take `logits` [*batch, columns], unnormalised, a `mask` of their shape or None, and give the rows that a
 backend takes (`backends/interface.py`).
@@ -263,12 +262,7 @@ def _temperature(temperature: Tensor | float, logits: Tensor) -> Tensor | float:
 
 
 class _Relaxed(Function):
-    """softmax((x + Gumbel) / t). Its backward needs the sample alone, not the noise: with z = (x + Gumbel) / t,
-
-        dz = y (g - <y, g>),   dx = dz / t,   dt = -<dz, z> / t = -<dz, log y> / t,
-
-    the last because z and log y differ by one number per row, and dz sums to 0.
-    """
+    """softmax((x + Gumbel) / t). Its backward needs the sample alone, not the noise."""
 
     generate_vmap_rule = True
 
@@ -280,7 +274,7 @@ class _Relaxed(Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        logits, temperature, *_ = inputs
+        logits, temperature, *_, ctx.backend, _ = inputs
         tensor, ctx.temperature = (temperature, None) if isinstance(temperature, Tensor) else (None, temperature)
         ctx.save_for_backward(tensor, output)
         ctx.batch = logits.shape[:-1]
@@ -288,19 +282,12 @@ class _Relaxed(Function):
     @staticmethod
     def backward(ctx, grad):
         temperature, y = ctx.saved_tensors
-        rows, columns = math.prod(ctx.batch), y.shape[-1]
-        draws = math.prod(y.shape[: y.dim() - 1 - len(ctx.batch)])
-        dtype = compute_dtype(y.dtype)
-        probs, grad = (_shaped(tensor, draws, rows, columns).to(dtype) for tensor in (y, grad))
-        dz = torch.ops.aten._softmax_backward_data(grad, probs, -1, dtype)
-        dx = dt = None
-        if ctx.needs_input_grad[0]:
-            divisor = ctx.temperature if temperature is None else temperature.unsqueeze(-1)
-            dx = (dz.sum(0) / divisor).to(y.dtype).view(*ctx.batch, columns)
-        if temperature is not None and ctx.needs_input_grad[1]:
-            log_y = probs.clamp(min=torch.finfo(dtype).tiny).log()
-            dt = -(dz * log_y).sum((0, 2)) / temperature
-        return dx, dt, None, None, None, None, None
+        temperature = ctx.temperature if temperature is None else temperature
+        columns = y.shape[-1]
+        shape = math.prod(y.shape[: y.dim() - 1 - len(ctx.batch)]), math.prod(ctx.batch), columns
+        y, grad = _shaped(y, *shape), _shaped(grad, *shape)
+        dx, dt = _of_backward(ctx.backend).soft_grad(y, grad, temperature, ctx.needs_input_grad[1])
+        return _shaped(dx, *ctx.batch, columns), dt, None, None, None, None, None
 
 
 def relaxed_sample(logits: Tensor, temperature: Tensor | float, draw: Draw) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from onehot_triton import MaskedOneHotCategorical, OneHotCategorical, RelaxedOneHotCategorical, ReparamGradientStrategy
-from onehot_triton.kernels import entropy, log_prob, relaxed, sample, softmax_grad
+from onehot_triton.kernels import entropy, log_prob, relaxed, sample, soft_grad, softmax_grad
 
 METHODS = tuple(ReparamGradientStrategy)
 
@@ -41,6 +41,7 @@ LAUNCHERS: dict[str, Callable[[Given], Any]] = {
     "sample": lambda a: sample.sample(a.x, a.draws, torch.bool, 5, 8),
     "relaxed": lambda a: relaxed.relaxed(a.x, a.per_row, a.draws, 5, 8),
     "relaxed_grad": lambda a: relaxed.relaxed_grad(a.x, a.per_row, a.index, a.value, a.per_row, 5, 8),
+    "soft_grad": lambda a: soft_grad.soft_grad(a.value, a.value, a.per_row, True),
     "softmax_grad": lambda a: softmax_grad.softmax_grad(a.x, a.per_row, a.x),
     "log_prob": lambda a: log_prob.log_prob(a.x, None, a.value),
     "log_prob_index": lambda a: log_prob.log_prob_index(a.x, a.per_row, a.index),
@@ -52,7 +53,7 @@ LAUNCHERS: dict[str, Callable[[Given], Any]] = {
 
 
 def test_every_launcher_is_there() -> None:
-    modules = (entropy, log_prob, relaxed, sample, softmax_grad)
+    modules = (entropy, log_prob, relaxed, sample, soft_grad, softmax_grad)
     defined = {
         name
         for module in modules

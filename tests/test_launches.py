@@ -13,7 +13,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from onehot_triton import MaskedOneHotCategorical, OneHotCategorical, ReparamGradientStrategy, use_backend
+from onehot_triton import (
+    MaskedOneHotCategorical,
+    OneHotCategorical,
+    RelaxedOneHotCategorical,
+    ReparamGradientStrategy,
+    use_backend,
+)
 
 interpreter = pytest.importorskip("triton.runtime.interpreter")
 
@@ -222,10 +228,11 @@ def test_many_draws_share_the_sums_of_their_row(columns: int) -> None:
     [
         lambda x: OneHotCategorical(x, grad_method=ReparamGradientStrategy.PassThrough).rsample(),
         lambda x: OneHotCategorical(x, grad_method=ReparamGradientStrategy.RelaxedOneHot).rsample(),
+        lambda x: RelaxedOneHotCategorical(0.5, logits=x).rsample(),
         lambda x: OneHotCategorical(x).log_prob_index(torch.zeros(ROWS, dtype=torch.int64)),
         lambda x: OneHotCategorical(x).entropy(),
     ],
-    ids=["PassThrough", "RelaxedOneHot", "log_prob", "entropy"],
+    ids=["PassThrough", "RelaxedOneHot", "soft", "log_prob", "entropy"],
 )
 def test_cpu_backward_allocates_blocks_alone(logits: Tensor, call: Callable[[Tensor], Tensor]) -> None:
     out = call(logits.requires_grad_())
@@ -234,6 +241,30 @@ def test_cpu_backward_allocates_blocks_alone(logits: Tensor, call: Callable[[Ten
         (result,) = torch.autograd.grad(out, logits, given)
     extra = allocations.most_beside(result)
     assert extra <= SCRATCH, f"{extra / 2**20:.1f} MiB"
+
+
+@pytest.mark.parametrize("columns", [32, 5000])
+def test_the_backward_of_soft_samples_is_kernels_that_read_what_is_there(
+    monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    """Sample and gradient as they are, a gradient that is one for all draws too; new are the results and a few numbers
+    a row."""
+    read = []
+
+    def launch(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        read.append((kwargs["y_ptr"].data_ptr(), kwargs["grad_ptr"].data_ptr()))
+
+    x, t = torch.randn(8, columns, requires_grad=True), torch.ones(8, 1, requires_grad=True)
+    with use_backend("triton"):
+        monkeypatch.setattr(interpreter.InterpretedFunction, "run", lambda *args, **kwargs: None)
+        y = RelaxedOneHotCategorical(t.squeeze(-1), logits=x).rsample((3,))
+        monkeypatch.setattr(interpreter.InterpretedFunction, "run", launch)
+        for grad in (torch.ones_like(y), torch.ones(8, columns).expand(3, -1, -1)):
+            with Allocations(x, t, y, grad) as allocations:
+                dx, _ = torch.autograd.grad(y, (x, t), grad, retain_graph=True)
+            assert set(read) == {(y.data_ptr(), grad.data_ptr())}
+            assert allocations.most_beside(dx) <= 100 * len(x)
+            read.clear()
 
 
 # Expanded batches: [R, V] given as [100, R, V] or [R, 8, V] by a stride of 0. What is allowed beside the result is a

@@ -96,6 +96,13 @@ def relaxed_grad(
     return out, dt if with_temperature else None
 
 
+def soft_grad(
+    y: Tensor, grad: Tensor, temperature: Tensor | float, with_temperature: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    dx, dt = operators.soft_grad(y, grad, *_either(temperature), with_temperature)
+    return dx, dt if with_temperature else None
+
+
 def _with_draws(tensor: Tensor, dim: int) -> Tensor:
     """`tensor` with the dimension of draws, which a single one can be without."""
     return tensor if tensor.dim() == dim else tensor.unsqueeze(0)

@@ -158,9 +158,7 @@ OPERATIONS: dict[str, Callable[[Launch], object]] = {
     "softmax_grad": lambda a: softmax_grad.softmax_grad(a.logits, a.per_row, a.logits),
     "relaxed": lambda a: relaxed.relaxed(a.logits, 0.5, a.draws, SEED, OFFSET),
     "relaxed_temperatures": lambda a: relaxed.relaxed(a.logits, a.per_row, a.draws, SEED, OFFSET),
-    "relaxed_grad": lambda a: relaxed.relaxed_grad(
-        a.logits, a.per_row, a.index, a.per_element, 0.5, SEED, OFFSET
-    ),
+    "relaxed_grad": lambda a: relaxed.relaxed_grad(a.logits, a.per_row, a.index, a.per_element, 0.5, SEED, OFFSET),
     "relaxed_grad_temperatures": lambda a: relaxed.relaxed_grad(
         a.logits, a.per_row, a.index, a.per_element, a.per_row, SEED, OFFSET
     ),

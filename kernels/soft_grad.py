@@ -1,5 +1,5 @@
-"""The backward of soft samples y = softmax((x + G) / t), from y alone: z = (x + G) / t and log y differ by one number per
-row, and dz sums to 0, so the noise has no part in it.
+"""The backward of soft samples y = softmax(z), z = (x + G) / t, from y alone: z and log y differ by one number per row,
+and dz sums to 0, so the noise has no part in it.
 
     dz = y (g - <g, y>),   dx = sum over draws of dz / t,   dt = -sum over draws of <dz, log y> / t
 
@@ -63,8 +63,8 @@ def _write_tile(
     DT: tl.constexpr, TYPE: tl.constexpr, PARTS: tl.constexpr,
     ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
-    """Writes a tile of dx, which stays in registers over all draws. <g, y> comes from the tile itself where the rows are
-    in it whole, else from the PARTS of it. Returns <dx, log2 y> of each lane, [ROWS, LANES]."""
+    """Writes a tile of dx, which stays in registers over all draws. <g, y> comes from the tile itself where the rows
+    are in it whole, else from the PARTS of it. Returns <dx, log2 y> of each lane, [ROWS, LANES]."""
     out = tl.zeros([DEPTH, ROWS, LANES, VECTOR], TYPE)
     product = tl.zeros([ROWS, LANES], TYPE)
     for draw in range(draws):

@@ -442,7 +442,7 @@ STRIDED: dict[str, Callable[[Tensor], Tensor]] = {
 @pytest.mark.interpreted(view=["transposed", "expanded batch"])
 @pytest.mark.parametrize("view", STRIDED)
 def test_strided_logits(view, backend):
-    """The layout changes nothing: neither values nor draws, but for the kernels' draws of what a stride of 0 repeats."""
+    """The layout changes nothing: neither values nor draws, but those of what a stride of 0 repeats, by kernels."""
     strided = STRIDED[view](torch.randn(4, 3, 30))
     dist, same = (OneHotCategorical(x) for x in (strided, strided.contiguous()))
     value = torch.nn.functional.one_hot(torch.randint(30, (4, 3)), 30)

@@ -107,8 +107,8 @@ def laid_out(guards: Guards, tensor: Tensor, layout: str) -> Tensor:
 
 
 class Given(NamedTuple):
-    """What an operation takes; grad, row_grad, index, value and soft are for two draws. One draw is the second: what is read
-    beyond its last row is not the other draw."""
+    """What an operation takes; grad, row_grad, index, value and soft are for two draws. One draw is the second: what is
+    read beyond its last row is not the other draw."""
 
     x: Tensor
     mask: Tensor | None

@@ -374,3 +374,13 @@ def test_draws_of_an_expanded_batch_are_draws_of_its_rows(backend: str) -> None:
     assert torch.equal(drawn(OneHotCategorical(x).expand((4, 3)), (2,)), expected.view(2, 4, 3))
     if backend == "triton":
         assert torch.equal(drawn(OneHotCategorical(x.unsqueeze(1).expand(-1, 8, -1))), expected.t())
+
+
+@pytest.mark.interpreted
+def test_what_an_expanded_batch_repeats_has_a_mask_of_its_own(backend: str) -> None:
+    mask = (torch.arange(4).unsqueeze(-1) == torch.arange(5)).unsqueeze(1).expand(4, 3, 5)
+    dist = MaskedOneHotCategorical(torch.randn(3, 5).expand(4, 3, 5), mask=mask)
+    expected = torch.arange(4).unsqueeze(-1).expand(4, 3)
+    assert torch.equal(dist.sample_index(), expected)
+    assert torch.equal(dist.log_prob_index(expected), torch.zeros(4, 3))
+    assert torch.equal(dist.entropy(), torch.zeros(4, 3))

@@ -183,8 +183,9 @@ class OneHotCategorical(Distribution):
         draw = ops.Draw(checks.sample_shape(shape), logits.dtype, generator)
         method = self.grad_method or ReparamGradientStrategy.PassThrough
         drawn = ops.rsample(logits, self._mask_to_apply, draw, method, self.temperature)
-        assert drawn.one_hot is not None
-        drawn = drawn._replace(one_hot=self._in_param_dtype(drawn.one_hot))
+        if logits.dtype != self._param.dtype:
+            assert drawn.one_hot is not None
+            drawn = drawn._replace(one_hot=self._in_param_dtype(drawn.one_hot))
         self._remember(drawn)
         return drawn
 

@@ -19,16 +19,12 @@ from . import eager
 from .eager import masked, new_seed, reads_masks  # noqa: F401
 from .interface import Sample
 
-# Up to so many elements, a call costs more than the work: an autograd Function and its backward more than the memory
-# that torch's own operations keep for theirs, a second stage of a draw more than it saves (45 us of calls: 16 x 1024 in
-# 32 us, two stages 78; 16 x 4096 in 56, two stages 93).
+# Up to so many elements, calls cost more than passes do, and `small.py` computes.
 _SMALL = 2**16
 # Up to so many elements, a second thread costs more than it helps.
 _ONE_THREAD = 2**12
 # Rows up to this length are one group, and torch's sums of them, one term after the other, lose less than 2e-6.
 _ONE_GROUP = 512
-# A sum of exp x above this in float64 has every term that a draw can reach, 31 nats below it, as a normal number.
-_LEAST = 1e-290
 # Rows up to this length are drawn by a race, as on other devices: the README's example promises its numbers.
 _RACED = 4
 
@@ -37,16 +33,13 @@ Choice = Callable[[Tensor, tuple[int, ...], Tensor | None], Tensor]
 [draws, rows], an index drawn in proportion to its weight."""
 
 
-def is_small(logits: Tensor) -> bool:
-    """Whether few operations matter more than few passes. In a recorded program, a compiler joins them."""
-    return can_look_at(logits) and logits.numel() <= _SMALL
+def is_small(tensor: Tensor) -> bool:
+    """Whether few calls matter more than few passes. In a recorded program, a compiler joins them."""
+    return can_look_at(tensor) and tensor.numel() <= _SMALL
 
 
 def records(logits: Tensor, relaxed: bool = False) -> bool:
-    # Recorded by Functions, whose Python is most of it, the step of construct, rsample, log_prob, entropy and backward
-    # of 64 x 6 takes 412 to 650 us, by torch's own operations 285. Larger batches keep O(rows) for the backward: that
-    # is what a Function is for.
-    return is_differentiated(logits) and (loses_functions() or (is_small(logits) and not relaxed))
+    return is_differentiated(logits) and loses_functions()
 
 
 def relaxes_first(logits: Tensor, draws: int) -> bool:
@@ -252,56 +245,10 @@ def sample_index(logits: Tensor, draws: int, choose: Choice, group: int) -> tupl
     return joined(indices, 1), joined(logsumexps, 1) if logsumexps else None, not found_invalid
 
 
-def _sample_small(x: Tensor, draws: int, dtype: torch.dtype | None, generator: torch.Generator | None) -> Sample:
-    """A draw of a small batch, in the fewest calls: it is the draw of `inversion`, of one group."""
-    x = x if x.is_contiguous() else x.contiguous()
-    cumulative, total, all_valid = _sums(x)
-    rows, columns = x.shape
-    # A search of so few takes less than to remember and to look.
-    hints = draws * x.numel() > _ONE_THREAD
-    if draws == 1:
-        at = torch.searchsorted(cumulative, rng.uniform_like(total, generator).mul_(total), right=True)
-    else:
-        u = rng.uniform((draws, rows), x.device, generator).t()
-        at = torch.searchsorted(cumulative, (u * total).contiguous(), right=True)
-    index, one = at, 1
-    if not all_valid:
-        invalid = total.isnan()
-        index, at = at.masked_fill(invalid, -1), at.masked_fill(invalid, 0)
-        one = (~invalid).to(dtype or torch.bool).expand(rows, draws)
-    if draws == 1:
-        hot = None if dtype is None else torch.zeros_like(x, dtype=dtype).scatter_(1, at, one)
-        return Sample(hot, index.squeeze(1), None, all_valid, None, hints)
-    if dtype is None:
-        return Sample(None, index.t(), None, all_valid, None)
-    one = one if all_valid else one.unsqueeze(-1)
-    out = x.new_zeros((rows, draws, columns), dtype=dtype).scatter_(-1, at.unsqueeze(-1), one)
-    return Sample(out.transpose(0, 1), index.t(), None, all_valid, None, hints)
-
-
-def _sums(x: Tensor) -> tuple[Tensor, Tensor, bool]:
-    """Sums of weights, [rows, columns] in float64, column by column, NaN for no distribution; the last of them, of the
-    whole row, [rows, 1]; and whether all are distributions."""
-    rows, last = x.shape[0], x.shape[1] - 1
-    if 0 < x.numel() <= _ONE_THREAD:
-        # A softmax of so few costs three times as much as their exp, which is as exact wherever a row's sum shows it.
-        sums = (x.exp() if x.dtype == torch.float64 else x.double().exp_()).cumsum_(1)
-        total = sums[:, last:]
-        low, high = total.aminmax() if rows > 1 else (total, total)
-        if low.item() > _LEAST and high.item() < math.inf:
-            return sums, total, True
-    sums = nearly_softmax(x).cumsum(-1, dtype=torch.float64)
-    total = sums[:, last:]
-    return sums, total, math.isfinite(total.sum().item())
-
-
 def sample(
     logits: Tensor, mask: Tensor | None, draws: int, dtype: torch.dtype | None, seed: Seed, again: bool
 ) -> Sample:
     x, columns = masked(logits, mask), logits.shape[-1]
-    if columns > _RACED and is_small(x):
-        drawn = _sample_small(x, draws, dtype, seed.generator)
-        return drawn._replace(seed=rng.seed_tensor(x.device, seed.generator)) if again else drawn
     noise, seed_again = rng.noise_of_draw(x.device, seed.generator, again)
     # Compiled, a draw whose noise is drawn again is made of a seed, and `inversion` is not.
     # Nor has ONNX a search in sums.
@@ -338,40 +285,10 @@ def straight_through(
     seed: Seed,
     temperature: Tensor | float | None,
 ) -> Sample:
-    x = masked(logits, mask)
-    if not can_look_at(x):
-        return eager.straight_through(x, None, draws, dtype, seed, temperature)
     if temperature is not None:
-        return _relaxed_small(x, draws, dtype, seed, temperature)
-    return _with_gradient_of(sample(x.detach(), None, draws, dtype, seed, False), nearly_softmax(x))
-
-
-def _with_gradient_of(drawn: Sample, y: Tensor) -> Sample:
-    """`eager.with_gradient_of`, added in place."""
-    assert drawn.one_hot is not None
-    zero = y - y.detach()
-    return drawn._replace(one_hot=drawn.one_hot.add_(zero if drawn.all_valid else zero.nan_to_num(0.0)))
-
-
-def _relaxed_small(x: Tensor, draws: int, dtype: torch.dtype | None, seed: Seed, temperature: Tensor | float) -> Sample:
-    """`eager.straight_through` in the fewest calls, in float64, where no maximum need be subtracted."""
-    assert dtype is not None
-    u = rng.uniform_like(x if draws == 1 else x.expand(draws, *x.shape), seed.generator)
-    z = x - rng.exponential_of(u).neg_().log_()
-    if isinstance(temperature, Tensor):
-        # A category that is off must not make the temperature's gradient 0 inf.
-        z = z.clamp_min(-1e20)
-    top, index = z.detach().max(-1, keepdim=True)
-    all_valid = math.isfinite(top.sum().item())
-    at, one = index, 1
-    if not all_valid:
-        valid = top.isfinite()
-        index, one = index.masked_fill(~valid, -1), valid.to(dtype)
-    hot = torch.zeros_like(z, dtype=dtype).scatter_(-1, at, one)
-    drawn = Sample(hot, index.squeeze(-1), None, all_valid, None, hot.numel() > _ONE_THREAD)
-    if isinstance(temperature, Tensor) or temperature != 1:
-        z = z / eager.by_row(temperature, z.dtype)
-    return _with_gradient_of(drawn, torch.softmax(z, -1)) if z.requires_grad else drawn
+        return eager.straight_through(logits, mask, draws, dtype, seed, temperature)
+    x = masked(logits, mask)
+    return eager.with_gradient_of(sample(x.detach(), None, draws, dtype, seed, False), nearly_softmax(x))
 
 
 def softmax_grad(logits: Tensor, grad: Tensor, mask: Tensor | None = None, logsumexp: Tensor | None = None) -> Tensor:

@@ -21,7 +21,7 @@ from onehot_triton import (
     rng,
     use_backend,
 )
-from onehot_triton._backends import cpu, eager
+from onehot_triton._backends import cpu, eager, small
 
 Draw = Callable[[Tensor, int], Tensor]
 """(logits [rows, columns], n) -> int64 [n, rows], from torch's default generator."""
@@ -149,9 +149,10 @@ PUBLIC = (
     ),
 )
 
+
 def _relaxed_first(logits: Tensor, n: int) -> Tensor:
     """The RelaxedOneHot draw of small batches, for many draws at once."""
-    return cpu._relaxed_small(logits, n, torch.bool, rng.Seed(), 0.5).index.view(n, -1)
+    return small._relaxed_first(logits, n, torch.bool, rng.Seed(), 0.5).index.view(n, -1)
 
 
 # A large batch draws for RelaxedOneHot as `sample` does.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -190,3 +191,21 @@ def test_a_generator_of_another_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
                 draw(generator=generator)
         with pytest.raises(ValueError, match=expected):
             RelaxedOneHotCategorical(0.5, logits=torch.empty(2, 3, device="cuda:1")).rsample(generator=generator)
+
+
+def test_what_a_gpu_adds_in_any_order_is_torchs_own(gpus: FakeGpus) -> None:
+    """Beside the kernels, of which none has an atomic addition: torch gives `scatter_add_` one order under
+    `use_deterministic_algorithms`."""
+    with gpus.tensors() as operators:
+        for name in LAUNCHERS:
+            operators.clear()
+            LAUNCHERS[name](Given(18, "cuda:0", 3))
+            added = [operator for operator in operators if "scatter" in operator or "index_" in operator]
+            assert added == (["aten.scatter_add_.default"] if name == "log_prob_grad" else [])
+    deterministic, _, others = torch.use_deterministic_algorithms.__doc__.partition(
+        "will throw a\n    :class:`RuntimeError` when ``mode"
+    )
+    assert "scatter_add_` when called on a CUDA tensor" in deterministic
+    assert "scatter_add_" not in others
+    for module in (entropy, log_prob, relaxed, sample, soft_grad, softmax_grad):
+        assert "atomic" not in inspect.getsource(module)

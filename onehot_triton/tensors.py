@@ -35,7 +35,7 @@ def is_plain(tensor: Tensor) -> bool:
         and torch._C._len_torch_dispatch_stack() == 0
         and not torch._C._is_tracing()
         and forward_ad._current_level < 0
-        and not torch._C._autograd._profiler_enabled()
+        and not torch._C._autograd._profiler_enabled()  # pyright: ignore[reportAttributeAccessIssue]
         and not (tensor.requires_grad and torch.is_grad_enabled())
     )
 

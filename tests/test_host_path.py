@@ -78,4 +78,4 @@ def test_a_profiler_sees_operators(gpu: FakeGpus) -> None:
     x = torch.randn(8, 18)
     with use_backend("triton"), torch.autograd.profiler.profile() as profile:
         OneHotCategorical(x, validate_args=False).sample()
-    assert "onehot_triton::sample" in {event.name for event in profile.function_events}
+    assert "onehot_triton::sample" in {event.name for event in profile.function_events or ()}

@@ -48,6 +48,7 @@ LIMITS = {
     "softmax_grad": 20,
     "relaxed": 45,
     "relaxed_grad": 60,
+    "soft_grad": 20,
 }
 LIMIT_FROM = 4096
 # Kernels that touch no row, but what the programs left that shared it.
@@ -181,7 +182,7 @@ class Traffic(NamedTuple):
 def traffic(launch: Launch, kernel: str) -> Traffic:
     x = launch.dtype.itemsize
     hot = 0 if launch.out_dtype is None else launch.out_dtype.itemsize
-    if kernel in ("_grad_sums_kernel", "_dot_kernel"):
+    if kernel in ("_grad_sums_kernel", "_dot_kernel", "_soft_dot_kernel"):
         return Traffic(2 * x, 2 * x)
     if kernel == "_relaxed_sums_kernel":
         return Traffic(x, x)
@@ -193,6 +194,7 @@ def traffic(launch: Launch, kernel: str) -> Traffic:
         "softmax_grad": Traffic(3 * x, 2 * x),
         "relaxed": Traffic(2 * x, x),
         "relaxed_grad": Traffic(3 * x, 2 * x),
+        "soft_grad": Traffic(3 * x, 2 * x),
     }[launch.operation]
 
 
@@ -247,7 +249,7 @@ def launches() -> list[Launch]:
         for shape in ((65536, 6), (65536, 18), SHORT, (1024, 4096), LONG, FEW, (1, 262144)):
             hot = (INT64, BOOL, dtype) if shape in (SHORT, LONG) else (INT64,)
             many += [Launch(name, *shape, dtype, kind) for name in ("sample", "log_prob") for kind in hot]
-            names = ("sample_index", "entropy", "softmax_grad", "relaxed", "relaxed_grad")
+            names = ("sample_index", "entropy", "softmax_grad", "relaxed", "relaxed_grad", "soft_grad")
             many += [Launch(name, *shape, dtype) for name in names]
     return many
 

@@ -353,6 +353,26 @@ def relaxed_grad(
     return (out[:, :-1].to(logits.dtype), out[:, -1]) if with_temperature else (out, None)
 
 
+def soft_grad(
+    y: Tensor, grad: Tensor, temperature: Tensor | float, with_temperature: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    def block(y: Tensor, g: Tensor, t: Tensor | float = temperature) -> Tensor:
+        dtype = compute_dtype(y.dtype)
+        p = y.to(dtype)
+        dz = torch.ops.aten._softmax_backward_data(g.to(dtype), p, -1, dtype)
+        inverse = 1 / eager.by_row(t, dtype)
+        dx = dz.sum(1) * inverse
+        if not with_temperature:
+            return dx.to(y.dtype)
+        # dt as one column more. Where y is 0, so is dz, and 0 -inf would be NaN.
+        log_y = p.clamp(min=torch.finfo(dtype).tiny).log()
+        return torch.cat([dx, -(dz * log_y).sum((1, 2)).unsqueeze(-1) * inverse], -1)
+
+    of_rows = (temperature,) if isinstance(temperature, Tensor) else ()
+    out = by_rows(block, y.transpose(0, 1), grad.transpose(0, 1), *of_rows, scratch=4)
+    return (out[:, :-1].to(y.dtype), out[:, -1]) if with_temperature else (out, None)
+
+
 # Densities ------------------------------------------------------------------------------------------------------------
 
 

@@ -30,6 +30,7 @@ from .cpu import (  # noqa: F401
     relaxed,
     relaxed_grad,
     relaxes_first,
+    soft_grad,
     softmax,
     softmax_grad,
 )

@@ -399,17 +399,29 @@ MUTANTS = [
         "a tensor of temperatures taken for one",
         relaxed("rsample_gradient"),
     ),
-    _ops(
-        "dx = (dz.sum(0) / divisor",
-        "dx = (dz.sum(0) * divisor",
+    _cpu(
+        "dx = dz.sum(1) * inverse",
+        "dx = dz.sum(1) / inverse",
         "times the temperature",
         relaxed("rsample_gradient"),
     ),
-    _ops(
-        "dt = -(dz * log_y).sum((0, 2)) / temperature",
-        "dt = (dz * log_y).sum((0, 2)) / temperature",
+    _cpu(
+        "-(dz * log_y).sum((1, 2)).unsqueeze(-1) * inverse",
+        "(dz * log_y).sum((1, 2)).unsqueeze(-1) * inverse",
         "the sign of the temperature's gradient",
         relaxed("rsample_gradient"),
+    ),
+    _ops(
+        "if batch[d] > 1 and all(t.stride(d) == 0 for t in tensors)",
+        "if batch[d] > 1 and logits.stride(d) == 0",
+        "one mask for all that an expanded batch repeats",
+        "tests/test_launches.py -k expanded",
+    ),
+    _ops(
+        "[len(lead) + d for d in dims])",
+        "list(range(len(lead), len(lead) + len(dims))))",
+        "draws of repetitions in the place of the rows",
+        "tests/test_launches.py -k expanded",
     ),
     _ops(
         "    if temperature.numel() == 1:",

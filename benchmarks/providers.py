@@ -111,7 +111,8 @@ def _operators() -> Provider:
         sums = x.double().exp_().cumsum_(1)
         total = sums[:, -1:]
         low, high = total.aminmax()
-        low.item(), high.item()
+        low.item()
+        high.item()
         at = torch.searchsorted(sums, torch.rand_like(total).mul_(total), right=True)
         return torch.zeros_like(x, dtype=dtype).scatter_(1, at, 1)
 

@@ -388,11 +388,16 @@ def log_prob_grad(
 
 
 def entropy(logits: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    """Short rows, and what is differentiated, by the formula. Else, with d = x - max x and w in proportion to exp d,
-    H = log sum exp d - (sum w d) / sum w: two numbers that are not negative, and one exponential."""
+    """Short rows, and what is differentiated, by the formula."""
     x = masked(logits, mask)
     if is_short(x) or is_differentiated(x):
         return by_rows(_entropy_by_formula, x), None
+    return _entropy_and_logsumexp(x)
+
+
+def _entropy_and_logsumexp(x: Tensor) -> tuple[Tensor, Tensor]:
+    """With d = x - max x and w in proportion to exp d, H = log sum exp d - (sum w d) / sum w: two numbers that are not
+    negative, and one exponential."""
     rows, columns = x.shape
     dtype = compute_dtype(x.dtype)
     parts = blocks(rows, columns)
@@ -434,3 +439,60 @@ def entropy_grad(
         return (softmax_backward(nearly_softmax(d), d) * -g.unsqueeze(-1)).to(x.dtype)
 
     return by_rows(block, masked(logits, mask), grad)
+
+
+def log_prob_and_entropy(
+    logits: Tensor, index: Tensor, mask: Tensor | None = None, inside: bool = False
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Long rows by the logsumexp that comes with the entropy; the others have one log_softmax in common."""
+    x = masked(logits, mask)
+    if not (is_short(x) or is_differentiated(x)):
+        h, logsumexp = _entropy_and_logsumexp(x)
+        return log_prob_index(x, index, None, logsumexp, inside)[0], h, logsumexp
+    inner = index if inside else index.clamp(0, x.shape[-1] - 1)
+
+    def block(x: Tensor, k: Tensor) -> Tensor:
+        log_p = log_softmax(x)
+        chosen, p = log_p.gather(-1, k), log_p.exp()
+        # As in `entropy` and in `log_prob_index`.
+        return torch.cat([(p * log_p.clamp_min(eager.LOWEST)).sum(-1, keepdim=True).abs(), chosen], -1)
+
+    out = by_rows(block, x, eager.columns_at(inner))
+    chosen = eager.by_draw(out[:, 1:], index)
+    chosen = chosen if is_short(x) else chosen - chosen.detach().clamp_min(0.0)
+    return chosen if inside else torch.where(index == inner, chosen, torch.nan), out[:, 0], None
+
+
+def log_prob_and_entropy_grad(
+    logits: Tensor,
+    index: Tensor,
+    grad_log_prob: Tensor,
+    grad_entropy: Tensor,
+    mask: Tensor | None = None,
+    logsumexp: Tensor | None = None,
+    entropy: Tensor | None = None,
+    grad: Tensor | None = None,
+) -> Tensor:
+    """`eager`'s, in blocks, in place where nothing is differentiated."""
+    x, rows = masked(logits, mask), logits.shape[0]
+    given = (x, grad_log_prob, grad_entropy, *(() if grad is None else (grad,)))
+    if any(map(is_differentiated, given)) or torch.compiler.is_compiling():
+        args = index, grad_log_prob, grad_entropy, mask, logsumexp, entropy, grad
+        return eager.log_prob_and_entropy_grad(logits, *args)
+    columns, dtype, out = x.shape[1], compute_dtype(x.dtype), torch.empty_like(x, memory_format=torch.contiguous_format)
+    k, g_k = index.clamp(0, columns - 1).t(), grad_log_prob.t().to(dtype)
+    total, slope = g_k.sum(-1, keepdim=True), -grad_entropy.to(dtype).unsqueeze(-1)
+    parts = blocks(rows, columns)
+    scratch = x.new_empty((2, parts[0].stop, columns), dtype=dtype)
+    for part in parts:
+        some = part_of(x, part)
+        d, p = scratch[:, : some.shape[0]]
+        torch.sub(some, some.amax(-1, keepdim=True).to(dtype), out=d)
+        torch.softmax(d.clamp_(min=eager.LOWEST), -1, out=p)
+        # p (h - <p, h>), with h = g - g_H log p but for one number of the row.
+        d.mul_(slope[part])
+        if grad is not None:
+            d.add_(part_of(grad, part))
+        d.sub_(torch.linalg.vecdot(p, d).unsqueeze(-1) + total[part]).mul_(p).scatter_add_(-1, k[part], g_k[part])
+        out[part] = d
+    return out if mask is None else torch.where(mask, out, 0.0)

@@ -138,3 +138,23 @@ def entropy_grad(
     entropy: Tensor | None = None,
 ) -> Tensor:
     return operators.entropy_grad(logits, logsumexp, entropy, grad, mask)
+
+
+def log_prob_and_entropy(
+    logits: Tensor, index: Tensor, mask: Tensor | None = None, inside: bool = False
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    return operators.log_prob_and_entropy(logits, _with_draws(index, 2), mask)
+
+
+def log_prob_and_entropy_grad(
+    logits: Tensor,
+    index: Tensor,
+    grad_log_prob: Tensor,
+    grad_entropy: Tensor,
+    mask: Tensor | None = None,
+    logsumexp: Tensor | None = None,
+    entropy: Tensor | None = None,
+    grad: Tensor | None = None,
+) -> Tensor:
+    args = index, grad_log_prob, grad_entropy, mask, grad
+    return operators.log_prob_and_entropy_grad(logits, logsumexp, entropy, *args)

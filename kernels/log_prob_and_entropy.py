@@ -121,12 +121,25 @@ def _join_kernel(
     )  # fmt: skip
 
 
+@triton.jit
+def _given(
+    index_ptr, grad_log_prob_ptr, allowed_ptr, at, row, allowed_stride, columns, inside, TYPE: tl.constexpr
+):  # fmt: skip
+    """(gradient of the log-probability, index) of a draw from each row; -1 for an index that has no gradient."""
+    index = tl.load(index_ptr + at, mask=inside, other=-1)
+    if allowed_ptr is not None:
+        # A category that is switched off has gradient 0, also where its log-probability of -inf was asked for.
+        exists = inside & (index >= 0) & (index < columns)
+        index = tl.where(tl.load(allowed_ptr + row * allowed_stride + index, mask=exists, other=0) != 0, index, -1)
+    return tl.load(grad_log_prob_ptr + at, mask=inside, other=0.0).to(TYPE), index
+
+
 @triton.jit(do_not_specialize=["rows", "draws", "parts"])
 def _backward_kernel(
     logits_ptr, allowed_ptr, logsumexp_ptr, entropy_ptr, index_ptr, grad_log_prob_ptr, grad_entropy_ptr, grad_ptr,
     parts_ptr, out_ptr, row_stride: tl.int64, allowed_stride: tl.int64, grad_stride: tl.int64, rows: tl.int64, columns,
     draws, parts,
-    PARTS: tl.constexpr, TYPE: tl.constexpr,
+    ONE_DRAW: tl.constexpr, PARTS: tl.constexpr, TYPE: tl.constexpr,
     ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     # One tile a program.
@@ -154,20 +167,21 @@ def _backward_kernel(
         else:
             dot = tl.sum(load_parts(parts_ptr, row, parts, 0.0, PARTS), 1)
         slope += grad - over_tile(dot)
-    total = tl.zeros([ROWS], TYPE)
-    at_index = tl.zeros([DEPTH, ROWS, LANES, VECTOR], TYPE)
-    for draw in range(draws):
-        at = draw * rows + row
-        grad_log_prob = tl.load(grad_log_prob_ptr + at, mask=inside, other=0.0).to(TYPE)
-        index = tl.load(index_ptr + at, mask=inside, other=-1)
-        if allowed_ptr is not None:
-            # A category that is switched off has gradient 0, also where its log-probability of -inf was asked for.
-            exists = inside & (index >= 0) & (index < columns)
-            index = tl.where(tl.load(allowed_ptr + row * allowed_stride + index, mask=exists, other=0) != 0, index, -1)
-        total += grad_log_prob
-        # Of a long row, most tiles do not have it.
-        if tl.sum(((index >= start) & (index < start + BLOCK)).to(tl.int32), 0) > 0:
-            at_index += tl.where(column == over_tile(index), over_tile(grad_log_prob), 0.0)
+    if ONE_DRAW:
+        total, index = _given(index_ptr, grad_log_prob_ptr, allowed_ptr, row, row, allowed_stride, columns, inside, TYPE)
+        at_index = tl.where(column == over_tile(index), over_tile(total), 0.0)
+    else:
+        total = tl.zeros([ROWS], TYPE)
+        at_index = tl.zeros([DEPTH, ROWS, LANES, VECTOR], TYPE)
+        for draw in range(draws):
+            at = draw * rows + row
+            grad_log_prob, index = _given(
+                index_ptr, grad_log_prob_ptr, allowed_ptr, at, row, allowed_stride, columns, inside, TYPE
+            )
+            total += grad_log_prob
+            # Of a long row, most tiles do not have it.
+            if tl.sum(((index >= start) & (index < start + BLOCK)).to(tl.int32), 0) > 0:
+                at_index += tl.where(column == over_tile(index), over_tile(grad_log_prob), 0.0)
     out = at_index + p * (slope - over_tile(total))
     tl.store(out_ptr + over_tile(row * columns) + column, out.to(out_ptr.dtype.element_ty), mask=mask)
 
@@ -252,6 +266,7 @@ def log_prob_and_entropy_grad(
     _backward_kernel[(launch.cdiv(rows, tile.rows) * launch.cdiv(columns, tile.columns),)](
         entropy_ptr=entropy.contiguous(), index_ptr=index.contiguous(), grad_log_prob_ptr=grad_log_prob.contiguous(),
         grad_entropy_ptr=grad_entropy.contiguous(), parts_ptr=parts, out_ptr=out, rows=rows, draws=index.shape[0],
-        parts=tile.parts, PARTS=launch.next_power_of_2(tile.parts), ROWS=tile.rows, **common,
+        parts=tile.parts, ONE_DRAW=index.shape[0] == 1, PARTS=launch.next_power_of_2(tile.parts), ROWS=tile.rows,
+        **common,
     )  # fmt: skip
     return out

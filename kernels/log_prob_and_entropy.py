@@ -57,9 +57,7 @@ def _store(
         at = draw * rows + row
         index = tl.load(index_ptr + at, mask=inside, other=-1)
         exists = inside & (index >= 0) & (index < columns)
-        x = load_chosen(
-            logits_ptr, row * row_stride + index, exists, TYPE, allowed_ptr, row * allowed_stride + index
-        )
+        x = load_chosen(logits_ptr, row * row_stride + index, exists, TYPE, allowed_ptr, row * allowed_stride + index)
         tl.store(log_prob_ptr + at, x - maximum - log_sum, mask=inside)
 
 
@@ -168,7 +166,9 @@ def _backward_kernel(
             dot = tl.sum(load_parts(parts_ptr, row, parts, 0.0, PARTS), 1)
         slope += grad - over_tile(dot)
     if ONE_DRAW:
-        total, index = _given(index_ptr, grad_log_prob_ptr, allowed_ptr, row, row, allowed_stride, columns, inside, TYPE)
+        total, index = _given(
+            index_ptr, grad_log_prob_ptr, allowed_ptr, row, row, allowed_stride, columns, inside, TYPE
+        )
         at_index = tl.where(column == over_tile(index), over_tile(total), 0.0)
     else:
         total = tl.zeros([ROWS], TYPE)
@@ -187,9 +187,7 @@ def _backward_kernel(
 
 
 @launch.on_its_device
-def log_prob_and_entropy(
-    logits: Tensor, index: Tensor, allowed: Tensor | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+def log_prob_and_entropy(logits: Tensor, index: Tensor, allowed: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Densities of rows, in the compute dtype.
 
     Args:

@@ -359,8 +359,8 @@ def entropy(logits: Tensor, mask: Tensor | None) -> Tensor:
 
 
 class _LogProbAndEntropy(Function):
-    """log p_k and -sum p log p together, of `value` or of `index` as in `_LogProb`; or of a draw that is made here, whose
-    PassThrough gradient is then a part of the one gradient: where there is a `draw`, the first result is its one-hot."""
+    """log p_k and -sum p log p together, of `value` or of `index` as in `_LogProb`. Or, where there is a `draw`, of what
+    is drawn here: the first result is its one-hot, and its PassThrough gradient a part of the one gradient."""
 
     generate_vmap_rule = True
 

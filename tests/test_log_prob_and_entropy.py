@@ -1,4 +1,4 @@
-"""log_prob and entropy together, and with a draw: each is what it is alone, and the one gradient is the sum of theirs."""
+"""log_prob and entropy together, and with a draw: each is what it is alone, the one gradient the sum of theirs."""
 
 from __future__ import annotations
 

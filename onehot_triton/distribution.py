@@ -429,8 +429,8 @@ class OneHotCategorical(Distribution):
         return ops.entropy(self._current_logits(), self._mask_to_apply)
 
     def log_prob_and_entropy(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        """`log_prob(value)` and `entropy()`, of one reading of the logits, and with one gradient: what a policy gradient
-        takes of a batch of actions. It is one node of the graph: of losses that are differentiated one after the
+        """`log_prob(value)` and `entropy()`, of one reading of the logits, and with one gradient: what a policy
+        gradient takes of a batch of actions. It is one node of the graph: of losses that are differentiated one after the
         other, all but the last need `retain_graph=True`.
 
         Example:

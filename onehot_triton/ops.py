@@ -359,8 +359,8 @@ def entropy(logits: Tensor, mask: Tensor | None) -> Tensor:
 
 
 class _LogProbAndEntropy(Function):
-    """log p_k and -sum p log p together, of `value` or of `index` as in `_LogProb`. Or, where there is a `draw`, of what
-    is drawn here: the first result is its one-hot, and its PassThrough gradient a part of the one gradient."""
+    """log p_k and -sum p log p together, of `value` or of `index` as in `_LogProb`. Or, where there is a `draw`, of
+    what is drawn here: the first result is its one-hot, and its PassThrough gradient a part of the one gradient."""
 
     generate_vmap_rule = True
 

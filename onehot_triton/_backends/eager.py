@@ -314,7 +314,7 @@ def log_prob_and_entropy_grad(
     entropy: Tensor | None = None,
     grad: Tensor | None = None,
 ) -> Tensor:
-    """The sum of `log_prob_grad`, `entropy_grad` and `softmax_grad`, the last two as one: the gradient of the entropy is
+    """The sum of `log_prob_grad`, `entropy_grad` and `softmax_grad`, the last two as one: the entropy's gradient is
     PassThrough's of -g log p, or of that and any number."""
     x = masked(logits, mask)
     p, of_draw = softmax(x), shifted(x).clamp_min(LOWEST) * -grad_entropy.unsqueeze(-1)

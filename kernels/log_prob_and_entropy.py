@@ -5,8 +5,8 @@
     dx_j = sum_s g_s (1[j = k_s] - p_j) - g_H p_j (log p_j + H)
          = sum_s g_s 1[j = k_s] - p_j (sum_s g_s + g_H (log p_j + H))
 
-Forward, it is the entropy's walk over the row (`entropy.py`), after which the logsumexp is there, and a
-log-probability is one number more. Backward, each logit is read once, each number of the gradient written once, and no two are added in
+Forward, it is the entropy's walk over the row (`entropy.py`), after which the logsumexp is there, and a log-probability
+is one number more. Backward, each logit is read once, each number of the gradient written once, and no two are added in
 memory: not by a scatter, which in half precision would round in between, and whose atomics come in any order.
 
 A draw's own gradient, PassThrough's p_j (g_j - <p, g>), joins these where there is one.

@@ -430,8 +430,8 @@ class OneHotCategorical(Distribution):
 
     def log_prob_and_entropy(self, value: Tensor) -> tuple[Tensor, Tensor]:
         """`log_prob(value)` and `entropy()`, of one reading of the logits, and with one gradient: what a policy
-        gradient takes of a batch of actions. It is one node of the graph: of losses that are differentiated one after the
-        other, all but the last need `retain_graph=True`.
+        gradient takes of a batch of actions. It is one node of the graph: of losses that are differentiated one after
+        the other, all but the last need `retain_graph=True`.
 
         Example:
             >>> OneHotCategorical(probs=torch.tensor([0.5, 0.5, 0.0])).log_prob_and_entropy(torch.tensor([0, 1, 0]))

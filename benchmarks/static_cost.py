@@ -48,9 +48,11 @@ LIMITS = {
     "softmax_grad": 20,
     "relaxed": 45,
     "relaxed_grad": 60,
+    "soft_grad": 20,
     "log_prob_and_entropy": 20,
     "log_prob_and_entropy_grad": 22,
-    "rsample_log_prob_and_entropy_grad": 22,
+    # Beside log_prob_and_entropy_grad, a second operand, and what is reduced of it.
+    "rsample_log_prob_and_entropy_grad": 28,
 }
 LIMIT_FROM = 4096
 # Kernels that touch no row, but what the programs left that shared it.
@@ -184,7 +186,7 @@ class Traffic(NamedTuple):
 def traffic(launch: Launch, kernel: str) -> Traffic:
     x = launch.dtype.itemsize
     hot = 0 if launch.out_dtype is None else launch.out_dtype.itemsize
-    if kernel in ("_grad_sums_kernel", "_dot_kernel"):
+    if kernel in ("_grad_sums_kernel", "_dot_kernel", "_soft_dot_kernel"):
         return Traffic(2 * x, 2 * x)
     if kernel == "_relaxed_sums_kernel":
         return Traffic(x, x)
@@ -196,6 +198,7 @@ def traffic(launch: Launch, kernel: str) -> Traffic:
         "softmax_grad": Traffic(3 * x, 2 * x),
         "relaxed": Traffic(2 * x, x),
         "relaxed_grad": Traffic(3 * x, 2 * x),
+        "soft_grad": Traffic(3 * x, 2 * x),
         "log_prob_and_entropy": Traffic(x, x),
         "log_prob_and_entropy_grad": Traffic(2 * x, x),
         "rsample_log_prob_and_entropy_grad": Traffic(3 * x, 2 * x),
@@ -253,7 +256,7 @@ def launches() -> list[Launch]:
         for shape in ((65536, 6), (65536, 18), SHORT, (1024, 4096), LONG, FEW, (1, 262144)):
             hot = (INT64, BOOL, dtype) if shape in (SHORT, LONG) else (INT64,)
             many += [Launch(name, *shape, dtype, kind) for name in ("sample", "log_prob") for kind in hot]
-            names = ("sample_index", "entropy", "softmax_grad", "relaxed", "relaxed_grad", *JOINT)
+            names = ("sample_index", "entropy", "softmax_grad", "relaxed", "relaxed_grad", "soft_grad", *JOINT)
             many += [Launch(name, *shape, dtype) for name in names]
     return many
 

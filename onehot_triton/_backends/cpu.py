@@ -504,7 +504,7 @@ def log_prob_and_entropy(
     # As in `log_prob_index` and in `entropy`.
     chosen = chosen if is_short(x) else chosen - chosen.detach().clamp_min(0.0)
     h = (log_p.exp() * log_p.clamp_min(eager.LOWEST)).sum(-1).abs()
-    return chosen if inside else torch.where(index == inner, chosen, torch.nan), h, None
+    return chosen if inside else torch.where(inner == index, chosen, torch.nan), h, None
 
 
 def log_prob_and_entropy_grad(

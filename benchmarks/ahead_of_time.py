@@ -34,9 +34,9 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from onehot_triton.kernels import entropy, log_prob, relaxed, sample, soft_grad, softmax_grad
+from onehot_triton.kernels import entropy, log_prob, log_prob_and_entropy, relaxed, sample, soft_grad, softmax_grad
 
-MODULES = (entropy, log_prob, relaxed, sample, soft_grad, softmax_grad)
+MODULES = (entropy, log_prob, log_prob_and_entropy, relaxed, sample, soft_grad, softmax_grad)
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -144,6 +144,12 @@ class Launch(NamedTuple):
     def allowed(self) -> torch.Tensor:
         return self.empty(self.rows, self.columns, dtype=BOOL)
 
+    def log_prob_and_entropy_grad(
+        self, allowed: torch.Tensor | None = None, grad: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        args = self.per_row, self.per_row, self.index, self.per_draw, self.per_row, allowed, grad
+        return log_prob_and_entropy.log_prob_and_entropy_grad(self.logits, *args)
+
 
 OPERATIONS: dict[str, Callable[[Launch], object]] = {
     "sample": lambda a: sample.sample(a.logits, a.draws, a.out_dtype, SEED, OFFSET),
@@ -156,6 +162,9 @@ OPERATIONS: dict[str, Callable[[Launch], object]] = {
     "logsumexp": lambda a: entropy.logsumexp(a.logits),
     "entropy_grad": lambda a: entropy.entropy_grad(a.logits, a.per_row, a.per_row, a.per_row),
     "softmax_grad": lambda a: softmax_grad.softmax_grad(a.logits, a.per_row, a.logits),
+    "log_prob_and_entropy": lambda a: log_prob_and_entropy.log_prob_and_entropy(a.logits, a.index),
+    "log_prob_and_entropy_grad": lambda a: a.log_prob_and_entropy_grad(),
+    "rsample_log_prob_and_entropy_grad": lambda a: a.log_prob_and_entropy_grad(grad=a.logits),
     "relaxed": lambda a: relaxed.relaxed(a.logits, 0.5, a.draws, SEED, OFFSET),
     "relaxed_temperatures": lambda a: relaxed.relaxed(a.logits, a.per_row, a.draws, SEED, OFFSET),
     "relaxed_grad": lambda a: relaxed.relaxed_grad(a.logits, a.per_row, a.index, a.per_element, 0.5, SEED, OFFSET),
@@ -172,11 +181,15 @@ OPERATIONS: dict[str, Callable[[Launch], object]] = {
     "masked_entropy": lambda a: entropy.entropy(a.logits, a.allowed),
     "masked_entropy_grad": lambda a: entropy.entropy_grad(a.logits, a.per_row, a.per_row, a.per_row, a.allowed),
     "masked_softmax_grad": lambda a: softmax_grad.softmax_grad(a.logits, a.per_row, a.logits, a.allowed),
+    "masked_log_prob_and_entropy": lambda a: log_prob_and_entropy.log_prob_and_entropy(a.logits, a.index, a.allowed),
+    "masked_log_prob_and_entropy_grad": lambda a: a.log_prob_and_entropy_grad(a.allowed),
+    "masked_rsample_log_prob_and_entropy_grad": lambda a: a.log_prob_and_entropy_grad(a.allowed, a.logits),
     "masked_relaxed_grad": lambda a: relaxed.relaxed_grad(
         a.logits, a.per_row, a.index, a.per_element, 0.5, SEED, OFFSET, 0, a.allowed
     ),
 }
 
+JOINT = ("log_prob_and_entropy", "log_prob_and_entropy_grad", "rsample_log_prob_and_entropy_grad")
 # Rows that share a program, a row in one tile, a row walked in tiles, and few rows that are split.
 SHORT, ONE_TILE, LONG, FEW = (32768, 32), (1024, 4096), (1024, 128256), (8, 151936)
 
@@ -194,6 +207,9 @@ def paths() -> list[Launch]:
             for name in ("softmax_grad", "relaxed", "relaxed_grad", "soft_grad")
             for shape in (SHORT, ONE_TILE, LONG, FEW)
         ),
+        *(Launch("log_prob_and_entropy", *shape, BF16) for shape in (SHORT, LONG, FEW)),
+        *(Launch("log_prob_and_entropy_grad", *shape, BF16) for shape in (SHORT, LONG)),
+        *(Launch("rsample_log_prob_and_entropy_grad", *shape, BF16) for shape in (SHORT, LONG, FEW)),
     ]
 
 
@@ -218,11 +234,13 @@ def variants() -> list[Launch]:
         many += [Launch(name, *shape, BF16, BF16) for name in masked]
     for name in ("masked_log_prob_index", "masked_log_prob_grad", "masked_entropy_grad"):
         many.append(Launch(name, *LONG, BF16))
+    many += [Launch(f"masked_{name}", *LONG, BF16, draws=n) for name, n in zip(JOINT, (1, 4, 1), strict=True)]
     for dtype in (FP32, FP64):
         many += [Launch("sample", *shape, dtype, INT64) for shape in (SHORT, LONG, FEW)]
         many += [Launch(name, *shape, dtype) for name in ("relaxed", "relaxed_grad") for shape in (SHORT, LONG, FEW)]
         many += [Launch(name, *FEW, dtype, dtype) for name in ("log_prob", "entropy", "softmax_grad", "soft_grad")]
         many += [Launch(name, *LONG, dtype) for name in ("entropy", "entropy_grad", "softmax_grad", "log_prob_grad")]
+        many += [Launch(name, *LONG, dtype) for name in JOINT]
         many += [Launch("log_prob", *LONG, dtype, dtype), Launch("log_prob_index", *SHORT, dtype)]
     return many
 

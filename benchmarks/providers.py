@@ -12,9 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch import distributions as D
+from torch.utils.checkpoint import checkpoint
 
 from onehot_triton import OneHotCategorical, ReparamGradientStrategy
 
+# Rows of a chunk: the default of TRL's entropy_from_logits.
+CHUNK = 128
 Forward = Callable[[Tensor, Tensor], Any]
 """(logits, value) -> what an operation gives before any backward. `value` is a one-hot, for `log_prob`, or an index."""
 
@@ -42,6 +45,10 @@ def _draw_and_log_prob(dist: Any) -> tuple[Tensor, Tensor]:
     return draw, dist.log_prob(draw)
 
 
+def _both(dist: Any, index: Tensor) -> tuple[Tensor, Tensor]:
+    return dist.log_prob(index), dist.entropy()
+
+
 def _class_forwards(make: Callable[[Tensor], Any]) -> dict[str, Forward]:
     """Of a class whose draws are one-hot and whose `rsample` is PassThrough's."""
     return {
@@ -60,6 +67,7 @@ def _ours() -> Provider:
         **_class_forwards(OneHotCategorical),
         "sample_index": lambda x, _: OneHotCategorical(x).sample_index(),
         "log_prob_index": lambda x, index: OneHotCategorical(x).log_prob_index(index),
+        "log_prob_index_and_entropy": lambda x, index: OneHotCategorical(x).log_prob_index_and_entropy(index),
         "rsample_relaxed": lambda x, _: OneHotCategorical(x, grad_method=relaxed).rsample(),
         "decode": lambda x, _: OneHotCategorical(x).sample_and_log_prob(),
     }
@@ -89,6 +97,7 @@ def _torch() -> Provider:
         **_class_forwards(lambda x: D.OneHotCategoricalStraightThrough(logits=x)),
         "sample_index": lambda x, _: D.Categorical(logits=x).sample(),
         "log_prob_index": lambda x, index: D.Categorical(logits=x).log_prob(index),
+        "log_prob_index_and_entropy": lambda x, index: _both(D.Categorical(logits=x), index),
     }
     return Provider("torch.distributions", forwards, D.OneHotCategorical(torch.ones(2))._validate_args)
 
@@ -142,7 +151,39 @@ def _log_softmax_at(x: Tensor, index: Tensor) -> Tensor:
 
 def _log_softmax() -> Provider:
     """What a loss of a language model does by hand."""
-    return Provider("log_softmax + gather", {"log_prob_index": _log_softmax_at})
+
+    def both(x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        log_p = torch.log_softmax(x, -1, dtype=torch.float32)
+        return log_p.gather(-1, index.unsqueeze(-1)).squeeze(-1), -(log_p.exp() * log_p).sum(-1)
+
+    forwards = {"log_prob_index": _log_softmax_at, "log_prob_index_and_entropy": both}
+    return Provider("log_softmax + gather", forwards)
+
+
+def _cross_entropy() -> Provider:
+    def both(x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        log_prob = -F.cross_entropy(x.float(), index, reduction="none")
+        p = torch.softmax(x, -1, dtype=torch.float32)
+        return log_prob, torch.logsumexp(x.float(), -1) - (p * x).sum(-1)
+
+    return Provider("F.cross_entropy", {"log_prob_index_and_entropy": both})
+
+
+def _chunked() -> Provider:
+    """As RLHF libraries save memory: some rows at a time, the gathered logit less a logsumexp, and an entropy that the
+    backward computes again."""
+
+    def some(x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        log_p = torch.log_softmax(x, -1, dtype=torch.float32)
+        return log_p.gather(-1, index.unsqueeze(-1)).squeeze(-1), -(log_p.exp() * log_p).sum(-1)
+
+    def both(x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        chunks = zip(x.split(CHUNK), index.split(CHUNK), strict=True)
+        found = [checkpoint(some, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
+        log_probs, entropies = zip(*found, strict=True)  # pyright: ignore[reportArgumentType]
+        return torch.cat(log_probs), torch.cat(entropies)
+
+    return Provider("log_softmax in chunks", {"log_prob_index_and_entropy": both})
 
 
 def _race_index(x: Tensor) -> Tensor:
@@ -195,6 +236,8 @@ MAKERS = {
     "exponential race": _race,
     "log_softmax + gather": _log_softmax,
     OPERATORS: _operators,
+    "F.cross_entropy": _cross_entropy,
+    "log_softmax in chunks": _chunked,
     "naive Triton": _naive,
     "flashinfer": _flashinfer,
 }
@@ -206,6 +249,8 @@ EAGER = (
     "F.gumbel_softmax",
     "exponential race",
     "log_softmax + gather",
+    "F.cross_entropy",
+    "log_softmax in chunks",
 )
 COMPILED = " compiled"
 

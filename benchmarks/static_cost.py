@@ -26,7 +26,7 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any, NamedTuple
 
 # Sets the environment that triton reads, so before any import of it.
-from ahead_of_time import BF16, BOOL, FEW, FP32, INT64, LONG, SHORT, TARGETS, Launch, compiling
+from ahead_of_time import BF16, BOOL, FEW, FP32, INT64, JOINT, LONG, SHORT, TARGETS, Launch, compiling
 
 # isort: split
 import torch
@@ -49,6 +49,10 @@ LIMITS = {
     "relaxed": 45,
     "relaxed_grad": 60,
     "soft_grad": 20,
+    "log_prob_and_entropy": 20,
+    "log_prob_and_entropy_grad": 22,
+    # Beside log_prob_and_entropy_grad, a second operand, and what is reduced of it.
+    "rsample_log_prob_and_entropy_grad": 28,
 }
 LIMIT_FROM = 4096
 # Kernels that touch no row, but what the programs left that shared it.
@@ -195,6 +199,9 @@ def traffic(launch: Launch, kernel: str) -> Traffic:
         "relaxed": Traffic(2 * x, x),
         "relaxed_grad": Traffic(3 * x, 2 * x),
         "soft_grad": Traffic(3 * x, 2 * x),
+        "log_prob_and_entropy": Traffic(x, x),
+        "log_prob_and_entropy_grad": Traffic(2 * x, x),
+        "rsample_log_prob_and_entropy_grad": Traffic(3 * x, 2 * x),
     }[launch.operation]
 
 
@@ -214,7 +221,7 @@ def out_dtype(launch: Launch) -> torch.dtype:
     """Of what is written, or, for log_prob, of the one-hot that is read."""
     if launch.out_dtype is not None:
         return launch.out_dtype
-    return {"sample_index": INT64, "entropy": FP32}.get(launch.operation, launch.dtype)
+    return {"sample_index": INT64, "entropy": FP32, "log_prob_and_entropy": FP32}.get(launch.operation, launch.dtype)
 
 
 def entry(launch: Launch, kernel: Any, arch: str) -> dict[str, Any]:
@@ -249,7 +256,7 @@ def launches() -> list[Launch]:
         for shape in ((65536, 6), (65536, 18), SHORT, (1024, 4096), LONG, FEW, (1, 262144)):
             hot = (INT64, BOOL, dtype) if shape in (SHORT, LONG) else (INT64,)
             many += [Launch(name, *shape, dtype, kind) for name in ("sample", "log_prob") for kind in hot]
-            names = ("sample_index", "entropy", "softmax_grad", "relaxed", "relaxed_grad", "soft_grad")
+            names = ("sample_index", "entropy", "softmax_grad", "relaxed", "relaxed_grad", "soft_grad", *JOINT)
             many += [Launch(name, *shape, dtype) for name in names]
     return many
 

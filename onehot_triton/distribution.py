@@ -183,8 +183,12 @@ class OneHotCategorical(Distribution):
         draw = ops.Draw(checks.sample_shape(shape), logits.dtype, generator)
         method = self.grad_method or ReparamGradientStrategy.PassThrough
         drawn = ops.rsample(logits, self._mask_to_apply, draw, method, self.temperature)
-        if logits.dtype != self._param.dtype:
-            assert drawn.one_hot is not None
+        return self._straight_through(drawn)
+
+    def _straight_through(self, drawn: Sample) -> Sample:
+        """A draw with a gradient, in the parameters' dtype, and remembered."""
+        assert drawn.one_hot is not None
+        if drawn.one_hot.dtype != self._param.dtype:
             drawn = drawn._replace(one_hot=self._in_param_dtype(drawn.one_hot))
         self._remember(drawn)
         return drawn
@@ -286,6 +290,32 @@ class OneHotCategorical(Distribution):
             (tensor([1., 0.]), tensor(0.))
         """
         return self._with_log_prob(self._rsample(sample_shape, generator))
+
+    def rsample_log_prob_and_entropy(
+        self, sample_shape: SampleShape = (), *, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`rsample`, its `log_prob` and `entropy()`: of two readings of the logits, and with one gradient in place of
+        three and their sum. It is one node of the graph: of losses that are differentiated one after the other, all
+        but the last need `retain_graph=True`. RelaxedOneHot, whose gradient has a softmax of its own, keeps two nodes.
+
+        Returns:
+            [*sample_shape, *batch, columns] in the parameters' dtype, [*sample_shape, *batch], and [*batch].
+
+        Example:
+            >>> OneHotCategorical(torch.tensor([0.0, float("-inf")])).rsample_log_prob_and_entropy()
+            (tensor([1., 0.]), tensor(0.), tensor(0.))
+        """
+        if self.grad_method is ReparamGradientStrategy.RelaxedOneHot:
+            drawn = self._rsample(sample_shape, generator)
+            log_prob, entropy = self._log_prob_and_entropy_at(drawn.index, drawn.all_valid)
+        else:
+            logits = self._current_logits()
+            checks.generator(generator, logits.device)
+            draw = ops.Draw(checks.sample_shape(sample_shape), logits.dtype, generator)
+            drawn, log_prob, entropy = ops.rsample_log_prob_and_entropy(logits, self._mask_to_apply, draw)
+            drawn, log_prob = self._straight_through(drawn), self._log_prob_result(log_prob)
+        assert drawn.one_hot is not None
+        return drawn.one_hot, log_prob, entropy
 
     def _with_log_prob(self, drawn: Sample) -> tuple[Tensor, Tensor]:
         assert drawn.one_hot is not None
@@ -399,6 +429,51 @@ class OneHotCategorical(Distribution):
             tensor(0.6931)
         """
         return ops.entropy(self._current_logits(), self._mask_to_apply)
+
+    def log_prob_and_entropy(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """`log_prob(value)` and `entropy()`, of one reading of the logits, and with one gradient: what a policy
+        gradient takes of a batch of actions. It is one node of the graph: of losses that are differentiated one after
+        the other, all but the last need `retain_graph=True`.
+
+        Example:
+            >>> OneHotCategorical(probs=torch.tensor([0.5, 0.5, 0.0])).log_prob_and_entropy(torch.tensor([0, 1, 0]))
+            (tensor(-0.6931), tensor(0.6931))
+        """
+        checks.value_shape(value, self._batch_shape, self._event_shape, self._param.device)
+        hint, batch = self._hint(value), self._batch_shape
+        has_batch = value.shape[max(value.dim() - 1 - len(batch), 0) : -1] == batch
+        if backends.uses_kernels(value.device) and has_batch and not self._validate_args:
+            logits = self._current_logits()
+            log_prob, entropy = ops.log_prob_and_entropy(logits, self._mask_to_apply, value=value, index=hint)
+            return self._log_prob_result(log_prob), entropy
+        if hint is None or not (value.detach().gather(-1, hint.clamp(min=0).unsqueeze(-1)) == 1).all().item():
+            hint = backends.of(value).argmax(value)
+            if self._validate_args:
+                checks.one_hot(value, hint)
+        return self._log_prob_and_entropy_at(hint, inside=True)
+
+    def log_prob_index_and_entropy(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """`log_prob_index(index)` and `entropy()`, as `log_prob_and_entropy` has them: for a language model's tokens,
+        of which there are several for each row where `index` has leading dimensions before the batch's.
+
+        Example:
+            >>> logits = torch.zeros(2, requires_grad=True)
+            >>> log_prob, entropy = OneHotCategorical(logits).log_prob_index_and_entropy(torch.tensor(1))
+            >>> (log_prob + entropy).backward()
+            >>> logits.grad
+            tensor([-0.5000,  0.5000])
+        """
+        checks.index(index, self._batch_shape, self.num_samples, self._param.device, self._validate_args)
+        return self._log_prob_and_entropy_at(index.long(), inside=self._validate_args)
+
+    def _log_prob_and_entropy_at(self, index: Tensor, inside: bool = False) -> tuple[Tensor, Tensor]:
+        batch = self._batch_shape
+        if index.shape[max(index.dim() - len(batch), 0) :] != batch:
+            # An index that widens the batch: there are more log-probabilities than rows, and not as many for each.
+            return self._log_prob_at(index, inside=inside), self.entropy()
+        logits = self._current_logits()
+        out, entropy = ops.log_prob_and_entropy(logits, self._mask_to_apply, index=index, inside=inside)
+        return self._log_prob_result(out), entropy
 
     def cdf(self, value: Tensor) -> Tensor:
         """Raises NotImplementedError: one-hot vectors have no order."""

@@ -223,6 +223,19 @@ _define(
     _launch("entropy", "entropy_grad"),
     _like,
 )
+_define(
+    f"log_prob_and_entropy(Tensor logits, Tensor index, {_ALLOWED}) -> (Tensor, Tensor, Tensor)",
+    "rdr>drd",
+    _launch("log_prob_and_entropy", "log_prob_and_entropy"),
+    lambda logits, index, _: (_per_row(logits, index.shape[0]), _per_row(logits), _per_row(logits, 2)),
+)
+_define(
+    "log_prob_and_entropy_grad(Tensor logits, Tensor logsumexp, Tensor entropy, Tensor index, Tensor grad_log_prob, "
+    f"Tensor grad_entropy, {_ALLOWED}, Tensor? grad) -> Tensor",
+    "rdrddrrr>r",
+    _launch("log_prob_and_entropy", "log_prob_and_entropy_grad"),
+    _like,
+)
 # The eager noise that a backward draws again from its seed: opaque to a compiler because of the generator in it.
 _define(
     "seeded_exponential(Tensor seed, SymInt[] shape) -> Tensor",

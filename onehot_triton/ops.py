@@ -433,3 +433,90 @@ def entropy(logits: Tensor, mask: Tensor | None) -> Tensor:
     if backend.records(logits):
         return _Entropy.forward(logits, mask, backend)[0]
     return apply(_Entropy, logits, mask, backend)[0]
+
+
+class _LogProbAndEntropy(Function):
+    """log p_k and -sum p log p together, of `value` or of `index` as in `_LogProb`. Or, where there is a `draw`, of
+    what is drawn here: the first result is its one-hot, and its PassThrough gradient a part of the one gradient."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(logits, mask, value, index, inside, seed_tensor, key, offset, backend, draw):
+        x, mask, batch = _rows(logits), _mask_rows(mask), logits.shape[:-1]
+        one_hot = new_index = None
+        if draw is not None:
+            seed, lead = Seed(seed_tensor, key, offset, draw.generator), draw.sample_shape
+            drawn = backend.sample(x, mask, math.prod(lead), draw.dtype, seed, False)
+            one_hot, new_index = _shaped(drawn.one_hot, *lead, *logits.shape), drawn.index
+            log_prob, entropy, logsumexp = backend.log_prob_and_entropy(x, drawn.index, mask, drawn.all_valid)
+        elif value is None:
+            lead = index.shape[: index.dim() - len(batch)]
+            index = _shaped(index, math.prod(lead), x.shape[0])
+            log_prob, entropy, logsumexp = backend.log_prob_and_entropy(x, index, mask, inside)
+        else:
+            # The logits are read once here too: of a known logsumexp, a log-probability is one number of them.
+            lead = value.shape[: value.dim() - logits.dim()]
+            index = None if index is None else _shaped(index, math.prod(lead), x.shape[0])
+            entropy, logsumexp = backend.entropy(x, mask)
+            value = _shaped(value, math.prod(lead), *x.shape)
+            log_prob, new_index, new_logsumexp = backend.log_prob(x, value, mask, logsumexp, index)
+            logsumexp = new_logsumexp if logsumexp is None else logsumexp
+        new_index = None if new_index is None else _shaped(new_index, *lead, *batch)
+        return one_hot, _shaped(log_prob, *lead, *batch), _shaped(entropy, *batch), new_index, logsumexp
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        logits, mask, _, index, *_, ctx.backend, _ = inputs
+        _, _, entropy, new_index, logsumexp = output
+        index = index if new_index is None else new_index
+        _keep(ctx, (logits, mask, index, logsumexp, entropy), (new_index, logsumexp))
+
+    @staticmethod
+    def backward(ctx, grad, grad_log_prob, grad_entropy, *_):
+        logits, mask, index, logsumexp, entropy = ctx.saved_tensors
+        dx = None
+        if not (grad is None and grad_log_prob is None and grad_entropy is None):
+            x, rows = _rows(logits), math.prod(logits.shape[:-1])
+            draws = math.prod(index.shape[: index.dim() - logits.dim() + 1])
+            entropy, index = _shaped(entropy, rows), _shaped(index, draws, rows)
+            # What no loss takes has gradient 0: a number a row.
+            grad_entropy = torch.zeros_like(entropy) if grad_entropy is None else _shaped(grad_entropy, rows)
+            if grad_log_prob is None:
+                grad_log_prob = entropy.new_zeros((draws, rows))
+            grad_log_prob = _shaped(grad_log_prob, draws, rows)
+            if grad is not None:
+                grad = _shaped(grad, draws, *x.shape)
+                grad = grad[0] if draws == 1 else grad.sum(0)
+            args = index, grad_log_prob, grad_entropy, _mask_rows(mask), logsumexp, entropy, grad
+            dx = _shaped(_of_backward(ctx.backend).log_prob_and_entropy_grad(x, *args), *logits.shape)
+        return dx, None, None, None, None, None, None, None, None, None
+
+
+def log_prob_and_entropy(
+    logits: Tensor,
+    mask: Tensor | None,
+    value: Tensor | None = None,
+    index: Tensor | None = None,
+    inside: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """`log_prob` and `entropy` of the same arguments: of one reading of the logits, and with one gradient."""
+    value = value.detach() if value is not None and value.requires_grad else value
+    backend = backends.of(logits)
+    args = logits, mask, value, index, inside, None, 0, 0, backend, None
+    # What autograd records is no by-product of a Function.
+    out = _LogProbAndEntropy.forward(*args) if backend.records(logits) else apply(_LogProbAndEntropy, *args)
+    return out[1], out[2]
+
+
+def rsample_log_prob_and_entropy(logits: Tensor, mask: Tensor | None, draw: Draw) -> tuple[Sample, Tensor, Tensor]:
+    """`rsample` with the gradient of PassThrough, the draw's log_prob and the entropy, as one node of the graph: its
+    backward reads the logits and writes their gradient once, where three of them would each, and autograd add up."""
+    backend = backends.of(logits)
+    if backend.records(logits):
+        drawn = rsample(logits, mask, draw, ReparamGradientStrategy.PassThrough, 1.0)
+        return drawn, *log_prob_and_entropy(logits, mask, index=drawn.index, inside=drawn.all_valid)
+    seed = backend.new_seed(logits, draw.generator)
+    args = logits, mask, None, None, False, seed.tensor, seed.key, seed.offset, backend, draw
+    one_hot, log_prob, entropy, index, logsumexp = apply(_LogProbAndEntropy, *args)
+    return Sample(one_hot, index, logsumexp, False, None), log_prob, entropy

@@ -13,7 +13,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from onehot_triton import MaskedOneHotCategorical, OneHotCategorical, RelaxedOneHotCategorical, ReparamGradientStrategy
-from onehot_triton.kernels import entropy, log_prob, relaxed, sample, soft_grad, softmax_grad
+from onehot_triton.kernels import entropy, log_prob, log_prob_and_entropy, relaxed, sample, soft_grad, softmax_grad
 
 METHODS = tuple(ReparamGradientStrategy)
 
@@ -50,11 +50,15 @@ LAUNCHERS: dict[str, Callable[[Given], Any]] = {
     "logsumexp": lambda a: entropy.logsumexp(a.x),
     "entropy": lambda a: entropy.entropy(a.x),
     "entropy_grad": lambda a: entropy.entropy_grad(a.x, a.per_row, a.per_row, a.per_row),
+    "log_prob_and_entropy": lambda a: log_prob_and_entropy.log_prob_and_entropy(a.x, a.index),
+    "log_prob_and_entropy_grad": lambda a: log_prob_and_entropy.log_prob_and_entropy_grad(
+        a.x, a.per_row, a.per_row, a.index, a.per_draw, a.per_row
+    ),
 }
 
 
 def test_every_launcher_is_there() -> None:
-    modules = (entropy, log_prob, relaxed, sample, soft_grad, softmax_grad)
+    modules = (entropy, log_prob, log_prob_and_entropy, relaxed, sample, soft_grad, softmax_grad)
     defined = {
         name
         for module in modules

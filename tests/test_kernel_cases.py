@@ -25,6 +25,7 @@ from guarded import Guards
 from triton.runtime.interpreter import InterpreterError
 
 from onehot_triton.kernels import entropy, launch, log_prob, noise, relaxed, sample, soft_grad, softmax_grad
+from onehot_triton.kernels import log_prob_and_entropy as joint
 
 pytestmark = pytest.mark.usefixtures("one_thread", "numpy_as_quiet_as_a_gpu")
 
@@ -207,6 +208,23 @@ def _log_prob(draws: int, known: bool) -> tuple[Callable, Callable]:
     return kernel, twin
 
 
+def _joint(log_prob: Tensor, entropy: Tensor, logsumexp: Tensor) -> tuple[Tensor, ...]:
+    return log_prob, entropy, logsumexp.sum(0)
+
+
+def _joint_grad(draws: int, of_draw: bool) -> tuple[Callable, Callable]:
+    def kernel(g: Given) -> tuple[Tensor, ...]:
+        args = g.index[-draws:], g.row_grad[-draws:], g.row_grad[0], g.mask, g.grad[1] if of_draw else None
+        return (joint.log_prob_and_entropy_grad(g.x, g.logsumexp, g.entropy, *args),)
+
+    def twin(g: Given) -> tuple[Tensor, ...]:
+        grad = g.grad[1] if of_draw else None
+        args = g.index[-draws:], g.row_grad[-draws:], g.row_grad[0]
+        return (_nothing_where_masked(eager.log_prob_and_entropy_grad(g.x, *args, grad=grad), g),)
+
+    return kernel, twin
+
+
 ONE = {"TILE": 1024, "ONE_TILE": 2048}
 TWO = {"TILE": 1024, "ONE_TILE": 4096}
 NOISE = {"TILE": 2048, "ONE_TILE": 2048}
@@ -293,6 +311,16 @@ OPERATIONS = [
         _tile(),
         ONE,
     ),
+    Operation(
+        "log_prob_and_entropy",
+        lambda g: _joint(*joint.log_prob_and_entropy(g.x, g.index, g.mask)),
+        lambda g: _joint(eager.log_prob_index(g.x, g.index)[0], eager.entropy(g.x)[0], eager.logsumexp(g.x)),
+        _tile(),
+        ONE,
+    ),
+    Operation("gradient_of_both_1", *_joint_grad(1, False), _tile(), ONE),
+    Operation("gradient_of_both_2", *_joint_grad(2, False), _tile(), ONE),
+    Operation("gradient_of_both_and_a_draw", *_joint_grad(1, True), _tile("grad"), TWO),
 ]
 
 

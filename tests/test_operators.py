@@ -97,6 +97,11 @@ CASES: dict[str, list[Callable[[Tensor], tuple[Any, ...]]]] = {
     "logsumexp": [lambda x: (x, _allowed(x))],
     "entropy": [lambda x: (x, _allowed(x)), lambda x: (x, None)],
     "entropy_grad": [lambda x: (x, *reversed(library.operators.entropy(x, None)), _row_grad(x), _allowed(x))],
+    "log_prob_and_entropy": [lambda x: (x, _index(x), _allowed(x))],
+    "log_prob_and_entropy_grad": [
+        lambda x: (x, _logsumexp(x), _row_grad(x), _index(x), _row_grad(x, DRAWS), _row_grad(x), _allowed(x), None),
+        lambda x: (x, _logsumexp(x), _row_grad(x), _index(x), _row_grad(x, DRAWS), _row_grad(x), None, _grad(x)),
+    ],
     "seeded_exponential": [lambda x: (torch.tensor(5, device=x.device), [DRAWS, *x.shape])],
 }
 

@@ -307,3 +307,31 @@ def entropy_grad(
     x = masked(logits, mask)
     d = shifted(x).clamp_min(LOWEST)
     return (softmax_backward(softmax(x), d) * -grad.unsqueeze(-1)).to(logits.dtype)
+
+
+def log_prob_and_entropy(
+    logits: Tensor, index: Tensor, mask: Tensor | None = None, inside: bool = False
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    x = masked(logits, mask)
+    return log_prob_index(x, index, None, None, inside)[0], entropy(x)[0], None
+
+
+def log_prob_and_entropy_grad(
+    logits: Tensor,
+    index: Tensor,
+    grad_log_prob: Tensor,
+    grad_entropy: Tensor,
+    mask: Tensor | None = None,
+    logsumexp: Tensor | None = None,
+    entropy: Tensor | None = None,
+    grad: Tensor | None = None,
+) -> Tensor:
+    """The sum of `log_prob_grad`, `entropy_grad` and `softmax_grad`, the last two as one: the entropy's gradient is
+    PassThrough's of -g log p, or of that and any number."""
+    x = masked(logits, mask)
+    p, of_draw = softmax(x), shifted(x).clamp_min(LOWEST) * -grad_entropy.unsqueeze(-1)
+    of_draw = of_draw if grad is None else of_draw + grad
+    smooth = softmax_backward(p, of_draw) - p * grad_log_prob.sum(0).unsqueeze(-1)
+    at = index.clamp(0, logits.shape[-1] - 1).t()
+    out = smooth.scatter_add(-1, at, grad_log_prob.t().to(p.dtype)).to(logits.dtype)
+    return out if mask is None else torch.where(mask, out, 0.0)

@@ -182,3 +182,25 @@ class Backend(Protocol):
     ) -> Tensor:
         """-g p_j (log p_j + H), [rows, columns], for `entropy` and `grad` [rows]."""
         ...
+
+    def log_prob_and_entropy(
+        self, logits: Tensor, index: Tensor, mask: Tensor | None = None, inside: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What `log_prob_index` and `entropy` give, of one reading of the logits: log p_k, [draws, rows], H, [rows],
+        and the logsumexp where it was made."""
+        ...
+
+    def log_prob_and_entropy_grad(
+        self,
+        logits: Tensor,
+        index: Tensor,
+        grad_log_prob: Tensor,
+        grad_entropy: Tensor,
+        mask: Tensor | None = None,
+        logsumexp: Tensor | None = None,
+        entropy: Tensor | None = None,
+        grad: Tensor | None = None,
+    ) -> Tensor:
+        """sum_s g_s (onehot(k_s) - p) - g_H p (log p + H), [rows, columns], for `grad_log_prob` [draws, rows] and
+        `grad_entropy` [rows], and beside them PassThrough's p (g - <p, g>) where there is a `grad` [rows, columns]."""
+        ...

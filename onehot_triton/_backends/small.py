@@ -21,6 +21,8 @@ from ..tensors import is_differentiated
 from . import cpu, eager
 from .cpu import (  # noqa: F401
     entropy_grad,
+    log_prob_and_entropy,
+    log_prob_and_entropy_grad,
     log_prob_grad,
     log_softmax,
     masked,

@@ -20,6 +20,7 @@ _softmax_grad, _logsumexp, _entropy, _entropy_grad = map(
     called, ("softmax_grad", "logsumexp", "entropy", "entropy_grad")
 )
 _log_prob, _log_prob_index, _log_prob_grad = map(called, ("log_prob", "log_prob_index", "log_prob_grad"))
+_log_prob_and_entropy, _log_prob_and_entropy_grad = map(called, ("log_prob_and_entropy", "log_prob_and_entropy_grad"))
 
 
 def records(logits: Tensor, relaxed: bool = False) -> bool:
@@ -151,3 +152,23 @@ def entropy_grad(
     entropy: Tensor | None = None,
 ) -> Tensor:
     return _entropy_grad(logits, logsumexp, entropy, grad, mask)
+
+
+def log_prob_and_entropy(
+    logits: Tensor, index: Tensor, mask: Tensor | None = None, inside: bool = False
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    return _log_prob_and_entropy(logits, _with_draws(index, 2), mask)
+
+
+def log_prob_and_entropy_grad(
+    logits: Tensor,
+    index: Tensor,
+    grad_log_prob: Tensor,
+    grad_entropy: Tensor,
+    mask: Tensor | None = None,
+    logsumexp: Tensor | None = None,
+    entropy: Tensor | None = None,
+    grad: Tensor | None = None,
+) -> Tensor:
+    args = index, grad_log_prob, grad_entropy, mask, grad
+    return _log_prob_and_entropy_grad(logits, logsumexp, entropy, *args)

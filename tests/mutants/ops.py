@@ -178,10 +178,22 @@ MUTANTS = [
         "return log_p - log_total if", "return log_p + log_total if", "the sign of a correction", hard("no_small_term")
     ),
     _cpu(
-        "(total / weight.amax(-1)).log()",
-        "total.log()",
-        "the largest weight taken for 1",
-        eager("by_blocks or entropy_of_a_long_row"),
+        "log_total - weight.mul_(d).nansum(-1) / total",
+        "log_total - weight.mul_(d).nansum(-1)",
+        "a mean of log p that is not divided by its weights",
+        "tests/test_log_prob_and_entropy.py -k 'in_blocks'",
+    ),
+    _cpu(
+        "constant = slope * (entropy - log_sum) - total",
+        "constant = slope * entropy - total",
+        "log p that is not normalised",
+        "tests/test_log_prob_and_entropy.py -k 'in_blocks'",
+    ),
+    _cpu(
+        "p.mul_(h.sum(-1, keepdim=True).add_(total[part]))",
+        "p.mul_(h.sum(-1, keepdim=True))",
+        "the log_prob's p left out of a joint gradient",
+        "tests/test_log_prob_and_entropy.py -k 'in_blocks'",
     ),
     _rng(
         "-(2.0**-54), alpha=1 - 2.0**-52", "-(2.0**-54), alpha=1", "noise of an infinite variate", hard("float64_noise")
@@ -401,8 +413,8 @@ MUTANTS = [
         eager("reads_the_noise"),
     ),
     _ops(
-        "grad = grad[0] if draws == 1 else grad.sum(0)",
-        "grad = grad[0]",
+        "            if temperature is None:\n                grad = grad[0] if draws == 1 else grad.sum(0)",
+        "            if temperature is None:\n                grad = grad[0]",
         "the gradient of the first draw alone",
         gradients("test_pass_through_gradient"),
     ),

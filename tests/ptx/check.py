@@ -38,6 +38,7 @@ from torch import Tensor
 from onehot_triton import tensors
 from onehot_triton._backends import eager
 from onehot_triton.kernels import entropy, launch, log_prob, relaxed, sample, soft_grad, softmax_grad
+from onehot_triton.kernels import log_prob_and_entropy as joint
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 COLUMNS = (1, 2, 6, 18, 32, 100, 1000, 1023, 1024, 1025, 4096, 5000, 20000, 33000, 140000)
@@ -234,6 +235,30 @@ def run_entropy_grad(tally: Tally, case: Case) -> float:
     )
 
 
+def run_log_prob_and_entropy(tally: Tally, case: Case) -> float:
+    log_prob, entropy, logsumexp = joint.log_prob_and_entropy(case.logits, case.index, case.allowed)
+    seen, exact = case.seen, case.seen.double()
+    return max(
+        as_good_as(log_prob, *(eager.log_prob_index(x, case.index)[0] for x in (seen, exact)), case.dtype),
+        as_good_as(entropy, *(eager.entropy(x)[0] for x in (seen, exact)), case.dtype),
+        logsumexp_as_good_as(case, logsumexp),
+    )
+
+
+def run_log_prob_and_entropy_grad(tally: Tally, case: Case) -> float:
+    worst = 0.0
+    exact_entropy = eager.entropy(case.seen.double())[0].to(case.compute)
+    for grad in (None, case.grad):
+        given = case.index, case.row_grad, case.row_grad[0]
+        found = joint.log_prob_and_entropy_grad(case.logits, case.logsumexp, exact_entropy, *given, case.allowed, grad)
+        twin = eager.log_prob_and_entropy_grad(case.seen, *given, case.allowed, grad=grad)
+        given = case.index, case.row_grad.double(), case.row_grad[0].double()
+        grad = None if grad is None else grad.double()
+        exact = eager.log_prob_and_entropy_grad(case.seen.double(), *given, case.allowed, grad=grad)
+        worst = max(worst, as_good_as(found, twin, exact, case.dtype))
+    return worst
+
+
 def run_softmax_grad(tally: Tally, case: Case) -> float:
     found = softmax_grad.softmax_grad(case.logits, case.logsumexp, case.grad, case.allowed)
     exact = eager.softmax_grad(case.seen.double(), case.grad.double())
@@ -351,6 +376,7 @@ OPERATIONS = {
     "sample": run_sample, "relaxed": run_relaxed, "relaxed_grad": run_relaxed_grad, "log_prob": run_log_prob,
     "log_prob_index": run_log_prob_index, "log_prob_grad": run_log_prob_grad, "entropy": run_entropy,
     "entropy_grad": run_entropy_grad, "softmax_grad": run_softmax_grad, "soft_grad": run_soft_grad,
+    "log_prob_and_entropy": run_log_prob_and_entropy, "log_prob_and_entropy_grad": run_log_prob_and_entropy_grad,
 }  # fmt: skip
 NOISY = ("sample", "relaxed", "relaxed_grad")
 

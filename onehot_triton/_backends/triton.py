@@ -82,14 +82,37 @@ def relaxed_grad(
     mask: Tensor | None = None,
     logsumexp: Tensor | None = None,
     with_temperature: bool = False,
+    samples: int = 1,
 ) -> tuple[Tensor, Tensor | None]:
-    args = index, grad, *_either(temperature), seed.tensor, seed.key, seed.offset, 0, mask, with_temperature
+    args = index, grad, *_either(temperature), seed.tensor, seed.key, seed.offset, 0, mask, with_temperature, samples
     # It must have the noise of its draw, which torch's operations do not draw.
     with torch.no_grad():
         out, dt = operators.relaxed_grad(logits, logsumexp, *args)
     if torch.is_grad_enabled():
         out, dt = (_NoSecondDerivative.apply(gradient, logits, grad, temperature) for gradient in (out, dt))
     return out, dt if with_temperature else None
+
+
+def reinmax_grad(
+    logits: Tensor,
+    index: Tensor,
+    grad: Tensor,
+    temperature: Tensor | float,
+    mask: Tensor | None = None,
+    logsumexp: Tensor | None = None,
+) -> Tensor:
+    return operators.reinmax_grad(logits, logsumexp, index, grad, *_either(temperature), mask)
+
+
+def gapped_grad(
+    logits: Tensor,
+    index: Tensor,
+    grad: Tensor,
+    temperature: Tensor | float,
+    mask: Tensor | None = None,
+    logsumexp: Tensor | None = None,
+) -> Tensor:
+    return operators.gapped_grad(logits, logsumexp, index, grad, *_either(temperature), mask)
 
 
 def log_prob(

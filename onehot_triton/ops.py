@@ -79,9 +79,11 @@ class Draw(NamedTuple):
 
 def _in_shape(drawn: Sample, draw: Draw, logits: Tensor) -> Sample:
     """A backend's rows in the shapes that a user asked for."""
-    shape = (*draw.sample_shape, *logits.shape[:-1])
-    one_hot = None if drawn.one_hot is None else _shaped(drawn.one_hot, *shape, logits.shape[-1])
-    return Sample(one_hot, _shaped(drawn.index, *shape), drawn.logsumexp, drawn.all_valid, drawn.seed)
+    shape = draw.sample_shape + logits.shape[:-1]
+    if drawn.index.shape == shape:
+        return drawn
+    one_hot = None if drawn.one_hot is None else drawn.one_hot.reshape(*shape, logits.shape[-1])
+    return drawn._replace(one_hot=one_hot, index=drawn.index.reshape(shape))
 
 
 def sample(logits: Tensor, mask: Tensor | None, draw: Draw) -> Sample:
@@ -167,15 +169,17 @@ def rsample(
         temperature: of all but PassThrough; a tensor broadcasts to the batch, and has a gradient of RelaxedOneHot.
         samples: of RelaxedOneHot, for each draw.
     """
-    learned = method is ReparamGradientStrategy.RelaxedOneHot and isinstance(temperature, Tensor)
-    if not (is_differentiated(logits) or (learned and is_differentiated(temperature))):
-        return sample(logits, mask, draw)
-    backend = backends.of(logits)
+    backend, draws = backends.of(logits), math.prod(draw.sample_shape)
     of_softmax = method is ReparamGradientStrategy.PassThrough
+    relaxed = method is ReparamGradientStrategy.RelaxedOneHot
+    relaxes_first = relaxed and samples == 1 and backend.relaxes_first(logits, draws)
+    learned = relaxed and isinstance(temperature, Tensor) and is_differentiated(temperature)
+    if not (learned or relaxes_first or is_differentiated(logits)):
+        return sample(logits, mask, draw)
     t = 1.0 if of_softmax else _temperature(temperature, logits)
     seed = backend.new_seed(logits, draw.generator)
-    if backend.records(logits, not of_softmax):
-        args = math.prod(draw.sample_shape), draw.dtype, seed, method, t, samples
+    if relaxes_first or backend.records(logits, not of_softmax):
+        args = draws, draw.dtype, seed, method, t, samples
         return _in_shape(backend.straight_through(_rows(logits), _mask_rows(mask), *args), draw, logits)
     args = seed.tensor, seed.key, seed.offset, backend, draw, method, samples
     one_hot, index, logsumexp, _ = apply(_StraightThrough, logits, mask, t, *args)
@@ -267,15 +271,14 @@ class _LogProb(Function):
         x, mask, batch = _rows(logits), _mask_rows(mask), logits.shape[:-1]
         # What was given is not returned: an argument returned as it is could not be saved for the backward.
         new_index = None
-        if value is not None:
-            lead = value.shape[: value.dim() - logits.dim()]
-            value = _shaped(value, math.prod(lead), *x.shape)
-            hint = None if index is None else _shaped(index, math.prod(lead), x.shape[0])
-            out, new_index, new_logsumexp = backend.log_prob(x, value, mask, logsumexp, hint)
-        else:
-            lead = index.shape[: index.dim() - len(batch)]
-            index = _shaped(index, math.prod(lead), x.shape[0])
+        lead = index.shape[: index.dim() - len(batch)] if value is None else value.shape[: value.dim() - logits.dim()]
+        draws = (math.prod(lead),) if lead else ()
+        index = None if index is None else _shaped(index, *draws, x.shape[0])
+        if value is None:
             out, new_logsumexp = backend.log_prob_index(x, index, mask, logsumexp, inside)
+        else:
+            value = _shaped(value, *draws, *x.shape)
+            out, new_index, new_logsumexp = backend.log_prob(x, value, mask, logsumexp, index)
         return _shaped(out, *lead, *batch), new_index, new_logsumexp
 
     @staticmethod

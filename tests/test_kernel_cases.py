@@ -24,7 +24,7 @@ import triton.language as tl
 from guarded import Guards
 from triton.runtime.interpreter import InterpreterError
 
-from onehot_triton.kernels import entropy, launch, log_prob, noise, relaxed, sample, softmax_grad
+from onehot_triton.kernels import entropy, launch, log_prob, noise, relaxed, sample, softmax_grad, straight_through
 
 pytestmark = pytest.mark.usefixtures("one_thread", "numpy_as_quiet_as_a_gpu")
 
@@ -166,9 +166,27 @@ def _sample_tile(given: Given) -> tuple[bool, int, int, int]:
     return block >= columns, 1, block, launch.splits(given.x, rows, -(-columns // block))
 
 
-def _relaxed_grad_twin(given: Given) -> tuple[Tensor, Tensor]:
-    noise = posterior_noise(SEED, OFFSET, 2, *given.x.shape, ROW_OFFSET)
-    return eager.relaxed_grad_with(given.x, given.index, given.grad, given.temperature, *noise)
+def _relaxed_grad(samples: int) -> tuple[Callable, Callable]:
+    def kernel(given: Given) -> tuple[Tensor, Tensor]:
+        args = given.index, given.grad, given.temperature, SEED, OFFSET, ROW_OFFSET, given.mask, True, samples
+        return relaxed.relaxed_grad(given.x, given.logsumexp, *args)
+
+    def twin(given: Given) -> tuple[Tensor, Tensor]:
+        noise = posterior_noise(SEED, OFFSET, 2 * samples, *given.x.shape, ROW_OFFSET)
+        return eager.relaxed_grad_with(given.x, given.index, given.grad, given.temperature, *noise, samples)
+
+    return kernel, twin
+
+
+def _straight_through(name: str, draws: int) -> tuple[Callable, Callable]:
+    def kernel(given: Given) -> tuple[Tensor]:
+        args = given.index[-draws:], given.grad[-draws:], given.temperature, given.mask
+        return (getattr(straight_through, name)(given.x, given.logsumexp, *args),)
+
+    def twin(given: Given) -> tuple[Tensor]:
+        return (getattr(eager, name)(given.x, given.index[-draws:], given.grad[-draws:], given.temperature),)
+
+    return kernel, twin
 
 
 def _sample(draws: int, dtype: torch.dtype | None) -> tuple[Callable, Callable]:
@@ -216,16 +234,8 @@ OPERATIONS = [
         draws=2,
         takes_mask=False,
     ),
-    Operation(
-        "relaxed_grad",
-        lambda g: relaxed.relaxed_grad(
-            g.x, g.logsumexp, g.index, g.grad, g.temperature, SEED, OFFSET, ROW_OFFSET, g.mask, True
-        ),
-        lambda g: _relaxed_grad_twin(g),
-        _noise_tile(2),
-        NOISE,
-        draws=2,
-    ),
+    Operation("relaxed_grad", *_relaxed_grad(1), _noise_tile(2), NOISE, draws=2),
+    Operation("relaxed_samples", *_relaxed_grad(3), _noise_tile(6), NOISE, draws=6),
     Operation(
         "softmax_grad",
         lambda g: (softmax_grad.softmax_grad(g.x, g.logsumexp, g.grad[1], g.mask),),
@@ -233,6 +243,8 @@ OPERATIONS = [
         _tile("grad", twice=True),
         TWO,
     ),
+    Operation("reinmax_grad", *_straight_through("reinmax_grad", 1), _tile("grad", twice=True), TWO),
+    Operation("gapped_grad", *_straight_through("gapped_grad", 2), _tile("grad", draws=2, twice=True), TWO, draws=2),
     Operation("log_prob", *_log_prob(1, False), _tile("value"), TWO),
     Operation("log_prob_known", *_log_prob(2, True), _tile("value", draws=2), TWO, draws=2),
     Operation(
@@ -399,6 +411,7 @@ def _copy(source, target, READ: tl.constexpr, WRITE: tl.constexpr):
     tl.store(target + WRITE, tl.load(source + READ))
 
 
+@pytest.mark.skipif(not triton.knobs.runtime.interpret, reason="of the interpreter")
 @pytest.mark.parametrize("at", [-1, 3, 4, 10, 10**9])
 def test_an_access_beside_a_tensor_is_an_assertion(at: int) -> None:
     """Before it, behind it, and in the padding between its two rows, which are at 0 .. 2 and 5 .. 7."""

@@ -29,6 +29,10 @@ def records(logits: Tensor, relaxed: bool = False) -> bool:
     return is_differentiated(logits) and loses_functions()
 
 
+def relaxes_first(logits: Tensor, draws: int) -> bool:
+    return loses_functions()
+
+
 def new_seed(logits: Tensor, generator: torch.Generator | None) -> Seed:
     return Seed(generator=generator)
 
@@ -238,8 +242,8 @@ def gapped(logits: Tensor, index: Tensor) -> Tensor:
     a shift of x that is not differentiated (Fan et al. 2022, https://arxiv.org/abs/2206.07235)."""
     d = shifted(logits.detach())
     hot = index.unsqueeze(-1) == torch.arange(d.shape[-1], device=d.device)
-    # NaN at the draw too, where the row is no distribution.
-    return with_derivative_of(torch.where(hot, d - d, d.clamp_max(-GAP)), logits)
+    # 0 at the draw, NaN where the row is no distribution.
+    return with_derivative_of(torch.where(hot, d.amax(-1, keepdim=True), d.clamp_max(-GAP)), logits)
 
 
 def with_derivative_of(score: Tensor, logits: Tensor) -> Tensor:
@@ -303,6 +307,13 @@ def smooth(
     return softmax(score / by_row(temperature, score.dtype))
 
 
+def perturbed(logits: Tensor, draws: int, seed: Seed) -> Tensor:
+    """x - max x + Gumbel, [draws, rows, columns] in the dtype of the noise: the Gumbel variate of E is -log E."""
+    e = rng.exponential((draws, *logits.shape), logits.device, seed.generator)
+    # A category that is off must not make the temperature's gradient 0 inf.
+    return shifted(logits).clamp_min(-1e20) - e.neg().log()
+
+
 def straight_through(
     logits: Tensor,
     mask: Tensor | None,
@@ -314,26 +325,50 @@ def straight_through(
     samples: int,
 ) -> Sample:
     x = masked(logits, mask)
+    if method is ReparamGradientStrategy.RelaxedOneHot and samples == 1:
+        return relaxed_first(x, draws, dtype, seed, temperature)
     drawn = sample(x.detach(), None, draws, dtype, seed, False)
     return with_gradient_of(drawn, smooth(x, drawn, seed, method, temperature, samples))
+
+
+def relaxed_first(
+    logits: Tensor, draws: int, dtype: torch.dtype | None, seed: Seed, temperature: Tensor | float
+) -> Sample:
+    """RelaxedOneHot as it is defined: the draw is the arg-max of the relaxed sample."""
+    assert dtype is not None
+    z = perturbed(logits, draws, seed)
+    top, index = z.detach().max(-1)
+    index = index.masked_fill(top.isnan(), -1)
+    drawn = Sample(one_hot(index, logits.shape[-1], dtype), index, None, False, None)
+    return with_gradient_of(drawn, softmax(z / by_row(temperature, z.dtype)))
 
 
 def with_gradient_of(drawn: Sample, y: Tensor) -> Sample:
     """h + (y - y): the draw itself, since y - y is 0 exactly, but for NaN in a row that is no distribution."""
     assert drawn.one_hot is not None
-    y = y.to(drawn.one_hot.dtype)
     zero = y - y.detach()
-    return drawn._replace(one_hot=drawn.one_hot + (zero if drawn.all_valid else zero.nan_to_num(0.0)))
+    zero = zero if drawn.all_valid else zero.nan_to_num(0.0)
+    return drawn._replace(one_hot=drawn.one_hot + zero.to(drawn.one_hot.dtype))
 
 
 # Densities ------------------------------------------------------------------------------------------------------------
+
+
+def columns_at(index: Tensor) -> Tensor:
+    """`index`, one for each draw, beside the rows: [rows, draws]."""
+    return index.unsqueeze(-1) if index.dim() == 1 else index.t()
+
+
+def by_draw(of_rows: Tensor, index: Tensor) -> Tensor:
+    """What was found at `columns_at(index)`, in the shape of `index`."""
+    return of_rows.squeeze(-1) if index.dim() == 1 else of_rows.t()
 
 
 def log_prob_index(
     logits: Tensor, index: Tensor, mask: Tensor | None = None, logsumexp: Tensor | None = None, inside: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     at = index.clamp(0, logits.shape[-1] - 1)
-    chosen = log_softmax(masked(logits, mask)).gather(-1, at.t()).t()
+    chosen = by_draw(log_softmax(masked(logits, mask)).gather(-1, columns_at(at)), index)
     return torch.where(index == at, chosen, torch.nan), None
 
 

@@ -34,9 +34,9 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from onehot_triton.kernels import entropy, log_prob, relaxed, sample, softmax_grad
+from onehot_triton.kernels import entropy, log_prob, relaxed, sample, softmax_grad, straight_through
 
-MODULES = (entropy, log_prob, relaxed, sample, softmax_grad)
+MODULES = (entropy, log_prob, relaxed, sample, softmax_grad, straight_through)
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -160,6 +160,18 @@ OPERATIONS: dict[str, Callable[[Launch], object]] = {
     "relaxed_grad_temperatures": lambda a: relaxed.relaxed_grad(
         a.logits, a.per_row, a.index, a.empty(a.draws, a.rows, a.columns), a.per_row, SEED, OFFSET
     ),
+    "relaxed_samples": lambda a: relaxed.relaxed_grad(
+        a.logits, a.per_row, a.index, a.empty(a.draws, a.rows, a.columns), 0.5, SEED, OFFSET, 0, None, False, 8
+    ),
+    "reinmax_grad": lambda a: straight_through.reinmax_grad(
+        a.logits, a.per_row, a.index, a.empty(a.draws, a.rows, a.columns), 1.0
+    ),
+    "gapped_grad": lambda a: straight_through.gapped_grad(
+        a.logits, a.per_row, a.index, a.empty(a.draws, a.rows, a.columns), 1.0
+    ),
+    "reinmax_grad_temperatures": lambda a: straight_through.reinmax_grad(
+        a.logits, a.per_row, a.index, a.empty(a.draws, a.rows, a.columns), a.per_row
+    ),
     # With a category mask.
     "masked_sample": lambda a: sample.sample(a.logits, a.draws, a.out_dtype, SEED, OFFSET, 0, a.allowed),
     "masked_log_prob": lambda a: log_prob.log_prob(a.logits, None, a.value, a.allowed),
@@ -168,6 +180,9 @@ OPERATIONS: dict[str, Callable[[Launch], object]] = {
     "masked_entropy": lambda a: entropy.entropy(a.logits, a.allowed),
     "masked_entropy_grad": lambda a: entropy.entropy_grad(a.logits, a.per_row, a.per_row, a.per_row, a.allowed),
     "masked_softmax_grad": lambda a: softmax_grad.softmax_grad(a.logits, a.per_row, a.logits, a.allowed),
+    "masked_reinmax_grad": lambda a: straight_through.reinmax_grad(
+        a.logits, a.per_row, a.index, a.empty(a.draws, a.rows, a.columns), 1.0, a.allowed
+    ),
     "masked_relaxed_grad": lambda a: relaxed.relaxed_grad(
         a.logits, a.per_row, a.index, a.empty(a.draws, a.rows, a.columns), 0.5, SEED, OFFSET, 0, a.allowed
     ),
@@ -190,6 +205,8 @@ def paths() -> list[Launch]:
             for name in ("softmax_grad", "relaxed", "relaxed_grad")
             for shape in (SHORT, ONE_TILE, LONG, FEW)
         ),
+        *(Launch("reinmax_grad", *shape, BF16) for shape in (SHORT, LONG, FEW)),
+        *(Launch("gapped_grad", *shape, BF16) for shape in (SHORT, FEW)),
     ]
 
 
@@ -200,6 +217,10 @@ def variants() -> list[Launch]:
         *(Launch("sample_index", *shape, BF16) for shape in (SHORT, FEW)),
         *(Launch("sample", *shape, BF16, INT64, draws=4) for shape in (SHORT, LONG)),
         *(Launch("relaxed_grad", *shape, BF16, draws=4) for shape in (SHORT, LONG, FEW)),
+        *(Launch("relaxed_samples", *shape, BF16) for shape in (SHORT, FEW)),
+        Launch("gapped_grad", *SHORT, BF16, draws=4),
+        Launch("reinmax_grad_temperatures", *SHORT, BF16),
+        Launch("masked_reinmax_grad", *LONG, BF16),
         # Columns and row starts that are no multiple of 16.
         Launch("sample", 65536, 18, BF16, BF16),
         *(Launch(name, 1024, 5003, BF16, BF16) for name in ("sample", "log_prob", "entropy", "relaxed_grad")),

@@ -28,6 +28,7 @@ from .rows import (
     load_logsumexp,
     load_parts,
     log2_probs,
+    over_lanes,
     over_tile,
     store_part,
     temperature_arguments,
@@ -41,36 +42,53 @@ _PER_CALL = ["temperature_ptr", "temperature_stride", "rows"]
 
 @triton.jit
 def _weights(
-    ptrs, mask, allowed_ptr, allowed_at, hot, maximum, log_sum, inverse, TYPE: tl.constexpr, GAPPED: tl.constexpr
+    ptrs, mask, allowed_ptr, allowed_at, hot, maximum, log_sum, inverse, TYPE: tl.constexpr, METHOD: tl.constexpr
 ):
-    """(w, p) of a tile; p is that of ReinMax alone."""
+    """(w, p) of a tile; p is that of ReinMax alone. At temperature 1 q is p, one exponential and one sum of a
+    row less."""
     x = load_logits(ptrs, mask, TYPE, allowed_ptr, allowed_at)
     d = x - over_tile(maximum)
-    if GAPPED:
+    if METHOD == "gapped":
         w = tl.where(hot, 1.0, tl.exp2(tl.minimum(d, -_GAP) * over_tile(inverse * LOG2E)))
         return w, w
+    elif METHOD == "reinmax at 1":
+        p = tl.exp2(log2_probs(x, maximum, log_sum))
+        return p, p
     else:
         return tl.exp2(d * over_tile(inverse * LOG2E)), tl.exp2(log2_probs(x, maximum, log_sum))
 
 
 @triton.jit
-def _gradient(w, p, hot, g, total, dot, p_dot, winner_grad, log_sum, inverse, GAPPED: tl.constexpr):
-    """The gradient of a tile from its rows' sums of w, w g and p g, [ROWS]."""
-    mean = dot / total
-    if GAPPED:
-        # Where the row is no distribution, its log_sum is NaN, and a minimum may be none.
-        scale = tl.where(log_sum == log_sum, inverse / total, float("nan"))
-        return w * over_tile(scale) * (g - over_tile(mean))
-    else:
-        two_m = w * over_tile(1 / total) + tl.where(hot, 1.0, 0.0)
-        return two_m * (g - over_tile((mean + winner_grad) * 0.5)) - p * 0.5 * (g - over_tile(p_dot))
+def _hot(winner, start, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr):
+    """Where the draw is in a tile from column `start` on. The columns of a lane are constants, and the winner counts
+    from its first one: a comparison an element, and no addition."""
+    lane = tl.arange(0, LANES)[None, :] * VECTOR
+    depth = tl.arange(0, DEPTH)[:, None, None, None] * (LANES * VECTOR)
+    return over_lanes((winner - start)[:, None] - lane) == depth + tl.arange(0, VECTOR)[None, None, None, :]
 
 
 @triton.jit
-def _winner(index_ptr, grad_ptr, at, grad_stride, inside, TYPE: tl.constexpr, GAPPED: tl.constexpr):
+def _gradient(w, p, hot, g, total, dot, p_dot, winner_grad, log_sum, inverse, METHOD: tl.constexpr):
+    """The gradient of a tile from its rows' sums of w, w g and p g, [ROWS]."""
+    mean = dot / total
+    if METHOD == "gapped":
+        # Where the row is no distribution, its log_sum is NaN, and a minimum may be none.
+        scale = tl.where(log_sum == log_sum, inverse / total, float("nan"))
+        return w * (g * over_tile(scale) - over_tile(scale * mean))
+    else:
+        scale = 1 / total
+        if METHOD == "reinmax at 1":
+            scale, mean = tl.full(total.shape, 1.0, total.dtype), dot
+        mean = (mean + winner_grad) * 0.5
+        out = w * (g * over_tile(scale) - over_tile(scale * mean)) - p * (g * 0.5 - over_tile(p_dot * 0.5))
+        return out + tl.where(hot, over_tile(winner_grad - mean), 0.0)
+
+
+@triton.jit
+def _winner(index_ptr, grad_ptr, at, grad_stride, inside, TYPE: tl.constexpr, METHOD: tl.constexpr):
     """The drawn column of each row, -1 for none, and the incoming gradient there, of ReinMax alone."""
     winner = tl.load(index_ptr + at, mask=inside, other=-1)
-    if GAPPED:
+    if METHOD == "gapped":
         grad = tl.zeros(at.shape, TYPE)
     else:
         grad = tl.load(grad_ptr + at * grad_stride + winner, mask=winner >= 0, other=0.0).to(TYPE)
@@ -81,17 +99,18 @@ def _winner(index_ptr, grad_ptr, at, grad_stride, inside, TYPE: tl.constexpr, GA
 @triton.jit
 def _row_sums(
     x_ptrs, allowed_ptr, allowed_at, grad_ptrs, column, columns, winner, maximum, log_sum, inverse, TYPE: tl.constexpr,
-    BLOCK: tl.constexpr, GAPPED: tl.constexpr,
+    METHOD: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     """The sums of w, w g and p g, [1], over this program's tiles of a long row."""
+    BLOCK: tl.constexpr = DEPTH * LANES * VECTOR
     whole = columns // BLOCK * BLOCK
     total = tl.zeros([1, column.shape[2]], TYPE)
     dot = tl.zeros([1, column.shape[2]], TYPE)
     p_dot = tl.zeros([1, column.shape[2]], TYPE)
     for start in range(tl.program_id(1) * BLOCK, whole, tl.num_programs(1) * BLOCK):
-        hot = start + column == over_tile(winner)
+        hot = _hot(winner, start, DEPTH, LANES, VECTOR)
         w, p = _weights(
-            x_ptrs + start, None, allowed_ptr, allowed_at + start, hot, maximum, log_sum, inverse, TYPE, GAPPED
+            x_ptrs + start, None, allowed_ptr, allowed_at + start, hot, maximum, log_sum, inverse, TYPE, METHOD
         )
         g = load_grad(grad_ptrs + start, None, TYPE)
         total += lane_sum(w)
@@ -99,9 +118,9 @@ def _row_sums(
         p_dot += lane_sum(p * g)
     if has_tail(whole, columns, BLOCK):
         mask = whole + column < columns
-        hot = whole + column == over_tile(winner)
+        hot = _hot(winner, whole, DEPTH, LANES, VECTOR)
         w, p = _weights(
-            x_ptrs + whole, mask, allowed_ptr, allowed_at + whole, hot, maximum, log_sum, inverse, TYPE, GAPPED
+            x_ptrs + whole, mask, allowed_ptr, allowed_at + whole, hot, maximum, log_sum, inverse, TYPE, METHOD
         )
         g = load_grad(grad_ptrs + whole, mask, TYPE)
         total += lane_sum(w)
@@ -113,28 +132,30 @@ def _row_sums(
 @triton.jit
 def _write_row(
     x_ptrs, allowed_ptr, allowed_at, grad_ptrs, out_ptrs, column, columns, winner, winner_grad, total, dot, p_dot,
-    maximum, log_sum, inverse, TYPE: tl.constexpr, BLOCK: tl.constexpr, GAPPED: tl.constexpr,
+    maximum, log_sum, inverse, TYPE: tl.constexpr, METHOD: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr,
+    VECTOR: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the same tiles, the last one first: what was read last is still in the L2."""
+    BLOCK: tl.constexpr = DEPTH * LANES * VECTOR
     whole = columns // BLOCK * BLOCK
     if has_tail(whole, columns, BLOCK):
         mask = whole + column < columns
-        hot = whole + column == over_tile(winner)
+        hot = _hot(winner, whole, DEPTH, LANES, VECTOR)
         w, p = _weights(
-            x_ptrs + whole, mask, allowed_ptr, allowed_at + whole, hot, maximum, log_sum, inverse, TYPE, GAPPED
+            x_ptrs + whole, mask, allowed_ptr, allowed_at + whole, hot, maximum, log_sum, inverse, TYPE, METHOD
         )
         g = load_grad(grad_ptrs + whole, mask, TYPE)
-        out = _gradient(w, p, hot, g, total, dot, p_dot, winner_grad, log_sum, inverse, GAPPED)
+        out = _gradient(w, p, hot, g, total, dot, p_dot, winner_grad, log_sum, inverse, METHOD)
         tl.store(out_ptrs + whole, out.to(out_ptrs.dtype.element_ty), mask=mask)
     turns = tl.cdiv(whole // BLOCK - tl.program_id(1), tl.num_programs(1))
     for turn in range(turns):
         start = (tl.program_id(1) + (turns - 1 - turn) * tl.num_programs(1)) * BLOCK
-        hot = start + column == over_tile(winner)
+        hot = _hot(winner, start, DEPTH, LANES, VECTOR)
         w, p = _weights(
-            x_ptrs + start, None, allowed_ptr, allowed_at + start, hot, maximum, log_sum, inverse, TYPE, GAPPED
+            x_ptrs + start, None, allowed_ptr, allowed_at + start, hot, maximum, log_sum, inverse, TYPE, METHOD
         )
         g = load_grad(grad_ptrs + start, None, TYPE)
-        out = _gradient(w, p, hot, g, total, dot, p_dot, winner_grad, log_sum, inverse, GAPPED)
+        out = _gradient(w, p, hot, g, total, dot, p_dot, winner_grad, log_sum, inverse, METHOD)
         tl.store(out_ptrs + start, out.to(out_ptrs.dtype.element_ty))
 
 
@@ -143,7 +164,7 @@ def _tile_kernel(
     logits_ptr, allowed_ptr, logsumexp_ptr, index_ptr, grad_ptr, temperature_ptr, out_ptr, row_stride: tl.int64,
     allowed_stride: tl.int64, grad_stride: tl.int64, temperature: tl.float64, temperature_stride: tl.int64,
     rows: tl.int64, programs_per_draw, columns,
-    GAPPED: tl.constexpr, TYPE: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr,
+    METHOD: tl.constexpr, TYPE: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr,
     VECTOR: tl.constexpr,
 ):  # fmt: skip
     # Rows that are in a tile whole.
@@ -155,14 +176,14 @@ def _tile_kernel(
     mask = over_tile(inside) & (column < columns)
     maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, inside)
     inverse = inverse_temperature(temperature_ptr, temperature, row * temperature_stride, inside, TYPE)
-    winner, winner_grad = _winner(index_ptr, grad_ptr, at, grad_stride, inside, TYPE, GAPPED)
-    hot = column == over_tile(winner)
+    winner, winner_grad = _winner(index_ptr, grad_ptr, at, grad_stride, inside, TYPE, METHOD)
+    hot = _hot(winner, 0, DEPTH, LANES, VECTOR)
     x_ptrs = logits_ptr + over_tile(row * row_stride) + column
     allowed_at = over_tile(row * allowed_stride) + column
-    w, p = _weights(x_ptrs, mask, allowed_ptr, allowed_at, hot, maximum, log_sum, inverse, TYPE, GAPPED)
+    w, p = _weights(x_ptrs, mask, allowed_ptr, allowed_at, hot, maximum, log_sum, inverse, TYPE, METHOD)
     g = load_grad(grad_ptr + over_tile(at * grad_stride) + column, mask, TYPE)
     total, dot, p_dot = tl.sum(lane_sum(w), 1), tl.sum(lane_sum(w * g), 1), tl.sum(lane_sum(p * g), 1)
-    out = _gradient(w, p, hot, g, total, dot, p_dot, winner_grad, log_sum, inverse, GAPPED)
+    out = _gradient(w, p, hot, g, total, dot, p_dot, winner_grad, log_sum, inverse, METHOD)
     tl.store(out_ptr + over_tile(at * columns) + column, out.to(out_ptr.dtype.element_ty), mask=mask)
 
 
@@ -171,28 +192,27 @@ def _rows_kernel(
     logits_ptr, allowed_ptr, logsumexp_ptr, index_ptr, grad_ptr, temperature_ptr, out_ptr, row_stride: tl.int64,
     allowed_stride: tl.int64, grad_stride: tl.int64, temperature: tl.float64, temperature_stride: tl.int64,
     rows: tl.int64, draws, columns,
-    GAPPED: tl.constexpr, TYPE: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
+    METHOD: tl.constexpr, TYPE: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     # Long rows, one after the other: between its two walks a row is to stay in the L2, which holds as few as these.
     column = tile_columns(DEPTH, LANES, VECTOR)
-    BLOCK: tl.constexpr = DEPTH * LANES * VECTOR
     for number in range(tl.program_id(0), draws * rows, tl.num_programs(0)):
         at = tl.zeros([1], tl.int64) + number
         row = at % rows
         maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, None)
         inverse = inverse_temperature(temperature_ptr, temperature, row * temperature_stride, row >= 0, TYPE)
-        winner, winner_grad = _winner(index_ptr, grad_ptr, at, grad_stride, row >= 0, TYPE, GAPPED)
+        winner, winner_grad = _winner(index_ptr, grad_ptr, at, grad_stride, row >= 0, TYPE, METHOD)
         x_ptrs = logits_ptr + over_tile(row * row_stride) + column
         allowed_at = over_tile(row * allowed_stride) + column
         grad_ptrs = grad_ptr + over_tile(at * grad_stride) + column
         out_ptrs = out_ptr + over_tile(at * columns) + column
         total, dot, p_dot = _row_sums(
-            x_ptrs, allowed_ptr, allowed_at, grad_ptrs, column, columns, winner, maximum, log_sum, inverse, TYPE, BLOCK,
-            GAPPED,
+            x_ptrs, allowed_ptr, allowed_at, grad_ptrs, column, columns, winner, maximum, log_sum, inverse, TYPE,
+            METHOD, DEPTH, LANES, VECTOR,
         )  # fmt: skip
         _write_row(
             x_ptrs, allowed_ptr, allowed_at, grad_ptrs, out_ptrs, column, columns, winner, winner_grad, total, dot,
-            p_dot, maximum, log_sum, inverse, TYPE, BLOCK, GAPPED,
+            p_dot, maximum, log_sum, inverse, TYPE, METHOD, DEPTH, LANES, VECTOR,
         )  # fmt: skip
 
 
@@ -201,7 +221,7 @@ def _sums_kernel(
     logits_ptr, allowed_ptr, logsumexp_ptr, index_ptr, grad_ptr, temperature_ptr, parts_ptr, row_stride: tl.int64,
     allowed_stride: tl.int64, grad_stride: tl.int64, temperature: tl.float64, temperature_stride: tl.int64,
     rows: tl.int64, columns,
-    GAPPED: tl.constexpr, TYPE: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
+    METHOD: tl.constexpr, TYPE: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     # The sums of a part of a long row a program.
     at = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
@@ -213,10 +233,9 @@ def _sums_kernel(
     x_ptrs = logits_ptr + over_tile(row * row_stride) + column
     allowed_at = over_tile(row * allowed_stride) + column
     grad_ptrs = grad_ptr + over_tile(at * grad_stride) + column
-    BLOCK: tl.constexpr = DEPTH * LANES * VECTOR
     total, dot, p_dot = _row_sums(
-        x_ptrs, allowed_ptr, allowed_at, grad_ptrs, column, columns, winner, maximum, log_sum, inverse, TYPE, BLOCK,
-        GAPPED,
+        x_ptrs, allowed_ptr, allowed_at, grad_ptrs, column, columns, winner, maximum, log_sum, inverse, TYPE, METHOD,
+        DEPTH, LANES, VECTOR,
     )  # fmt: skip
     store_part(parts_ptr, 3 * at, total)
     store_part(parts_ptr, 3 * at + 1, dot)
@@ -228,7 +247,7 @@ def _write_kernel(
     logits_ptr, allowed_ptr, logsumexp_ptr, index_ptr, grad_ptr, temperature_ptr, parts_ptr, out_ptr,
     row_stride: tl.int64, allowed_stride: tl.int64, grad_stride: tl.int64, temperature: tl.float64,
     temperature_stride: tl.int64, rows: tl.int64, columns,
-    GAPPED: tl.constexpr, PARTS: tl.constexpr, TYPE: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr,
+    METHOD: tl.constexpr, PARTS: tl.constexpr, TYPE: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr,
     VECTOR: tl.constexpr,
 ):  # fmt: skip
     # The same part of the row a program.
@@ -237,7 +256,7 @@ def _write_kernel(
     column = tile_columns(DEPTH, LANES, VECTOR)
     maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, None)
     inverse = inverse_temperature(temperature_ptr, temperature, row * temperature_stride, row >= 0, TYPE)
-    winner, winner_grad = _winner(index_ptr, grad_ptr, at, grad_stride, row >= 0, TYPE, GAPPED)
+    winner, winner_grad = _winner(index_ptr, grad_ptr, at, grad_stride, row >= 0, TYPE, METHOD)
     parts = tl.num_programs(1)
     total = tl.sum(load_parts(parts_ptr, 3 * at, parts, 0.0, PARTS), 1)
     dot = tl.sum(load_parts(parts_ptr, 3 * at + 1, parts, 0.0, PARTS), 1)
@@ -246,16 +265,15 @@ def _write_kernel(
     allowed_at = over_tile(row * allowed_stride) + column
     grad_ptrs = grad_ptr + over_tile(at * grad_stride) + column
     out_ptrs = out_ptr + over_tile(at * columns) + column
-    BLOCK: tl.constexpr = DEPTH * LANES * VECTOR
     _write_row(
         x_ptrs, allowed_ptr, allowed_at, grad_ptrs, out_ptrs, column, columns, winner, winner_grad, total, dot, p_dot,
-        maximum, log_sum, inverse, TYPE, BLOCK, GAPPED,
+        maximum, log_sum, inverse, TYPE, METHOD, DEPTH, LANES, VECTOR,
     )  # fmt: skip
 
 
 def _straight_through(
     logits: Tensor, logsumexp: Tensor, index: Tensor, grad: Tensor, temperature: Tensor | float,
-    allowed: Tensor | None, gapped: bool,
+    allowed: Tensor | None, method: str,
 ) -> Tensor:  # fmt: skip
     logits = with_unit_stride(logits)
     rows, columns = logits.shape
@@ -269,7 +287,7 @@ def _straight_through(
         common = {
             "logits_ptr": logits, "logsumexp_ptr": logsumexp.contiguous(), "index_ptr": index.contiguous(),
             "grad_ptr": grad, "row_stride": logits.stride(0), "grad_stride": grad.stride(0), "rows": rows,
-            "columns": columns, "GAPPED": gapped, "TYPE": compute_type(logits.dtype), "num_warps": tile.warps,
+            "columns": columns, "METHOD": method, "TYPE": compute_type(logits.dtype), "num_warps": tile.warps,
             **tile.row_shape, **temperature_arguments(temperature), **allowed_arguments(allowed),
         }  # fmt: skip
         if tile.one:
@@ -301,7 +319,8 @@ def reinmax_grad(
         temperature: [rows] in the compute dtype, any stride; or one number.
         allowed: see `rows.allowed_arguments`.
     """
-    return _straight_through(logits, logsumexp, index, grad, temperature, allowed, False)
+    method = "reinmax at 1" if not isinstance(temperature, Tensor) and temperature == 1 else "reinmax"
+    return _straight_through(logits, logsumexp, index, grad, temperature, allowed, method)
 
 
 @launch.on_its_device
@@ -310,4 +329,4 @@ def gapped_grad(
     allowed: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     """The GappedStraightThrough gradient, summed over draws; the arguments are those of `reinmax_grad`."""
-    return _straight_through(logits, logsumexp, index, grad, temperature, allowed, True)
+    return _straight_through(logits, logsumexp, index, grad, temperature, allowed, "gapped")

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from onehot_triton import MaskedOneHotCategorical, OneHotCategorical, RelaxedOneHotCategorical, ReparamGradientStrategy
-from onehot_triton.kernels import entropy, log_prob, relaxed, sample, softmax_grad
+from onehot_triton.kernels import entropy, log_prob, relaxed, sample, softmax_grad, straight_through
 
 METHODS = tuple(ReparamGradientStrategy)
 
@@ -42,6 +42,8 @@ LAUNCHERS: dict[str, Callable[[Given], Any]] = {
     "relaxed": lambda a: relaxed.relaxed(a.x, a.per_row, a.draws, 5, 8),
     "relaxed_grad": lambda a: relaxed.relaxed_grad(a.x, a.per_row, a.index, a.value, a.per_row, 5, 8),
     "softmax_grad": lambda a: softmax_grad.softmax_grad(a.x, a.per_row, a.x),
+    "reinmax_grad": lambda a: straight_through.reinmax_grad(a.x, a.per_row, a.index, a.value, a.per_row),
+    "gapped_grad": lambda a: straight_through.gapped_grad(a.x, a.per_row, a.index, a.value, a.per_row),
     "log_prob": lambda a: log_prob.log_prob(a.x, None, a.value),
     "log_prob_index": lambda a: log_prob.log_prob_index(a.x, a.per_row, a.index),
     "log_prob_grad": lambda a: log_prob.log_prob_grad(a.x, a.per_row, a.index, a.per_draw),
@@ -52,7 +54,7 @@ LAUNCHERS: dict[str, Callable[[Given], Any]] = {
 
 
 def test_every_launcher_is_there() -> None:
-    modules = (entropy, log_prob, relaxed, sample, softmax_grad)
+    modules = (entropy, log_prob, relaxed, sample, softmax_grad, straight_through)
     defined = {
         name
         for module in modules

@@ -1,7 +1,7 @@
 """Every gradient of `rsample` on two problems: one whose exact gradient is known, and a categorical VAE.
 
-The polynomial problem (Liu et al. 2023, https://arxiv.org/abs/2304.08612): 128 variables x of two categories, 0 and 1;
-to be minimised is the expectation of the mean of |x - 0.45|^p. The best is x = 0 for certain, 0.45^p: 0.3019, 0.2025 and
+The polynomial problem (Liu et al. 2023, https://arxiv.org/abs/2304.08612): 128 variables x of two categories, 0 and 1.
+To be minimised is the expected mean of |x - 0.45|^p. The best is x = 0 for certain, 0.45^p: 0.3019, 0.2025 and
 0.0911 for p = 1.5, 2 and 3. At p = 2 the function is quadratic, and ReinMax exact in the mean.
 
 The VAE: 16 variables of 8 categories between 8 x 8 digits, which scikit-learn ships, and their reconstructions.

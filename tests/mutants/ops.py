@@ -445,7 +445,7 @@ MUTANTS = [
     _library('"rr>d"', '"r.>d"', "vmap: logsumexp's mask", operators("vmap")),
     _library('"r..s...r>ddd"', '"r..s....>ddd"', "vmap: sample's mask", operators("vmap")),
     _library('"rr..s...>d"', '"r...s...>d"', "vmap: the temperatures of relaxed", operators("vmap")),
-    _library('"rdddr.s...r.>rr"', '"rdddr.s.....>rr"', "vmap: relaxed_grad's mask", operators("vmap")),
+    _library('"rdddr.s...r..>rr"', '"rdddr.s......>rr"', "vmap: relaxed_grad's mask", operators("vmap")),
     _library(
         'info.randomness == "error" and not seeds_are_batched',
         'info.randomness == "error" and seeds_are_batched',

@@ -34,9 +34,9 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from onehot_triton.kernels import entropy, log_prob, relaxed, sample, softmax_grad, straight_through
+from onehot_triton.kernels import entropy, log_prob, relaxed, sample, soft_grad, softmax_grad, straight_through
 
-MODULES = (entropy, log_prob, relaxed, sample, softmax_grad, straight_through)
+MODULES = (entropy, log_prob, relaxed, sample, soft_grad, softmax_grad, straight_through)
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -129,6 +129,10 @@ class Launch(NamedTuple):
         return self.empty(self.draws, self.rows, dtype=FP64 if self.dtype == FP64 else FP32)
 
     @property
+    def per_element(self) -> torch.Tensor:
+        return self.empty(self.draws, self.rows, self.columns)
+
+    @property
     def index(self) -> torch.Tensor:
         return self.empty(self.draws, self.rows, dtype=INT64)
 
@@ -154,11 +158,9 @@ OPERATIONS: dict[str, Callable[[Launch], object]] = {
     "softmax_grad": lambda a: softmax_grad.softmax_grad(a.logits, a.per_row, a.logits),
     "relaxed": lambda a: relaxed.relaxed(a.logits, 0.5, a.draws, SEED, OFFSET),
     "relaxed_temperatures": lambda a: relaxed.relaxed(a.logits, a.per_row, a.draws, SEED, OFFSET),
-    "relaxed_grad": lambda a: relaxed.relaxed_grad(
-        a.logits, a.per_row, a.index, a.empty(a.draws, a.rows, a.columns), 0.5, SEED, OFFSET
-    ),
+    "relaxed_grad": lambda a: relaxed.relaxed_grad(a.logits, a.per_row, a.index, a.per_element, 0.5, SEED, OFFSET),
     "relaxed_grad_temperatures": lambda a: relaxed.relaxed_grad(
-        a.logits, a.per_row, a.index, a.empty(a.draws, a.rows, a.columns), a.per_row, SEED, OFFSET
+        a.logits, a.per_row, a.index, a.per_element, a.per_row, SEED, OFFSET
     ),
     "relaxed_samples": lambda a: relaxed.relaxed_grad(
         a.logits, a.per_row, a.index, a.empty(a.draws, a.rows, a.columns), 0.5, SEED, OFFSET, 0, None, False, 8
@@ -172,6 +174,8 @@ OPERATIONS: dict[str, Callable[[Launch], object]] = {
     "reinmax_grad_temperatures": lambda a: straight_through.reinmax_grad(
         a.logits, a.per_row, a.index, a.empty(a.draws, a.rows, a.columns), a.per_row
     ),
+    "soft_grad": lambda a: soft_grad.soft_grad(a.per_element, a.per_element, 0.5),
+    "soft_grad_temperatures": lambda a: soft_grad.soft_grad(a.per_element, a.per_element, a.per_row, True),
     # With a category mask.
     "masked_sample": lambda a: sample.sample(a.logits, a.draws, a.out_dtype, SEED, OFFSET, 0, a.allowed),
     "masked_log_prob": lambda a: log_prob.log_prob(a.logits, None, a.value, a.allowed),
@@ -184,7 +188,7 @@ OPERATIONS: dict[str, Callable[[Launch], object]] = {
         a.logits, a.per_row, a.index, a.empty(a.draws, a.rows, a.columns), 1.0, a.allowed
     ),
     "masked_relaxed_grad": lambda a: relaxed.relaxed_grad(
-        a.logits, a.per_row, a.index, a.empty(a.draws, a.rows, a.columns), 0.5, SEED, OFFSET, 0, a.allowed
+        a.logits, a.per_row, a.index, a.per_element, 0.5, SEED, OFFSET, 0, a.allowed
     ),
 }
 
@@ -202,7 +206,7 @@ def paths() -> list[Launch]:
         *(Launch("entropy", *shape, BF16) for shape in (SHORT, LONG, FEW)),
         *(
             Launch(name, *shape, BF16)
-            for name in ("softmax_grad", "relaxed", "relaxed_grad")
+            for name in ("softmax_grad", "relaxed", "relaxed_grad", "soft_grad")
             for shape in (SHORT, ONE_TILE, LONG, FEW)
         ),
         *(Launch("reinmax_grad", *shape, BF16) for shape in (SHORT, LONG, FEW)),
@@ -228,6 +232,7 @@ def variants() -> list[Launch]:
         *(Launch("log_prob", *LONG, BF16, dtype) for dtype in (INT64, BOOL, FP64)),
         *(Launch("log_prob_grad", *LONG, BF16, draws=n) for n in (1, 4)),
         *(Launch(name, *SHORT, BF16) for name in ("relaxed_temperatures", "relaxed_grad_temperatures")),
+        *(Launch("soft_grad_temperatures", *shape, BF16, draws=4) for shape in (SHORT, LONG, FEW)),
     ]
     for shape in (SHORT, LONG, FEW):
         masked = ("masked_sample", "masked_log_prob", "masked_entropy", "masked_softmax_grad", "masked_relaxed_grad")
@@ -237,7 +242,7 @@ def variants() -> list[Launch]:
     for dtype in (FP32, FP64):
         many += [Launch("sample", *shape, dtype, INT64) for shape in (SHORT, LONG, FEW)]
         many += [Launch(name, *shape, dtype) for name in ("relaxed", "relaxed_grad") for shape in (SHORT, LONG, FEW)]
-        many += [Launch(name, *FEW, dtype, dtype) for name in ("log_prob", "entropy", "softmax_grad")]
+        many += [Launch(name, *FEW, dtype, dtype) for name in ("log_prob", "entropy", "softmax_grad", "soft_grad")]
         many += [Launch(name, *LONG, dtype) for name in ("entropy", "entropy_grad", "softmax_grad", "log_prob_grad")]
         many += [Launch("log_prob", *LONG, dtype, dtype), Launch("log_prob_index", *SHORT, dtype)]
     return many

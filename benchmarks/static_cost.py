@@ -52,6 +52,7 @@ LIMITS = {
     "relaxed_samples": 60,
     "reinmax_grad": 26,
     "gapped_grad": 26,
+    "soft_grad": 20,
 }
 LIMIT_FROM = 4096
 # Kernels that touch no row, but what the programs left that shared it.
@@ -185,7 +186,7 @@ class Traffic(NamedTuple):
 def traffic(launch: Launch, kernel: str) -> Traffic:
     x = launch.dtype.itemsize
     hot = 0 if launch.out_dtype is None else launch.out_dtype.itemsize
-    if kernel in ("_grad_sums_kernel", "_dot_kernel", "_sums_kernel"):
+    if kernel in ("_grad_sums_kernel", "_dot_kernel", "_soft_dot_kernel", "_sums_kernel"):
         return Traffic(2 * x, 2 * x)
     if kernel == "_relaxed_sums_kernel":
         return Traffic(x, x)
@@ -201,6 +202,7 @@ def traffic(launch: Launch, kernel: str) -> Traffic:
         "relaxed_samples": Traffic(3 * x, x),
         "reinmax_grad": Traffic(3 * x, 2 * x),
         "gapped_grad": Traffic(3 * x, 2 * x),
+        "soft_grad": Traffic(3 * x, 2 * x),
     }[launch.operation]
 
 
@@ -256,7 +258,7 @@ def launches() -> list[Launch]:
             hot = (INT64, BOOL, dtype) if shape in (SHORT, LONG) else (INT64,)
             many += [Launch(name, *shape, dtype, kind) for name in ("sample", "log_prob") for kind in hot]
             names = ("sample_index", "entropy", "softmax_grad", "relaxed", "relaxed_grad", "relaxed_samples",
-                     "reinmax_grad", "gapped_grad")  # fmt: skip
+                     "soft_grad", "reinmax_grad", "gapped_grad")  # fmt: skip
             many += [Launch(name, *shape, dtype) for name in names]
     return many
 

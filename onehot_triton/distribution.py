@@ -382,14 +382,16 @@ class OneHotCategorical(Distribution):
         return self._log_prob_at(index.long(), inside=self._validate_args)
 
     def _log_prob_at(self, index: Tensor, logsumexp: Tensor | None = None, inside: bool = False) -> Tensor:
-        logits, batch = self._current_logits(), self._batch_shape
-        if index.shape[max(index.dim() - len(batch), 0) :] == batch:
-            out = ops.log_prob(logits, self._mask_to_apply, logsumexp, index=index, inside=inside)
-            return self._log_prob_result(out)
-        shape = torch.broadcast_shapes(index.shape, batch)
-        full = shape + self._event_shape
-        mask = None if self._mask_to_apply is None else self._mask_to_apply.expand(full)
-        out = ops.log_prob(logits.expand(full), mask, None, index=index.expand(shape), inside=inside)
+        batch, wide = self._batch_shape, []
+        if index.shape[max(index.dim() - len(batch), 0) :] != batch:
+            index = index.expand(torch.broadcast_shapes(index.shape, batch))
+            # Where the index is wider than the batch are more draws of its rows.
+            wide = [d for d in range(-len(batch), 0) if index.shape[d] != batch[d]]
+        for d in wide:
+            index = index.unsqueeze(0).transpose(0, d)
+        out = ops.log_prob(self._current_logits(), self._mask_to_apply, logsumexp, index=index, inside=inside)
+        for d in reversed(wide):
+            out = out.transpose(0, d).squeeze(0)
         return self._log_prob_result(out)
 
     def _log_prob_result(self, log_prob: Tensor) -> Tensor:

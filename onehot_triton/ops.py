@@ -1,5 +1,4 @@
-"""Autograd, one Function an operation: forward, what is kept, backward. All arithmetic is the backend's, but for the
-backward of a soft sample, which needs the sample alone.
+"""Autograd, one Function an operation: forward, what is kept, backward. All arithmetic is the backend's.
 
 The functions take `logits` [*batch, columns], unnormalised, a `mask` of their shape or None, and give the rows that a
 backend takes (`backends/interface.py`).
@@ -27,7 +26,8 @@ def apply(function: type[Function], *args: Any) -> Any:
     # A tensor under vmap does not tell whether a transform outside of it wants a gradient.
     if in_transform() or torch.compiler.is_compiling():
         return function.apply(*args)
-    if torch.is_grad_enabled() and any(isinstance(arg, Tensor) and arg.requires_grad for arg in args):
+    differentiated = args[0].requires_grad or any(isinstance(arg, Tensor) and arg.requires_grad for arg in args)
+    if differentiated and torch.is_grad_enabled():
         # Function.apply itself first binds the arguments to the signature of `forward`, 13 us, to find defaults
         # (https://github.com/pytorch/pytorch/issues/189573).
         return super(Function, function).apply(*args)  # pyright: ignore
@@ -60,6 +60,60 @@ def _mask_rows(mask: Tensor | None) -> Tensor | None:
     return None if mask is None else _rows(mask)
 
 
+# Expanded batches -----------------------------------------------------------------------------------------------------
+#
+# A batch that was expanded, [B, 8, columns] by a stride of 0, is B rows: its draws are 8 more of each, and what is
+# computed of a row is computed once. As rows it would be copied.
+
+
+def repeated(logits: Tensor, mask: Tensor | None = None) -> tuple[int, ...]:
+    """The dimensions of a batch in which logits and mask repeat themselves. None where autograd records: the gradient
+    of an expanded tensor has a part for each repetition."""
+    if 0 not in logits.stride() or is_differentiated(logits):
+        return ()
+    tensors = (logits,) if mask is None else (logits, mask)
+    batch = logits.shape[:-1]
+    return tuple(d for d in range(len(batch)) if batch[d] > 1 and all(t.stride(d) == 0 for t in tensors))
+
+
+def once(tensor: Tensor, dims: tuple[int, ...], lead: int = 0) -> Tensor:
+    """[*lead, *batch, ...] without the dimensions of the batch that repeat it."""
+    for d in reversed(dims):
+        tensor = tensor.select(lead + d, 0)
+    return tensor
+
+
+def again(tensor: Tensor, dims: tuple[int, ...], batch: torch.Size, lead: int = 0) -> Tensor:
+    """The inverse of `once`, a view."""
+    for d in dims:
+        tensor = tensor.unsqueeze(lead + d)
+    return tensor.expand(*tensor.shape[:lead], *batch, *tensor.shape[lead + len(batch) :])
+
+
+def _sizes(batch: torch.Size, dims: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The sizes of the dimensions that repeat the batch, and of the others."""
+    return tuple(batch[d] for d in dims), tuple(size for d, size in enumerate(batch) if d not in dims)
+
+
+def _as_draws(tensor: Tensor, dims: tuple[int, ...], lead: int) -> Tensor:
+    """[*lead, *batch, ...] with the dimensions that repeat the batch in front of its others."""
+    return tensor.movedim([lead + d for d in dims], list(range(lead, lead + len(dims))))
+
+
+def _as_batch(tensor: Tensor, dims: tuple[int, ...], batch: torch.Size, lead: tuple[int, ...], *tail: int) -> Tensor:
+    """[draws, rows, *tail] of rows without repetition as [*lead, *batch, *tail]."""
+    repetitions, others = _sizes(batch, dims)
+    tensor = tensor.reshape(*lead, *repetitions, *others, *tail)
+    return tensor.movedim(list(range(len(lead), len(lead) + len(dims))), [len(lead) + d for d in dims])
+
+
+def _of_rows(logsumexp: Tensor | None, dims: tuple[int, ...], batch: torch.Size) -> Tensor | None:
+    """The logsumexp of every row of a batch, [2, rows], from that of its rows without repetition."""
+    if logsumexp is None or not dims:
+        return logsumexp
+    return again(logsumexp.reshape(2, *_sizes(batch, dims)[1]), dims, batch, 1).reshape(2, -1)
+
+
 # Samples --------------------------------------------------------------------------------------------------------------
 
 
@@ -77,11 +131,34 @@ class Draw(NamedTuple):
     generator: torch.Generator | None = None
 
 
+def _drawn(
+    backend: Backend, logits: Tensor, mask: Tensor | None, draw: Draw, seed: Seed, again: bool = False
+) -> Sample:
+    """The backend's draw, in the shapes that a user asked for."""
+    dims, draws = repeated(logits, mask), math.prod(draw.sample_shape)
+    if not dims:
+        drawn = backend.sample(_rows(logits), _mask_rows(mask), draws, draw.dtype, seed, again)
+        return _in_shape(drawn, draw, logits)
+    batch = logits.shape[:-1]
+    x, mask = _rows(once(logits, dims)), None if mask is None else _rows(once(mask, dims))
+    drawn = backend.sample(x, mask, draws * math.prod(_sizes(batch, dims)[0]), draw.dtype, seed, again)
+    one_hot, place = drawn.one_hot, (dims, batch, draw.sample_shape)
+    return drawn._replace(
+        one_hot=None if one_hot is None else _as_batch(one_hot, *place, logits.shape[-1]),
+        index=_as_batch(drawn.index, *place),
+        logsumexp=_of_rows(drawn.logsumexp, dims, batch),
+    )
+
+
 def _in_shape(drawn: Sample, draw: Draw, logits: Tensor) -> Sample:
     """A backend's rows in the shapes that a user asked for."""
     shape = draw.sample_shape + logits.shape[:-1]
     if drawn.index.shape == shape:
         return drawn
+    if drawn.index.shape == (1, *shape):
+        # In half the time of two reshapes.
+        one_hot = None if drawn.one_hot is None else drawn.one_hot.squeeze(0)
+        return Sample(one_hot, drawn.index.squeeze(0), drawn.logsumexp, drawn.all_valid, drawn.seed, drawn.hints)
     one_hot = None if drawn.one_hot is None else drawn.one_hot.reshape(*shape, logits.shape[-1])
     return drawn._replace(one_hot=one_hot, index=drawn.index.reshape(shape))
 
@@ -99,9 +176,8 @@ def sample(logits: Tensor, mask: Tensor | None, draw: Draw) -> Sample:
         library, so nobody gives it the batch's shape, which is an operator more.
     """
     backend = backends.of(logits)
-    x, draws = _rows(logits.detach() if logits.requires_grad else logits), math.prod(draw.sample_shape)
-    seed = backend.new_seed(x, draw.generator)
-    return _in_shape(backend.sample(x, _mask_rows(mask), draws, draw.dtype, seed, False), draw, logits)
+    logits = logits.detach() if logits.requires_grad else logits
+    return _drawn(backend, logits, mask, draw, backend.new_seed(logits, draw.generator))
 
 
 class _StraightThrough(Function):
@@ -112,9 +188,7 @@ class _StraightThrough(Function):
     @staticmethod
     def forward(logits, mask, temperature, seed_tensor, key, offset, backend, draw, method, samples):
         seed = Seed(seed_tensor, key, offset, draw.generator)
-        again = method is ReparamGradientStrategy.RelaxedOneHot
-        args = math.prod(draw.sample_shape), draw.dtype, seed, again
-        drawn = _in_shape(backend.sample(_rows(logits), _mask_rows(mask), *args), draw, logits)
+        drawn = _drawn(backend, logits, mask, draw, seed, method is ReparamGradientStrategy.RelaxedOneHot)
         return drawn.one_hot, drawn.index, drawn.logsumexp, drawn.seed
 
     @staticmethod
@@ -201,12 +275,7 @@ def _temperature(temperature: Tensor | float, logits: Tensor) -> Tensor | float:
 
 
 class _Relaxed(Function):
-    """softmax((x + Gumbel) / t). Its backward needs the sample alone, not the noise: with z = (x + Gumbel) / t,
-
-        dz = y (g - <y, g>),   dx = dz / t,   dt = -<dz, z> / t = -<dz, log y> / t,
-
-    the last because z and log y differ by one number per row, and dz sums to 0.
-    """
+    """softmax((x + Gumbel) / t). Its backward needs the sample alone, not the noise."""
 
     generate_vmap_rule = True
 
@@ -218,7 +287,7 @@ class _Relaxed(Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        logits, temperature, *_ = inputs
+        logits, temperature, *_, ctx.backend, _ = inputs
         tensor, ctx.temperature = (temperature, None) if isinstance(temperature, Tensor) else (None, temperature)
         ctx.save_for_backward(tensor, output)
         ctx.batch = logits.shape[:-1]
@@ -226,19 +295,12 @@ class _Relaxed(Function):
     @staticmethod
     def backward(ctx, grad):
         temperature, y = ctx.saved_tensors
-        rows, columns = math.prod(ctx.batch), y.shape[-1]
-        draws = math.prod(y.shape[: y.dim() - 1 - len(ctx.batch)])
-        dtype = compute_dtype(y.dtype)
-        probs, grad = (_shaped(tensor, draws, rows, columns).to(dtype) for tensor in (y, grad))
-        dz = torch.ops.aten._softmax_backward_data(grad, probs, -1, dtype)
-        dx = dt = None
-        if ctx.needs_input_grad[0]:
-            divisor = ctx.temperature if temperature is None else temperature.unsqueeze(-1)
-            dx = (dz.sum(0) / divisor).to(y.dtype).view(*ctx.batch, columns)
-        if temperature is not None and ctx.needs_input_grad[1]:
-            log_y = probs.clamp(min=torch.finfo(dtype).tiny).log()
-            dt = -(dz * log_y).sum((0, 2)) / temperature
-        return dx, dt, None, None, None, None, None
+        temperature = ctx.temperature if temperature is None else temperature
+        columns = y.shape[-1]
+        shape = math.prod(y.shape[: y.dim() - 1 - len(ctx.batch)]), math.prod(ctx.batch), columns
+        y, grad = _shaped(y, *shape), _shaped(grad, *shape)
+        dx, dt = _of_backward(ctx.backend).soft_grad(y, grad, temperature, ctx.needs_input_grad[1])
+        return _shaped(dx, *ctx.batch, columns), dt, None, None, None, None, None
 
 
 def relaxed_sample(logits: Tensor, temperature: Tensor | float, draw: Draw) -> Tensor:
@@ -268,11 +330,21 @@ class _LogProb(Function):
 
     @staticmethod
     def forward(logits, mask, logsumexp, value, index, inside, backend):
-        x, mask, batch = _rows(logits), _mask_rows(mask), logits.shape[:-1]
+        dims, batch = repeated(logits, mask), logits.shape[:-1]
+        lead = index.shape[: index.dim() - len(batch)] if value is None else value.shape[: value.dim() - logits.dim()]
+        if dims:
+            n = len(lead)
+            index, value = (t if t is None else _as_draws(t, dims, n) for t in (index, value))
+            logits, mask = once(logits, dims), None if mask is None else once(mask, dims)
+            logsumexp = None if logsumexp is None else once(logsumexp.reshape(2, *batch), dims, 1).reshape(2, -1)
+            out, index, logsumexp = _LogProb.forward(logits, mask, logsumexp, value, index, inside, backend)
+            index = None if index is None else _as_batch(index, dims, batch, lead)
+            return _as_batch(out, dims, batch, lead), index, _of_rows(logsumexp, dims, batch)
+        x, mask = _rows(logits), _mask_rows(mask)
         # What was given is not returned: an argument returned as it is could not be saved for the backward.
         new_index = None
-        lead = index.shape[: index.dim() - len(batch)] if value is None else value.shape[: value.dim() - logits.dim()]
-        draws = (math.prod(lead),) if lead else ()
+        # What is given another shape anyway has the dimension of draws, which kernels want.
+        draws = (math.prod(lead),) if lead or len(batch) != 1 else ()
         index = None if index is None else _shaped(index, *draws, x.shape[0])
         if value is None:
             out, new_logsumexp = backend.log_prob_index(x, index, mask, logsumexp, inside)
@@ -338,8 +410,12 @@ class _Entropy(Function):
 
     @staticmethod
     def forward(logits, mask, backend):
+        dims, batch = repeated(logits, mask), logits.shape[:-1]
+        if dims:
+            logits, mask = once(logits, dims), None if mask is None else once(mask, dims)
         out, logsumexp = backend.entropy(_rows(logits), _mask_rows(mask))
-        return _shaped(out, *logits.shape[:-1]), logsumexp
+        out = _shaped(out, *logits.shape[:-1])
+        return again(out, dims, batch).contiguous() if dims else out, _of_rows(logsumexp, dims, batch)
 
     @staticmethod
     def setup_context(ctx, inputs, output):

@@ -24,7 +24,17 @@ import triton.language as tl
 from guarded import Guards
 from triton.runtime.interpreter import InterpreterError
 
-from onehot_triton.kernels import entropy, launch, log_prob, noise, relaxed, sample, softmax_grad, straight_through
+from onehot_triton.kernels import (
+    entropy,
+    launch,
+    log_prob,
+    noise,
+    relaxed,
+    sample,
+    soft_grad,
+    softmax_grad,
+    straight_through,
+)
 
 pytestmark = pytest.mark.usefixtures("one_thread", "numpy_as_quiet_as_a_gpu")
 
@@ -107,8 +117,8 @@ def laid_out(guards: Guards, tensor: Tensor, layout: str) -> Tensor:
 
 
 class Given(NamedTuple):
-    """What an operation takes; grad, row_grad, index and value are for two draws. One draw is the second: what is read
-    beyond its last row is not the other draw."""
+    """What an operation takes; grad, row_grad, index, value and soft are for two draws. One draw is the second: what is
+    read beyond its last row is not the other draw."""
 
     x: Tensor
     mask: Tensor | None
@@ -119,6 +129,7 @@ class Given(NamedTuple):
     index: Tensor
     value: Tensor
     temperature: Tensor
+    soft: Tensor
 
 
 class Operation(NamedTuple):
@@ -144,6 +155,14 @@ def _tile(*others: str, draws: int = 1, twice: bool = False):
     def tile(given: Given) -> tuple[bool, int, int, int]:
         tensors = (getattr(given, name)[:draws] for name in others)
         t = launch.tile(given.x, *tensors, draws=draws, twice=twice)
+        return t.one, t.rows, t.columns, t.parts
+
+    return tile
+
+
+def _soft_tile(draws: int):
+    def tile(given: Given) -> tuple[bool, int, int, int]:
+        t = launch.tile(given.soft[0], given.grad[0], draws=draws)
         return t.one, t.rows, t.columns, t.parts
 
     return tile
@@ -249,6 +268,17 @@ OPERATIONS = [
     Operation("reinmax_grad", *_straight_through("reinmax_grad", 1), _tile("grad", twice=True), TWO),
     Operation("reinmax_grad_at_1", *_straight_through("reinmax_grad", 1, 1.0), _tile("grad", twice=True), TWO),
     Operation("gapped_grad", *_straight_through("gapped_grad", 2), _tile("grad", draws=2, twice=True), TWO, draws=2),
+    *(
+        Operation(
+            f"soft_grad_{draws}",
+            lambda g, n=draws: soft_grad.soft_grad(g.soft[-n:], g.grad[-n:], g.temperature, True),
+            lambda g, n=draws: eager.soft_grad(g.soft[-n:], g.grad[-n:], g.temperature, True),
+            _soft_tile(draws),
+            TWO,
+            draws=draws,
+        )
+        for draws in (1, 2)
+    ),
     Operation("log_prob", *_log_prob(1, False), _tile("value"), TWO),
     Operation("log_prob_known", *_log_prob(2, True), _tile("value", draws=2), TWO, draws=2),
     Operation(
@@ -338,9 +368,14 @@ def numbers_of(case: Case) -> tuple[Given, Given]:
     temperature = temperature if case.temperature else temperature[:1].expand(rows)
     row_grad = torch.randn(2, rows, dtype=compute)
     logsumexp, h = eager.logsumexp(exact).to(compute), eager.entropy(exact)[0].to(compute)
-    given = Given(x, mask, logsumexp, h, grad, row_grad, index, value, temperature)
+    soft = (4 * torch.randn(2, rows, columns)).softmax(-1)
+    soft[:, :, 0] = 0
+    if rows > 2:
+        soft[:, 1] = torch.nan
+    soft = soft.to(dtype)
+    given = Given(x, mask, logsumexp, h, grad, row_grad, index, value, temperature, soft)
     return given, given._replace(
-        x=exact, grad=grad.double(), row_grad=row_grad.double(), temperature=temperature.double()
+        x=exact, grad=grad.double(), row_grad=row_grad.double(), temperature=temperature.double(), soft=soft.double()
     )
 
 
@@ -354,6 +389,7 @@ def guarded(guards: Guards, case: Case, given: Given) -> Given:
         x=laid_out(guards, given.x, case.layout),
         mask=mask,
         grad=laid_out(guards, given.grad, case.layout),
+        soft=laid_out(guards, given.soft, "contiguous" if case.layout == "expanded" else case.layout),
         value=guards.place(given.value),
         temperature=guards.place(given.temperature, (case.temperature,)),
         **others,

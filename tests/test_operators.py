@@ -62,6 +62,10 @@ def _allowed(logits: Tensor) -> Tensor:
     return (torch.arange(logits.shape[1], device=logits.device) % 3 != 1).expand(logits.shape)
 
 
+def _soft(logits: Tensor) -> Tensor:
+    return logits.expand(DRAWS, *logits.shape).softmax(-1)
+
+
 HOST_SEED = (None, 11, 4, 0)
 
 # Operator -> its arguments, as functions of the logits.
@@ -78,6 +82,10 @@ CASES: dict[str, list[Callable[[Tensor], tuple[Any, ...]]]] = {
     "relaxed_grad": [
         lambda x: (x, _logsumexp(x), _index(x), _grad(x, DRAWS), _temperature(x), 1.0, *_seed(x), _allowed(x), True, 2),
         lambda x: (x, _logsumexp(x), _index(x), _grad(x, DRAWS), None, 0.7, *HOST_SEED, None, False, 1),
+    ],
+    "soft_grad": [
+        lambda x: (_soft(x), _grad(x, DRAWS), _temperature(x), 1.0, True),
+        lambda x: (x.unsqueeze(0).softmax(-1), _grad(x, 1), None, 0.7, False),
     ],
     "softmax_grad": [lambda x: (x, _logsumexp(x), _grad(x), _allowed(x))],
     "reinmax_grad": [

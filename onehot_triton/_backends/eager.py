@@ -307,6 +307,18 @@ def smooth(
     return softmax(score / by_row(temperature, score.dtype))
 
 
+def soft_grad(
+    y: Tensor, grad: Tensor, temperature: Tensor | float, with_temperature: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """dt is -<dz, z> / t, where z and log y differ by one number per row, and dz sums to 0."""
+    dtype = compute_dtype(y.dtype)
+    y, t, out_dtype = y.to(dtype), by_row(temperature, dtype), y.dtype
+    dz = softmax_backward(y, grad.to(dtype)) / t
+    # Where y is 0, so is dz, and 0 -inf would be NaN.
+    log_y = y.clamp(min=torch.finfo(dtype).tiny).log()
+    return dz.sum(0).to(out_dtype), -(dz * log_y).sum((0, 2)) if with_temperature else None
+
+
 def perturbed(logits: Tensor, draws: int, seed: Seed) -> Tensor:
     """x - max x + Gumbel, [draws, rows, columns] in the dtype of the noise: the Gumbel variate of E is -log E."""
     e = rng.exponential((draws, *logits.shape), logits.device, seed.generator)

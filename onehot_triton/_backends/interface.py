@@ -159,6 +159,13 @@ class Backend(Protocol):
         x'_j = min(x_j, max x - 1) elsewhere."""
         ...
 
+    def soft_grad(
+        self, y: Tensor, grad: Tensor, temperature: Tensor | float, with_temperature: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Of soft samples y = softmax(z), z = (x + Gumbel) / t, [draws, rows, columns]: with dz = y (g - <y, g>),
+        sum_s dz / t, [rows, columns], and sum_s -<dz, log y> / t, [rows] in the compute dtype, where it is wanted."""
+        ...
+
     # Densities
 
     def log_prob(

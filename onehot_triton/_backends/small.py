@@ -18,7 +18,7 @@ from torch import Tensor
 from .. import rng
 from ..grad_method import ReparamGradientStrategy
 from ..rng import Seed
-from ..tensors import compute_dtype, is_differentiated
+from ..tensors import is_differentiated
 from . import cpu, eager
 from .cpu import (  # noqa: F401
     entropy_grad,
@@ -33,6 +33,7 @@ from .cpu import (  # noqa: F401
     relaxed,
     relaxed_grad,
     relaxes_first,
+    soft_grad,
     softmax,
     softmax_grad,
 )
@@ -95,14 +96,14 @@ def _sums(x: Tensor) -> tuple[Tensor, Tensor, bool]:
     """Sums of weights, [rows, columns] in float64, column by column, NaN for no distribution; the last of them, of the
     whole row, [rows, 1]; and whether all are distributions."""
     rows, last = x.shape[0], x.shape[1] - 1
-    if 0 < x.numel() <= cpu._ONE_THREAD:
-        # A softmax of so few costs three times as much as their exp, which is as exact wherever a row's sum shows it.
+    if x.numel() > 0:
+        # A softmax takes more time than their exp, which is as exact wherever a row's sum shows it.
         sums = (x.exp() if x.dtype == torch.float64 else x.double().exp_()).cumsum_(1)
         total = sums[:, last:]
         low, high = total.aminmax() if rows > 1 else (total, total)
         if low.item() > _LEAST and high.item() < math.inf:
             return sums, total, True
-    sums = cpu.nearly_softmax(x).cumsum(-1, dtype=torch.float64)
+    sums = cpu.softmax(x).cumsum(-1, dtype=torch.float64)
     total = sums[:, last:]
     return sums, total, math.isfinite(total.sum().item())
 
@@ -151,7 +152,7 @@ def _relaxed_first(x: Tensor, draws: int, dtype: torch.dtype | None, seed: Seed,
     drawn = Sample(hot, index.squeeze(-1), None, all_valid, None, hot.numel() > cpu._ONE_THREAD)
     if isinstance(temperature, Tensor) or temperature != 1:
         z = z / eager.by_row(temperature, z.dtype)
-    return _with_gradient_of(drawn, torch.softmax(z, -1)) if z.requires_grad else drawn
+    return _with_gradient_of(drawn, cpu.nearly_softmax(z)) if z.requires_grad else drawn
 
 
 # Densities ------------------------------------------------------------------------------------------------------------
@@ -162,7 +163,7 @@ def log_prob_index(
 ) -> tuple[Tensor, Tensor | None]:
     if not (inside and cpu.is_short(logits)):
         return cpu.log_prob_index(logits, index, mask, logsumexp, inside)
-    log_p = torch.log_softmax(masked(logits, mask), -1, dtype=compute_dtype(logits.dtype))
+    log_p = cpu.nearly_log_softmax(masked(logits, mask))
     return eager.by_draw(log_p.gather(-1, eager.columns_at(index)), index), None
 
 
@@ -181,6 +182,6 @@ def log_prob(
 def entropy(logits: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     if not cpu.is_short(logits):
         return cpu.entropy(logits, mask)
-    log_p = torch.log_softmax(masked(logits, mask), -1, dtype=compute_dtype(logits.dtype))
+    log_p = cpu.nearly_log_softmax(masked(logits, mask))
     # Not -sum, which is -0 for a certain outcome; no term is positive.
     return (log_p.exp() * log_p.clamp_min(eager.LOWEST)).sum(-1).abs(), None

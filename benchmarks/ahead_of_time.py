@@ -34,9 +34,18 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from onehot_triton.kernels import entropy, log_prob, log_prob_and_entropy, relaxed, sample, soft_grad, softmax_grad
+from onehot_triton.kernels import (
+    entropy,
+    log_prob,
+    log_prob_and_entropy,
+    relaxed,
+    sample,
+    soft_grad,
+    softmax_grad,
+    straight_through,
+)
 
-MODULES = (entropy, log_prob, log_prob_and_entropy, relaxed, sample, soft_grad, softmax_grad)
+MODULES = (entropy, log_prob, log_prob_and_entropy, relaxed, sample, soft_grad, softmax_grad, straight_through)
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -171,6 +180,18 @@ OPERATIONS: dict[str, Callable[[Launch], object]] = {
     "relaxed_grad_temperatures": lambda a: relaxed.relaxed_grad(
         a.logits, a.per_row, a.index, a.per_element, a.per_row, SEED, OFFSET
     ),
+    "relaxed_samples": lambda a: relaxed.relaxed_grad(
+        a.logits, a.per_row, a.index, a.empty(a.draws, a.rows, a.columns), 0.5, SEED, OFFSET, 0, None, False, 8
+    ),
+    "reinmax_grad": lambda a: straight_through.reinmax_grad(
+        a.logits, a.per_row, a.index, a.empty(a.draws, a.rows, a.columns), 1.0
+    ),
+    "gapped_grad": lambda a: straight_through.gapped_grad(
+        a.logits, a.per_row, a.index, a.empty(a.draws, a.rows, a.columns), 1.0
+    ),
+    "reinmax_grad_temperatures": lambda a: straight_through.reinmax_grad(
+        a.logits, a.per_row, a.index, a.empty(a.draws, a.rows, a.columns), a.per_row
+    ),
     "soft_grad": lambda a: soft_grad.soft_grad(a.per_element, a.per_element, 0.5),
     "soft_grad_temperatures": lambda a: soft_grad.soft_grad(a.per_element, a.per_element, a.per_row, True),
     # With a category mask.
@@ -184,6 +205,9 @@ OPERATIONS: dict[str, Callable[[Launch], object]] = {
     "masked_log_prob_and_entropy": lambda a: log_prob_and_entropy.log_prob_and_entropy(a.logits, a.index, a.allowed),
     "masked_log_prob_and_entropy_grad": lambda a: a.log_prob_and_entropy_grad(a.allowed),
     "masked_rsample_log_prob_and_entropy_grad": lambda a: a.log_prob_and_entropy_grad(a.allowed, a.logits),
+    "masked_reinmax_grad": lambda a: straight_through.reinmax_grad(
+        a.logits, a.per_row, a.index, a.empty(a.draws, a.rows, a.columns), 1.0, a.allowed
+    ),
     "masked_relaxed_grad": lambda a: relaxed.relaxed_grad(
         a.logits, a.per_row, a.index, a.per_element, 0.5, SEED, OFFSET, 0, a.allowed
     ),
@@ -210,6 +234,8 @@ def paths() -> list[Launch]:
         *(Launch("log_prob_and_entropy", *shape, BF16) for shape in (SHORT, LONG, FEW)),
         *(Launch("log_prob_and_entropy_grad", *shape, BF16) for shape in (SHORT, LONG)),
         *(Launch("rsample_log_prob_and_entropy_grad", *shape, BF16) for shape in (SHORT, LONG, FEW)),
+        *(Launch("reinmax_grad", *shape, BF16) for shape in (SHORT, LONG, FEW)),
+        *(Launch("gapped_grad", *shape, BF16) for shape in (SHORT, FEW)),
     ]
 
 
@@ -220,6 +246,10 @@ def variants() -> list[Launch]:
         *(Launch("sample_index", *shape, BF16) for shape in (SHORT, FEW)),
         *(Launch("sample", *shape, BF16, INT64, draws=4) for shape in (SHORT, LONG)),
         *(Launch("relaxed_grad", *shape, BF16, draws=4) for shape in (SHORT, LONG, FEW)),
+        *(Launch("relaxed_samples", *shape, BF16) for shape in (SHORT, FEW)),
+        Launch("gapped_grad", *SHORT, BF16, draws=4),
+        Launch("reinmax_grad_temperatures", *SHORT, BF16),
+        Launch("masked_reinmax_grad", *LONG, BF16),
         # Columns and row starts that are no multiple of 16.
         Launch("sample", 65536, 18, BF16, BF16),
         *(Launch(name, 1024, 5003, BF16, BF16) for name in ("sample", "log_prob", "entropy", "relaxed_grad")),

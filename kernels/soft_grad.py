@@ -14,16 +14,17 @@ from torch import Tensor
 
 from . import launch
 from .noise import LN2
-from .relaxed import _inverse_temperature, _temperature_arguments
 from .rows import (
     compute_dtype,
     compute_type,
     has_tail,
+    inverse_temperature,
     lane_sum,
     load_grad,
     load_parts,
     over_tile,
     store_part,
+    temperature_arguments,
     tile_columns,
     with_unit_stride,
 )
@@ -99,7 +100,7 @@ def _soft_grad_kernel(
     y_ptrs = y_ptr + over_tile(row * y_row_stride) + column
     grad_ptrs = grad_ptr + over_tile(row * grad_row_stride) + column
     out_ptrs = out_ptr + over_tile(row * columns) + column
-    inverse = _inverse_temperature(temperature_ptr, temperature, row * temperature_stride, inside, TYPE)
+    inverse = inverse_temperature(temperature_ptr, temperature, row * temperature_stride, inside, TYPE)
     if PARTS == 0:
         product = _write_tile(
             y_ptrs, grad_ptrs, out_ptrs, over_tile(inside) & (column < columns), y_draw_stride, grad_draw_stride,
@@ -162,6 +163,6 @@ def soft_grad(
         _soft_dot_kernel[(draws * rows, parts)](**common)
     _soft_grad_kernel[(launch.cdiv(rows, tile.rows), max(1, parts))](
         out_ptr=out, dt_ptr=dt, draws=draws, DT=with_temperature, ROWS=tile.rows,
-        PARTS=launch.next_power_of_2(parts) if parts else 0, **_temperature_arguments(temperature), **common,
+        PARTS=launch.next_power_of_2(parts) if parts else 0, **temperature_arguments(temperature), **common,
     )  # fmt: skip
     return out, dt.sum(-1) if with_temperature else dt

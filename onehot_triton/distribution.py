@@ -35,7 +35,10 @@ class OneHotCategorical(Distribution):
             with weight 0 is treated as one with logit -inf.
         grad_method: the gradient of `rsample`; None means PassThrough, and leaves `has_rsample` False. A member of
             TorchRL's enumeration becomes the one of that name here.
-        temperature: of the RelaxedOneHot gradient, above 0; a tensor broadcasts to the batch.
+        temperature: of the gradient, for every method but PassThrough, above 0, and for ReinMax at least 1; a tensor
+            broadcasts to the batch. RelaxedOneHot has a gradient in it.
+        relaxed_samples: K, of RelaxedOneHot alone: its gradient is the mean of K that have the draw in common, the
+            gradient's mean and less of its noise (Gumbel-Rao).
         unimix: e in [0, 1], a number or a tensor of one element: the distribution is (1 - e) softmax(logits) +
             e / columns, in all that it does (Hafner et al. 2023, https://arxiv.org/abs/2301.04104).
         dtype: of `sample`, `mode` and `enumerate_support`: bool, uint8, a signed integer, or a floating dtype of at
@@ -76,6 +79,7 @@ class OneHotCategorical(Distribution):
         grad_method: ReparamGradientStrategy | None = None,
         *,
         temperature: float | Tensor = 1.0,
+        relaxed_samples: int = 1,
         unimix: float | Tensor = 0.0,
         dtype: torch.dtype | None = None,
         validate_args: bool | None = None,
@@ -84,13 +88,15 @@ class OneHotCategorical(Distribution):
         if dtype is not None:
             checks.dtype(dtype)
         self.grad_method = checks.grad_method(grad_method)
+        self.relaxed_samples = checks.relaxed_samples(relaxed_samples)
         self.unimix = checks.unimix(unimix)
         self.dtype = self._default_dtype if dtype is None else dtype
         shape = self._param.shape
         # Not torch's validation: it checks normalised parameters, and reads the row several times.
         super().__init__(shape[:-1], shape[-1:], validate_args=False)
         self._validate_args = checks.resolve(validate_args, self._param)
-        self.temperature = checks.temperature(temperature, shape[:-1], self._param.device, self._validate_args)
+        device, validate = self._param.device, self._validate_args
+        self.temperature = checks.temperature(temperature, shape[:-1], device, validate, self.grad_method)
         self._compute_logits()
         if self._validate_args:
             logits = parameters.masked(self._logits, self._mask_to_apply)
@@ -182,7 +188,7 @@ class OneHotCategorical(Distribution):
         checks.generator(generator, logits.device)
         draw = ops.Draw(checks.sample_shape(shape), logits.dtype, generator)
         method = self.grad_method or ReparamGradientStrategy.PassThrough
-        drawn = ops.rsample(logits, self._mask_to_apply, draw, method, self.temperature)
+        drawn = ops.rsample(logits, self._mask_to_apply, draw, method, self.temperature, self.relaxed_samples)
         return self._straight_through(drawn)
 
     def _straight_through(self, drawn: Sample) -> Sample:
@@ -296,7 +302,8 @@ class OneHotCategorical(Distribution):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`rsample`, its `log_prob` and `entropy()`: of two readings of the logits, and with one gradient in place of
         three and their sum. It is one node of the graph: of losses that are differentiated one after the other, all
-        but the last need `retain_graph=True`. RelaxedOneHot, whose gradient has a softmax of its own, keeps two nodes.
+        but the last need `retain_graph=True`. That is of PassThrough; another gradient is a node of its own, beside that
+        of the densities.
 
         Returns:
             [*sample_shape, *batch, columns] in the parameters' dtype, [*sample_shape, *batch], and [*batch].
@@ -305,7 +312,7 @@ class OneHotCategorical(Distribution):
             >>> OneHotCategorical(torch.tensor([0.0, float("-inf")])).rsample_log_prob_and_entropy()
             (tensor([1., 0.]), tensor(0.), tensor(0.))
         """
-        if self.grad_method is ReparamGradientStrategy.RelaxedOneHot:
+        if self.grad_method not in (None, ReparamGradientStrategy.PassThrough):
             drawn = self._rsample(sample_shape, generator)
             log_prob, entropy = self._log_prob_and_entropy_at(drawn.index, drawn.all_valid)
         else:
@@ -504,7 +511,7 @@ class OneHotCategorical(Distribution):
         for name in ("_mask", "_mask_to_apply"):
             tensor = getattr(self, name)
             setattr(new, name, None if tensor is None else tensor.expand(batch + self._event_shape))
-        for name in ("_name", "grad_method", "temperature", "unimix", "dtype"):
+        for name in ("_name", "grad_method", "temperature", "relaxed_samples", "unimix", "dtype"):
             setattr(new, name, getattr(self, name))
         new._param = self._param.expand(batch + self._event_shape)
         new._logits = new._param if logits is self._param else logits.expand(batch + self._event_shape)
@@ -519,6 +526,8 @@ class OneHotCategorical(Distribution):
             options.append(f"grad_method: {self.grad_method.name}")
         if isinstance(self.temperature, Tensor) or self.temperature != 1:
             options.append(f"temperature: {self.temperature}")
+        if self.relaxed_samples != 1:
+            options.append(f"relaxed_samples: {self.relaxed_samples}")
         if self.unimix:
             options.append(f"unimix: {self.unimix}")
         if self.dtype != self._default_dtype:

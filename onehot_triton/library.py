@@ -163,10 +163,10 @@ _define(
 )
 _define(
     f"relaxed_grad(Tensor logits, Tensor logsumexp, Tensor index, Tensor grad, {_TEMPERATURE}, {_SEED}, "
-    f"{_ALLOWED}, bool with_temperature) -> (Tensor, Tensor)",
-    "rdddr.s...r.>rr",
+    f"{_ALLOWED}, bool with_temperature, SymInt samples) -> (Tensor, Tensor)",
+    "rdddr.s...r..>rr",
     _launch_with_either("relaxed", "relaxed_grad", 4, 6),
-    lambda logits, *rest: (_like(logits), _per_row(logits) if rest[-1] else _per_row(logits[:0])),
+    lambda logits, *rest: (_like(logits), _per_row(logits) if rest[-2] else _per_row(logits[:0])),
 )
 _define(
     f"softmax_grad(Tensor logits, Tensor logsumexp, Tensor grad, {_ALLOWED}) -> Tensor",
@@ -174,6 +174,13 @@ _define(
     _launch("softmax_grad", "softmax_grad"),
     _like,
 )
+for _name in ("reinmax_grad", "gapped_grad"):
+    _define(
+        f"{_name}(Tensor logits, Tensor logsumexp, Tensor index, Tensor grad, {_TEMPERATURE}, {_ALLOWED}) -> Tensor",
+        "rdddr.r>r",
+        _launch_with_either("straight_through", _name, 4),
+        _like,
+    )
 _define(
     f"soft_grad(Tensor y, Tensor grad, {_TEMPERATURE}, bool with_temperature) -> (Tensor, Tensor)",
     "ddr..>rr",

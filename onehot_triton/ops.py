@@ -181,19 +181,19 @@ def sample(logits: Tensor, mask: Tensor | None, draw: Draw) -> Sample:
 
 
 class _StraightThrough(Function):
-    """A one-hot draw, exactly 0 and 1, with the gradient of PassThrough, or of RelaxedOneHot where a temperature is."""
+    """A one-hot draw, exactly 0 and 1, with the gradient of `method`."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(logits, mask, temperature, seed_tensor, key, offset, backend, draw):
+    def forward(logits, mask, temperature, seed_tensor, key, offset, backend, draw, method, samples):
         seed = Seed(seed_tensor, key, offset, draw.generator)
-        drawn = _drawn(backend, logits, mask, draw, seed, temperature is not None)
+        drawn = _drawn(backend, logits, mask, draw, seed, method is ReparamGradientStrategy.RelaxedOneHot)
         return drawn.one_hot, drawn.index, drawn.logsumexp, drawn.seed
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        logits, mask, temperature, seed_tensor, ctx.key, ctx.offset, ctx.backend, _ = inputs
+        logits, mask, temperature, seed_tensor, ctx.key, ctx.offset, ctx.backend, _, ctx.method, ctx.samples = inputs
         # A tensor is kept by autograd, which sees where it is changed in place.
         tensor, ctx.temperature = (temperature, None) if isinstance(temperature, Tensor) else (None, temperature)
         _, index, logsumexp, seed_again = output
@@ -209,15 +209,20 @@ class _StraightThrough(Function):
             x, mask = _rows(logits), _mask_rows(mask)
             draws = math.prod(index.shape[: index.dim() - logits.dim() + 1])
             grad = _shaped(grad, draws, *x.shape)
-            if temperature is None:
+            if ctx.method is ReparamGradientStrategy.PassThrough:
                 grad = grad[0] if draws == 1 else grad.sum(0)
                 dx = _of_backward(ctx.backend).softmax_grad(x, grad, mask, logsumexp)
             else:
-                index, seed = _shaped(index, draws, x.shape[0]), Seed(seed_tensor, ctx.key, ctx.offset)
-                with_dt = ctx.needs_input_grad[2]
-                dx, dt = ctx.backend.relaxed_grad(x, index, grad, temperature, seed, mask, logsumexp, with_dt)
+                args = x, _shaped(index, draws, x.shape[0]), grad, temperature
+                if ctx.method is ReparamGradientStrategy.RelaxedOneHot:
+                    seed, with_dt = Seed(seed_tensor, ctx.key, ctx.offset), ctx.needs_input_grad[2]
+                    dx, dt = ctx.backend.relaxed_grad(*args, seed, mask, logsumexp, with_dt, ctx.samples)
+                elif ctx.method is ReparamGradientStrategy.ReinMax:
+                    dx = _of_backward(ctx.backend).reinmax_grad(*args, mask, logsumexp)
+                else:
+                    dx = _of_backward(ctx.backend).gapped_grad(*args, mask, logsumexp)
             dx = _shaped(dx, *logits.shape)
-        return dx, None, dt, None, None, None, None, None
+        return dx, None, dt, None, None, None, None, None, None, None
 
 
 def rsample(
@@ -226,6 +231,7 @@ def rsample(
     draw: Draw,
     method: ReparamGradientStrategy,
     temperature: Tensor | float,
+    samples: int,
 ) -> Sample:
     """`sample` in the logits' dtype, with the gradient of `method` in the logits.
 
@@ -234,20 +240,22 @@ def rsample(
         mask: of the logits' shape, or None.
         draw: what is wanted; its dtype is the logits'.
         method: the gradient.
-        temperature: of RelaxedOneHot; a tensor broadcasts to the batch, and has a gradient.
+        temperature: of all but PassThrough; a tensor broadcasts to the batch, and has a gradient of RelaxedOneHot.
+        samples: of RelaxedOneHot, for each draw.
     """
-    backend = backends.of(logits)
+    backend, draws = backends.of(logits), math.prod(draw.sample_shape)
+    of_softmax = method is ReparamGradientStrategy.PassThrough
     relaxed = method is ReparamGradientStrategy.RelaxedOneHot
-    relaxes_first = relaxed and backend.relaxes_first(logits, math.prod(draw.sample_shape))
+    relaxes_first = relaxed and samples == 1 and backend.relaxes_first(logits, draws)
     learned = relaxed and isinstance(temperature, Tensor) and is_differentiated(temperature)
     if not (learned or relaxes_first or is_differentiated(logits)):
         return sample(logits, mask, draw)
-    t = _temperature(temperature, logits) if relaxed else None
+    t = 1.0 if of_softmax else _temperature(temperature, logits)
     seed = backend.new_seed(logits, draw.generator)
-    if relaxes_first or (not relaxed and backend.records(logits)):
-        x, draws = _rows(logits), math.prod(draw.sample_shape)
-        return _in_shape(backend.straight_through(x, _mask_rows(mask), draws, draw.dtype, seed, t), draw, logits)
-    args = seed.tensor, seed.key, seed.offset, backend, draw
+    if relaxes_first or backend.records(logits, not of_softmax):
+        args = draws, draw.dtype, seed, method, t, samples
+        return _in_shape(backend.straight_through(_rows(logits), _mask_rows(mask), *args), draw, logits)
+    args = seed.tensor, seed.key, seed.offset, backend, draw, method, samples
     one_hot, index, logsumexp, _ = apply(_StraightThrough, logits, mask, t, *args)
     return Sample(one_hot, index, logsumexp, False, None)
 
@@ -514,7 +522,7 @@ def rsample_log_prob_and_entropy(logits: Tensor, mask: Tensor | None, draw: Draw
     backward reads the logits and writes their gradient once, where three of them would each, and autograd add up."""
     backend = backends.of(logits)
     if backend.records(logits):
-        drawn = rsample(logits, mask, draw, ReparamGradientStrategy.PassThrough, 1.0)
+        drawn = rsample(logits, mask, draw, ReparamGradientStrategy.PassThrough, 1.0, 1)
         return drawn, *log_prob_and_entropy(logits, mask, index=drawn.index, inside=drawn.all_valid)
     seed = backend.new_seed(logits, draw.generator)
     args = logits, mask, None, None, False, seed.tensor, seed.key, seed.offset, backend, draw

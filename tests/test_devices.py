@@ -13,7 +13,16 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from onehot_triton import MaskedOneHotCategorical, OneHotCategorical, RelaxedOneHotCategorical, ReparamGradientStrategy
-from onehot_triton.kernels import entropy, log_prob, log_prob_and_entropy, relaxed, sample, soft_grad, softmax_grad
+from onehot_triton.kernels import (
+    entropy,
+    log_prob,
+    log_prob_and_entropy,
+    relaxed,
+    sample,
+    soft_grad,
+    softmax_grad,
+    straight_through,
+)
 
 METHODS = tuple(ReparamGradientStrategy)
 
@@ -44,6 +53,8 @@ LAUNCHERS: dict[str, Callable[[Given], Any]] = {
     "relaxed_grad": lambda a: relaxed.relaxed_grad(a.x, a.per_row, a.index, a.value, a.per_row, 5, 8),
     "soft_grad": lambda a: soft_grad.soft_grad(a.value, a.value, a.per_row, True),
     "softmax_grad": lambda a: softmax_grad.softmax_grad(a.x, a.per_row, a.x),
+    "reinmax_grad": lambda a: straight_through.reinmax_grad(a.x, a.per_row, a.index, a.value, a.per_row),
+    "gapped_grad": lambda a: straight_through.gapped_grad(a.x, a.per_row, a.index, a.value, a.per_row),
     "log_prob": lambda a: log_prob.log_prob(a.x, None, a.value),
     "log_prob_index": lambda a: log_prob.log_prob_index(a.x, a.per_row, a.index),
     "log_prob_grad": lambda a: log_prob.log_prob_grad(a.x, a.per_row, a.index, a.per_draw),
@@ -58,7 +69,7 @@ LAUNCHERS: dict[str, Callable[[Given], Any]] = {
 
 
 def test_every_launcher_is_there() -> None:
-    modules = (entropy, log_prob, log_prob_and_entropy, relaxed, sample, soft_grad, softmax_grad)
+    modules = (entropy, log_prob, log_prob_and_entropy, relaxed, sample, soft_grad, softmax_grad, straight_through)
     defined = {
         name
         for module in modules

@@ -226,7 +226,7 @@ def test_the_backward_of_a_kernel_reads_the_noise_of_its_draw(monkeypatch: pytes
     x, t = x.detach(), torch.full((3,), 0.7)
     one_hot, index, logsumexp = library.operators.sample(x, 2, torch.float32, None, 7, 12, 0, None)
     assert torch.equal(out.detach(), one_hot)
-    expected, _ = library.operators.relaxed_grad(x, logsumexp, index, grad, t, 1.0, None, 7, 12, 0, None, False)
+    expected, _ = library.operators.relaxed_grad(x, logsumexp, index, grad, t, 1.0, None, 7, 12, 0, None, False, 1)
     torch.testing.assert_close(found, expected)
 
 

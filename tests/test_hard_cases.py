@@ -810,6 +810,10 @@ def test_an_optimiser_step_is_seen():
 
 # Bad input: argument, what was expected, what was found, and where ----------------------------------------------------
 
+METHODS = (
+    "ReparamGradientStrategy.PassThrough, ReparamGradientStrategy.RelaxedOneHot, ReparamGradientStrategy.ReinMax or "
+    "ReparamGradientStrategy.GappedStraightThrough"
+)
 ZEROS = torch.zeros(2, 3)
 DIST = OneHotCategorical(ZEROS)
 
@@ -855,23 +859,46 @@ BAD_INPUT: dict[str, tuple[Callable[[], object], str]] = {
     ),
     "grad_method by name": (
         lambda: OneHotCategorical(ZEROS, grad_method=wrong("PassThrough")),
-        "grad_method: expected None, ReparamGradientStrategy.PassThrough or ReparamGradientStrategy.RelaxedOneHot, "
-        "found 'PassThrough'",
+        f"grad_method: expected None, {METHODS}, found 'PassThrough'",
     ),
     "grad_method by number": (
         lambda: OneHotCategorical(ZEROS, grad_method=wrong(1)),
-        "grad_method: expected None, ReparamGradientStrategy.PassThrough or ReparamGradientStrategy.RelaxedOneHot, "
-        "found 1",
+        f"grad_method: expected None, {METHODS}, found 1",
     ),
     "grad_method of another enumeration": (
         lambda: OneHotCategorical(ZEROS, grad_method=wrong(enum.Enum("Strategy", ["PassThrough"]).PassThrough)),
-        "grad_method: expected None, ReparamGradientStrategy.PassThrough or ReparamGradientStrategy.RelaxedOneHot, "
-        "found <Strategy.PassThrough: 1>",
+        f"grad_method: expected None, {METHODS}, found <Strategy.PassThrough: 1>",
     ),
     "grad_method that is not here": (
         lambda: OneHotCategorical(ZEROS, grad_method=wrong(enum.Enum("ReparamGradientStrategy", ["Other"]).Other)),
-        "grad_method: expected None, ReparamGradientStrategy.PassThrough or ReparamGradientStrategy.RelaxedOneHot, "
-        "found <ReparamGradientStrategy.Other: 1>",
+        f"grad_method: expected None, {METHODS}, found <ReparamGradientStrategy.Other: 1>",
+    ),
+    "ReinMax below 1": (
+        lambda: OneHotCategorical(ZEROS, grad_method=ReparamGradientStrategy.ReinMax, temperature=0.5),
+        "temperature: expected at least 1 for ReinMax, found 0.5",
+    ),
+    "ReinMax below 1 in a row": (
+        lambda: OneHotCategorical(
+            torch.zeros(2, 3), grad_method=ReparamGradientStrategy.ReinMax, temperature=torch.tensor([1.0, 0.5])
+        ),
+        "temperature: expected finite numbers of at least 1 for ReinMax, found 0.5 at [1]",
+    ),
+    "a learned temperature without a gradient": (
+        lambda: OneHotCategorical(
+            ZEROS,
+            grad_method=ReparamGradientStrategy.GappedStraightThrough,
+            temperature=torch.ones((), requires_grad=True),
+        ),
+        "temperature: expected a tensor without a gradient for GappedStraightThrough, found one that requires a "
+        "gradient, which it would not get",
+    ),
+    "no relaxed sample": (
+        lambda: OneHotCategorical(ZEROS, relaxed_samples=0),
+        "relaxed_samples: expected an integer of at least 1, found 0",
+    ),
+    "half a relaxed sample": (
+        lambda: OneHotCategorical(ZEROS, relaxed_samples=wrong(1.5)),
+        "relaxed_samples: expected an integer of at least 1, found 1.5",
     ),
     "unimix below 0": (
         lambda: OneHotCategorical(ZEROS, unimix=-0.1),

@@ -24,7 +24,17 @@ import triton.language as tl
 from guarded import Guards
 from triton.runtime.interpreter import InterpreterError
 
-from onehot_triton.kernels import entropy, launch, log_prob, noise, relaxed, sample, soft_grad, softmax_grad
+from onehot_triton.kernels import (
+    entropy,
+    launch,
+    log_prob,
+    noise,
+    relaxed,
+    sample,
+    soft_grad,
+    softmax_grad,
+    straight_through,
+)
 from onehot_triton.kernels import log_prob_and_entropy as joint
 
 pytestmark = pytest.mark.usefixtures("one_thread", "numpy_as_quiet_as_a_gpu")
@@ -176,9 +186,30 @@ def _sample_tile(given: Given) -> tuple[bool, int, int, int]:
     return block >= columns, 1, block, launch.splits(given.x, rows, -(-columns // block))
 
 
-def _relaxed_grad_twin(given: Given) -> tuple[Tensor, Tensor]:
-    noise = posterior_noise(SEED, OFFSET, 2, *given.x.shape, ROW_OFFSET)
-    return eager.relaxed_grad_with(given.x, given.index, given.grad, given.temperature, *noise)
+def _relaxed_grad(samples: int) -> tuple[Callable, Callable]:
+    def kernel(given: Given) -> tuple[Tensor, Tensor]:
+        args = given.index, given.grad, given.temperature, SEED, OFFSET, ROW_OFFSET, given.mask, True, samples
+        return relaxed.relaxed_grad(given.x, given.logsumexp, *args)
+
+    def twin(given: Given) -> tuple[Tensor, Tensor]:
+        noise = posterior_noise(SEED, OFFSET, 2 * samples, *given.x.shape, ROW_OFFSET)
+        return eager.relaxed_grad_with(given.x, given.index, given.grad, given.temperature, *noise, samples)
+
+    return kernel, twin
+
+
+def _straight_through(name: str, draws: int, number: float | None = None) -> tuple[Callable, Callable]:
+    """At a temperature for each row, or at a number."""
+
+    def kernel(given: Given) -> tuple[Tensor]:
+        args = given.index[-draws:], given.grad[-draws:], number or given.temperature, given.mask
+        return (getattr(straight_through, name)(given.x, given.logsumexp, *args),)
+
+    def twin(given: Given) -> tuple[Tensor]:
+        args = given.index[-draws:], given.grad[-draws:], number or given.temperature
+        return (getattr(eager, name)(given.x, *args),)
+
+    return kernel, twin
 
 
 def _sample(draws: int, dtype: torch.dtype | None) -> tuple[Callable, Callable]:
@@ -243,16 +274,8 @@ OPERATIONS = [
         draws=2,
         takes_mask=False,
     ),
-    Operation(
-        "relaxed_grad",
-        lambda g: relaxed.relaxed_grad(
-            g.x, g.logsumexp, g.index, g.grad, g.temperature, SEED, OFFSET, ROW_OFFSET, g.mask, True
-        ),
-        lambda g: _relaxed_grad_twin(g),
-        _noise_tile(2),
-        NOISE,
-        draws=2,
-    ),
+    Operation("relaxed_grad", *_relaxed_grad(1), _noise_tile(2), NOISE, draws=2),
+    Operation("relaxed_samples", *_relaxed_grad(2), _noise_tile(4), NOISE, draws=4),
     Operation(
         "softmax_grad",
         lambda g: (softmax_grad.softmax_grad(g.x, g.logsumexp, g.grad[1], g.mask),),
@@ -260,6 +283,9 @@ OPERATIONS = [
         _tile("grad", twice=True),
         TWO,
     ),
+    Operation("reinmax_grad", *_straight_through("reinmax_grad", 1), _tile("grad", twice=True), TWO),
+    Operation("reinmax_grad_at_1", *_straight_through("reinmax_grad", 1, 1.0), _tile("grad", twice=True), TWO),
+    Operation("gapped_grad", *_straight_through("gapped_grad", 2), _tile("grad", draws=2, twice=True), TWO, draws=2),
     *(
         Operation(
             f"soft_grad_{draws}",
@@ -424,8 +450,15 @@ def assert_same(found: Tensor, expected: Tensor, case: Case) -> None:
     torch.testing.assert_close(found.double(), expected.double(), rtol=eps, atol=1e-2 * eps, equal_nan=True)
 
 
-@pytest.mark.parametrize("case", CASES, ids=case_id)
-@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
+# Several samples go the ways of several draws: one case of each.
+LAUNCHED = [
+    (o, c) for o in OPERATIONS for c in CASES if o.name != "relaxed_samples" or (c.layout, c.mask) == ("padded", "full")
+]
+
+
+@pytest.mark.parametrize(
+    ("operation", "case"), LAUNCHED, ids=lambda of: of.name if isinstance(of, Operation) else case_id(of)
+)
 def test_launch(operation: Operation, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     fill = {"shared": 3, "walked": 1, "split": 10**6, "split in few": 2 * case.rows * operation.draws}
     sizes = {**operation.sizes, "FILL": fill.get(case.kind, 264), "MULTIPROCESSORS": 2}

@@ -19,7 +19,7 @@ from onehot_triton import blocks, tensors
 from onehot_triton._backends import cpu, eager
 
 pytest.importorskip("triton")
-from onehot_triton.kernels import entropy, launch, log_prob, relaxed, sample, softmax_grad
+from onehot_triton.kernels import entropy, launch, log_prob, relaxed, sample, softmax_grad, straight_through
 from onehot_triton.kernels import log_prob_and_entropy as joint
 
 pytestmark = pytest.mark.usefixtures("one_thread", "numpy_as_quiet_as_a_gpu")
@@ -52,6 +52,11 @@ class Case(NamedTuple):
 
 def _index(columns: int, rows: int) -> Tensor:
     return torch.arange(2 * rows).view(2, rows) * 7 % columns
+
+
+def _drawn(x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, float]:
+    """The index of one draw, its incoming gradient, and the temperature 1."""
+    return _index(x.shape[1], x.shape[0])[:1], grad[None], 1.0
 
 
 def _hot(x: Tensor, draws: int) -> Tensor:
@@ -93,6 +98,14 @@ CASES = [
         "softmax_grad",
         lambda x, g, r: softmax_grad.softmax_grad(x, entropy.logsumexp(x), g),
         lambda x, g, r: eager.softmax_grad(x, g),
+    ),
+    *(
+        Case(
+            name,
+            lambda x, g, r, name=name: getattr(straight_through, name)(x, entropy.logsumexp(x), *_drawn(x, g)),
+            lambda x, g, r, name=name: getattr(eager, name)(x, *_drawn(x, g)),
+        )
+        for name in ("reinmax_grad", "gapped_grad")
     ),
     Case(
         "log_prob",
@@ -221,6 +234,8 @@ WITH_MASK: dict[str, Callable[[Tensor, Tensor | None], tuple[Tensor, ...]]] = {
     "entropy_grad": lambda x, m: (entropy.entropy_grad(x, *reversed(entropy.entropy(x, m)), torch.ones(len(x)), m),),
     "log_prob_and_entropy": lambda x, m: joint.log_prob_and_entropy(x, _index(x.shape[1], len(x)), m),
     "softmax_grad": lambda x, m: (softmax_grad.softmax_grad(x, entropy.logsumexp(x, m), _ramp(x), m),),
+    "reinmax_grad": lambda x, m: (straight_through.reinmax_grad(x, entropy.logsumexp(x, m), *_drawn(x, _ramp(x)), m),),
+    "gapped_grad": lambda x, m: (straight_through.gapped_grad(x, entropy.logsumexp(x, m), *_drawn(x, _ramp(x)), m),),
     "log_prob": lambda x, m: log_prob.log_prob(x, None, _one_hot(x, 1), m),
     "log_prob_of_several_draws": lambda x, m: log_prob.log_prob(x, None, _one_hot(x, 3), m),
     "log_prob_known": lambda x, m: log_prob.log_prob(x, entropy.logsumexp(x, m), _one_hot(x, 1), m),
@@ -341,6 +356,10 @@ def test_a_common_offset_changes_nothing(columns: int) -> None:
             "log_prob's twin": eager.log_prob_index(x, index)[0],
             "softmax_grad": softmax_grad.softmax_grad(x, kept, grad),
             "softmax_grad's twin": eager.softmax_grad(x, grad),
+            "reinmax_grad": straight_through.reinmax_grad(x, kept, index, grad[None], 1.5),
+            "reinmax_grad's twin": eager.reinmax_grad(x, index, grad[None], 1.5),
+            "gapped_grad": straight_through.gapped_grad(x, kept, index, grad[None], 0.5),
+            "gapped_grad's twin": eager.gapped_grad(x, index, grad[None], 0.5),
             "log_prob_grad": log_prob.log_prob_grad(x, kept, index, ones),
             "log_prob_grad's twin": eager.log_prob_grad(x, index, ones),
             "entropy_grad": entropy.entropy_grad(x, kept, entropy.entropy(x)[0], ones[0]),

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from .. import rng
 from ..blocks import blocks, by_rows, joined, part_of
+from ..grad_method import ReparamGradientStrategy
 from ..rng import Seed
 from ..tensors import can_look_at, compute_dtype, in_transform, is_differentiated, loses_functions
 from . import eager
@@ -302,12 +303,17 @@ def straight_through(
     draws: int,
     dtype: torch.dtype | None,
     seed: Seed,
-    temperature: Tensor | float | None,
+    method: ReparamGradientStrategy,
+    temperature: Tensor | float,
+    samples: int,
 ) -> Sample:
-    if temperature is not None:
-        return eager.straight_through(logits, mask, draws, dtype, seed, temperature)
     x = masked(logits, mask)
-    return eager.with_gradient_of(sample(x.detach(), None, draws, dtype, seed, False), nearly_softmax(x))
+    if method is ReparamGradientStrategy.PassThrough:
+        return eager.with_gradient_of(sample(x.detach(), None, draws, dtype, seed, False), nearly_softmax(x))
+    if method is ReparamGradientStrategy.RelaxedOneHot and samples == 1:
+        return eager.relaxed_first(x, draws, dtype, seed, temperature)
+    drawn = sample(x.detach(), None, draws, dtype, seed, False)
+    return eager.with_gradient_of(drawn, eager.smooth(x, drawn, seed, method, temperature, samples))
 
 
 def softmax_grad(logits: Tensor, grad: Tensor, mask: Tensor | None = None, logsumexp: Tensor | None = None) -> Tensor:
@@ -327,16 +333,18 @@ def relaxed_grad(
     mask: Tensor | None = None,
     logsumexp: Tensor | None = None,
     with_temperature: bool = False,
+    samples: int = 1,
 ) -> tuple[Tensor, Tensor | None]:
     assert seed.tensor is not None
     noise, draws, columns = rng.noise_again(seed.tensor), index.shape[0], logits.shape[-1]
 
     def block(g: Tensor, x: Tensor, k: Tensor, t: Tensor | float = temperature) -> Tensor:
-        e = noise((draws, x.shape[0], columns + 1), None)
+        e = noise((draws * samples, x.shape[0], columns + 1), None)
         p = nearly_softmax(x)
         inverse = 1 / eager.by_row(t, p.dtype)
-        z = eager.scores_given(p, k.t(), e[..., :-1], e[..., -1]) * inverse
-        dz = softmax_backward(nearly_softmax(z), g.transpose(0, 1).to(p.dtype))
+        z = eager.scores_given(p, eager.for_each_sample(k.t(), samples), e[..., :-1], e[..., -1]) * inverse
+        dz = softmax_backward(nearly_softmax(z), eager.for_each_sample(g.transpose(0, 1), samples).to(p.dtype))
+        dz = dz if samples == 1 else dz / samples
         dx = (dz * inverse).sum(0)
         if not with_temperature:
             return dx.to(x.dtype)
@@ -344,8 +352,47 @@ def relaxed_grad(
         return torch.cat([dx, -(dz * z.clamp_min(-1e30)).sum((0, 2)).unsqueeze(-1) * inverse], -1)
 
     of_rows = (temperature,) if isinstance(temperature, Tensor) else ()
-    out = by_rows(block, grad.transpose(0, 1), masked(logits, mask), index.t(), *of_rows, scratch=4)
+    out = by_rows(block, grad.transpose(0, 1), masked(logits, mask), index.t(), *of_rows, scratch=4 * samples)
     return (out[:, :-1].to(logits.dtype), out[:, -1]) if with_temperature else (out, None)
+
+
+def _of_draws(
+    formula: Callable[..., Tensor],
+    logits: Tensor,
+    index: Tensor,
+    grad: Tensor,
+    temperature: Tensor | float,
+    mask: Tensor | None,
+) -> Tensor:
+    """A gradient of the formulas, some rows at a time."""
+
+    def block(g: Tensor, x: Tensor, k: Tensor, t: Tensor | float = temperature) -> Tensor:
+        return formula(x, k.t(), g.transpose(0, 1), t)
+
+    of_rows = (temperature,) if isinstance(temperature, Tensor) else ()
+    return by_rows(block, grad.transpose(0, 1), masked(logits, mask), index.t(), *of_rows, scratch=4)
+
+
+def reinmax_grad(
+    logits: Tensor,
+    index: Tensor,
+    grad: Tensor,
+    temperature: Tensor | float,
+    mask: Tensor | None = None,
+    logsumexp: Tensor | None = None,
+) -> Tensor:
+    return _of_draws(eager.reinmax_grad, logits, index, grad, temperature, mask)
+
+
+def gapped_grad(
+    logits: Tensor,
+    index: Tensor,
+    grad: Tensor,
+    temperature: Tensor | float,
+    mask: Tensor | None = None,
+    logsumexp: Tensor | None = None,
+) -> Tensor:
+    return _of_draws(eager.gapped_grad, logits, index, grad, temperature, mask)
 
 
 def soft_grad(

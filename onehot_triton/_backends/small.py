@@ -16,11 +16,13 @@ import torch
 from torch import Tensor
 
 from .. import rng
+from ..grad_method import ReparamGradientStrategy
 from ..rng import Seed
 from ..tensors import is_differentiated
 from . import cpu, eager
 from .cpu import (  # noqa: F401
     entropy_grad,
+    gapped_grad,
     log_prob_and_entropy,
     log_prob_and_entropy_grad,
     log_prob_grad,
@@ -29,6 +31,7 @@ from .cpu import (  # noqa: F401
     new_seed,
     one_hot,
     reads_masks,
+    reinmax_grad,
     relaxed,
     relaxed_grad,
     relaxes_first,
@@ -113,11 +116,15 @@ def straight_through(
     draws: int,
     dtype: torch.dtype | None,
     seed: Seed,
-    temperature: Tensor | float | None,
+    method: ReparamGradientStrategy,
+    temperature: Tensor | float,
+    samples: int,
 ) -> Sample:
     x = masked(logits, mask)
-    if temperature is not None:
+    if method is ReparamGradientStrategy.RelaxedOneHot and samples == 1:
         return _relaxed_first(x, draws, dtype, seed, temperature)
+    if method is not ReparamGradientStrategy.PassThrough:
+        return cpu.straight_through(x, None, draws, dtype, seed, method, temperature, samples)
     return _with_gradient_of(sample(x.detach(), None, draws, dtype, seed, False), cpu.nearly_softmax(x))
 
 
@@ -130,7 +137,7 @@ def _with_gradient_of(drawn: Sample, y: Tensor) -> Sample:
 
 
 def _relaxed_first(x: Tensor, draws: int, dtype: torch.dtype | None, seed: Seed, temperature: Tensor | float) -> Sample:
-    """`eager.straight_through` in the fewest calls, in float64, where no maximum need be subtracted."""
+    """`eager.relaxed_first` in the fewest calls, in float64, where no maximum need be subtracted."""
     assert dtype is not None
     u = rng.uniform_like(x if draws == 1 else x.expand(draws, *x.shape), seed.generator)
     z = x - rng.exponential_of(u).neg_().log_()

@@ -19,6 +19,7 @@ _sample, _relaxed, _relaxed_grad, _soft_grad = map(called, ("sample", "relaxed",
 _softmax_grad, _logsumexp, _entropy, _entropy_grad = map(
     called, ("softmax_grad", "logsumexp", "entropy", "entropy_grad")
 )
+_reinmax_grad, _gapped_grad = map(called, ("reinmax_grad", "gapped_grad"))
 _log_prob, _log_prob_index, _log_prob_grad = map(called, ("log_prob", "log_prob_index", "log_prob_grad"))
 _log_prob_and_entropy, _log_prob_and_entropy_grad = map(called, ("log_prob_and_entropy", "log_prob_and_entropy_grad"))
 
@@ -93,14 +94,37 @@ def relaxed_grad(
     mask: Tensor | None = None,
     logsumexp: Tensor | None = None,
     with_temperature: bool = False,
+    samples: int = 1,
 ) -> tuple[Tensor, Tensor | None]:
-    args = index, grad, *_either(temperature), seed.tensor, seed.key, seed.offset, 0, mask, with_temperature
+    args = index, grad, *_either(temperature), seed.tensor, seed.key, seed.offset, 0, mask, with_temperature, samples
     # It must have the noise of its draw, which torch's operations do not draw.
     with torch.no_grad():
         out, dt = _relaxed_grad(logits, logsumexp, *args)
     if torch.is_grad_enabled():
         out, dt = (_NoSecondDerivative.apply(gradient, logits, grad, temperature) for gradient in (out, dt))
     return out, dt if with_temperature else None
+
+
+def reinmax_grad(
+    logits: Tensor,
+    index: Tensor,
+    grad: Tensor,
+    temperature: Tensor | float,
+    mask: Tensor | None = None,
+    logsumexp: Tensor | None = None,
+) -> Tensor:
+    return _reinmax_grad(logits, logsumexp, index, grad, *_either(temperature), mask)
+
+
+def gapped_grad(
+    logits: Tensor,
+    index: Tensor,
+    grad: Tensor,
+    temperature: Tensor | float,
+    mask: Tensor | None = None,
+    logsumexp: Tensor | None = None,
+) -> Tensor:
+    return _gapped_grad(logits, logsumexp, index, grad, *_either(temperature), mask)
 
 
 def soft_grad(

@@ -413,8 +413,8 @@ MUTANTS = [
         eager("reads_the_noise"),
     ),
     _ops(
-        "            if temperature is None:\n                grad = grad[0] if draws == 1 else grad.sum(0)",
-        "            if temperature is None:\n                grad = grad[0]",
+        "PassThrough:\n                grad = grad[0] if draws == 1 else grad.sum(0)",
+        "PassThrough:\n                grad = grad[0]",
         "the gradient of the first draw alone",
         gradients("test_pass_through_gradient"),
     ),
@@ -513,7 +513,7 @@ MUTANTS = [
     _library('"rr>d"', '"r.>d"', "vmap: logsumexp's mask", operators("vmap")),
     _library('"r..s...r>ddd"', '"r..s....>ddd"', "vmap: sample's mask", operators("vmap")),
     _library('"rr..s...>d"', '"r...s...>d"', "vmap: the temperatures of relaxed", operators("vmap")),
-    _library('"rdddr.s...r.>rr"', '"rdddr.s.....>rr"', "vmap: relaxed_grad's mask", operators("vmap")),
+    _library('"rdddr.s...r..>rr"', '"rdddr.s......>rr"', "vmap: relaxed_grad's mask", operators("vmap")),
     _library(
         'info.randomness == "error" and not seeds_are_batched',
         'info.randomness == "error" and seeds_are_batched',

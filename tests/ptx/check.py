@@ -37,7 +37,7 @@ from torch import Tensor
 
 from onehot_triton import tensors
 from onehot_triton._backends import eager
-from onehot_triton.kernels import entropy, launch, log_prob, relaxed, sample, soft_grad, softmax_grad
+from onehot_triton.kernels import entropy, launch, log_prob, relaxed, sample, soft_grad, softmax_grad, straight_through
 from onehot_triton.kernels import log_prob_and_entropy as joint
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
@@ -265,6 +265,24 @@ def run_softmax_grad(tally: Tally, case: Case) -> float:
     return as_good_as(found, eager.softmax_grad(case.seen, case.grad), exact, case.dtype)
 
 
+def run_reinmax_grad(tally: Tally, case: Case) -> float:
+    # Of one draw 1, which has a variant of the kernel.
+    return run_straight_through(case, "reinmax_grad", 1.0 if case.draws == 1 else case.temperature)
+
+
+def run_gapped_grad(tally: Tally, case: Case) -> float:
+    return run_straight_through(case, "gapped_grad", case.temperature)
+
+
+def run_straight_through(case: Case, name: str, t: Tensor | float) -> float:
+    grad = torch.randn(case.draws, case.rows, case.columns, generator=case.random).to(case.dtype)
+    found = getattr(straight_through, name)(case.logits, case.logsumexp, case.index, grad, t, case.allowed)
+    twin = getattr(eager, name)(case.seen, case.index, grad, t)
+    exact_t = t.double() if isinstance(t, Tensor) else t
+    exact = getattr(eager, name)(case.seen.double(), case.index, grad.double(), exact_t)
+    return as_good_as(found, twin, exact, case.dtype)
+
+
 def run_soft_grad(tally: Tally, case: Case) -> float:
     shape = (case.draws, case.rows, case.columns)
     y = (4 * torch.randn(shape, generator=case.random)).softmax(-1).to(case.dtype)
@@ -317,8 +335,8 @@ def run_log_prob_grad(tally: Tally, case: Case) -> float:
     return as_good_as(found, twin, exact, case.dtype)
 
 
-def relaxed_noise(case: Case, stage: int) -> np.ndarray:
-    draw = np.arange(case.draws)[:, None, None]
+def relaxed_noise(case: Case, stage: int, samples: int = 1) -> np.ndarray:
+    draw = np.arange(case.draws * samples)[:, None, None]
     row = case.row_offset + np.arange(case.rows)[None, :, None]
     seed = case.seed % 2**64
     return relaxed_exponential(
@@ -348,14 +366,15 @@ def run_relaxed(tally: Tally, case: Case) -> float:
 def run_relaxed_grad(tally: Tally, case: Case) -> float:
     index = case.index
     grad = torch.randn(case.draws, case.rows, case.columns, generator=case.random).to(case.dtype)
+    samples = 1 + case.columns % 2
     found, dt = relaxed.relaxed_grad(
-        case.logits, case.logsumexp, index, grad, case.temperature, *case.noise, case.allowed, True
+        case.logits, case.logsumexp, index, grad, case.temperature, *case.noise, case.allowed, True, samples
     )
-    draw, row = np.arange(case.draws)[:, None], case.row_offset + np.arange(case.rows)[None, :]
+    draw, row = np.arange(case.draws * samples)[:, None], case.row_offset + np.arange(case.rows)[None, :]
     high, low, _, _ = words(case.seed % 2**64, case.offset, 3, 2**30 - 1, row, draw)
-    noise = torch.from_numpy(relaxed_noise(case, 3)), torch.from_numpy(exponential(high, low))
+    noise = torch.from_numpy(relaxed_noise(case, 3, samples)), torch.from_numpy(exponential(high, low))
     args = case.seen.double(), index, grad.double(), case.temperature.double(), *noise
-    exact, exact_dt = eager.relaxed_grad_with(*args)
+    exact, exact_dt = eager.relaxed_grad_with(*args, samples)
     if dt.dtype != case.compute or not torch.equal(dt.isnan(), exact_dt.isnan()):
         raise AssertionError("NaN or dtype of dt")
     if found.dtype != case.dtype or not torch.equal(found.isnan(), exact.isnan()):
@@ -377,6 +396,7 @@ OPERATIONS = {
     "log_prob_index": run_log_prob_index, "log_prob_grad": run_log_prob_grad, "entropy": run_entropy,
     "entropy_grad": run_entropy_grad, "softmax_grad": run_softmax_grad, "soft_grad": run_soft_grad,
     "log_prob_and_entropy": run_log_prob_and_entropy, "log_prob_and_entropy_grad": run_log_prob_and_entropy_grad,
+    "reinmax_grad": run_reinmax_grad, "gapped_grad": run_gapped_grad,
 }  # fmt: skip
 NOISY = ("sample", "relaxed", "relaxed_grad")
 

@@ -40,6 +40,9 @@ TABLE = {
         ("gradient-estimators-polynomial.png", "gradient-estimators-vae.png", "gradient_estimators.json"),
     ),
     "large_vocabulary.py": Example((), r"nats a token\](.*\n)*.*tokens/s"),
+    "token_grpo.py": Example(
+        ("matplotlib",), r"rhymes before: 0\.[01]\d, after: (0\.[89]\d|1\.00)", ("token-grpo.png",)
+    ),
     "compiled_policy.py": Example(("torchrl",), r"onehot_triton, compiled .* 0\n"),
 }
 

@@ -183,7 +183,7 @@ def _reduce(logits: Tensor, allowed: Tensor | None, with_entropy: bool) -> tuple
         )  # fmt: skip
         if split:
             _join_kernel[(rows,)](
-                parts, entropy, logsumexp, tile.parts, ENTROPY=with_entropy, PARTS=launch.next_power_of_2(tile.parts)
+                parts, entropy, logsumexp, tile.parts, ENTROPY=with_entropy, PARTS=launch.part_lanes(logits, tile.parts)
             )
     return entropy, logsumexp
 

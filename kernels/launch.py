@@ -116,22 +116,24 @@ def splits(logits: Tensor, rows: int, tiles: int) -> int:
     return cdiv(tiles, max(1, rows * tiles // fill(logits)))
 
 
+def part_lanes(logits: Tensor, parts: int) -> int:
+    """In how many lanes a kernel reads what `parts` programs of a row left: as many for one number of columns, however
+    many rows there are and so programs to a row, because another would be another kernel to compile."""
+    return next_power_of_2(max(parts, cdiv(logits.shape[1], GROUP)))
+
+
 def few_rows(logits: Tensor, rows: int, block: int) -> int:
-    """`block` columns of a tile, or less where rows are so few that multiprocessors would have none; but a group at
-    least, so that the partial results are of no more than columns / 1024 programs a row."""
-    columns, least = logits.shape[1], multiprocessors(logits)
-    while block > GROUP and rows * cdiv(columns, block) < least:
-        block //= 2
-    return block
+    """`block` columns of a tile, or a group where rows are so few that multiprocessors would have none; so that the
+    partial results are of no more than columns / 1024 programs a row. Nothing between: it would be one more kernel."""
+    return block if rows * cdiv(logits.shape[1], block) >= multiprocessors(logits) else min(block, GROUP)
 
 
-def short_tile(logits: Tensor, width: int, elements: int, parts: int = 1) -> Tile:
-    """Rows that share a program of 4 warps, as many as fill `elements`, but not so many that multiprocessors stay
-    empty. For noise, the tile is one of `parts` of a row."""
-    rows, columns = logits.shape
+def short_tile(columns: int, width: int, elements: int, parts: int = 1) -> Tile:
+    """Rows that share a program of 4 warps, as many as fill `elements`, however many there are: another number of rows
+    is not another kernel to compile. For noise, the tile is one of `parts` of a row."""
     part = max(1, next_power_of_2(columns) // parts)
     width = min(width, part)
-    many = max(1, min(elements // (parts * part), next_power_of_2(cdiv(rows, fill(logits)))))
+    many = max(1, elements // (parts * part))
     # The fewer lanes a row has, the fewer shuffles join them: eight elements each, or all the threads there are. Of
     # 18 columns, an entropy costs 41 instructions an element in four lanes, and 218 in 32. With one lane of width 1,
     # the depth would be what is contiguous, and be dealt out to threads.
@@ -152,7 +154,7 @@ def tile(logits: Tensor, *others: Tensor, draws: int = 1, twice: bool = False) -
     # Half a tile where an element takes more than one register until it is added up: no more than 64 a thread.
     elements = TILE if not others and logits.element_size() <= 4 else TILE // 2
     if block <= elements:
-        return short_tile(logits, width, elements)
+        return short_tile(columns, width, TILE // 2)
     # A row in registers is read once.
     if block <= ONE_TILE * elements // TILE:
         return row_tile(block, width, 4 * block // elements)
@@ -170,7 +172,9 @@ def noise_tile(logits: Tensor, parts: int, draws: int = 1) -> Tile:
     if columns <= GROUP:
         # 16 elements a thread take 55 to 127 registers, where 8 would do with 64, for the key schedule and the
         # addresses: sampling 32 categories costs 71 instructions an element, not 80 (float32 to bool).
-        return short_tile(logits, width, TILE // 2, parts)
+        # Where that leaves multiprocessors without a program, four elements a thread.
+        few = rows * next_power_of_2(columns) < multiprocessors(logits) * TILE // 2
+        return short_tile(columns, width, TILE // 8 if few else TILE // 2, parts)
     block = next_power_of_2(columns)
     if block <= ONE_TILE:
         # 32 elements a thread take 80 to 96 registers, 16 take 48 to 63; but then what a program does once makes 48

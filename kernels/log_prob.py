@@ -293,7 +293,7 @@ def log_prob(
             **common,
         )  # fmt: skip
         if split:
-            _join_kernel[(draws * rows,)](parts=tile.parts, PARTS=launch.next_power_of_2(tile.parts), **common)
+            _join_kernel[(draws * rows,)](parts=tile.parts, PARTS=launch.part_lanes(logits, tile.parts), **common)
     return out, index, logsumexp
 
 

@@ -289,7 +289,7 @@ def relaxed(
         grid = (draws * rows, tile.parts)
         _relaxed_sums_kernel[grid](logits, parts_ptr=parts, **common)
         _relaxed_write_kernel[grid](
-            logits, parts_ptr=parts, out_ptr=out, PARTS=launch.next_power_of_2(tile.parts), **common
+            logits, parts_ptr=parts, out_ptr=out, PARTS=launch.part_lanes(logits, tile.parts), **common
         )
     return out
 
@@ -490,7 +490,7 @@ def relaxed_grad(
             _grad_sums_kernel[(draws * rows, parts)](**common)
         _relaxed_grad_kernel[(launch.cdiv(rows, tile.rows), max(1, parts))](
             out_ptr=out, dt_ptr=dt, draws=draws, DT=with_temperature, MASK=tile.rows > 1 or columns != 4 * tile.columns,
-            PARTS=launch.next_power_of_2(parts) if parts else 0, ROWS=tile.rows, **common,
+            PARTS=launch.part_lanes(logits, parts) if parts else 0, ROWS=tile.rows, **common,
         )  # fmt: skip
         dt = dt.sum(-1) if with_temperature else dt
     return out, dt

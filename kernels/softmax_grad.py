@@ -181,6 +181,6 @@ def softmax_grad(logits: Tensor, logsumexp: Tensor, grad: Tensor, allowed: Tenso
         parts = logsumexp.new_empty((rows, tile.parts))
         _dot_kernel[(rows, tile.parts)](parts_ptr=parts, **common)
         _write_kernel[(rows, tile.parts)](
-            parts_ptr=parts, out_ptr=out, PARTS=launch.next_power_of_2(tile.parts), **common
+            parts_ptr=parts, out_ptr=out, PARTS=launch.part_lanes(logits, tile.parts), **common
         )
     return out

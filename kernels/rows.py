@@ -2,7 +2,7 @@
 
 A tile is [DEPTH, ROWS, LANES, VECTOR]: a lane has VECTOR adjacent columns, one 128-bit load of logits, the lanes lie
 side by side, and DEPTH repeats them further along the row. A lane is a thread, also where several rows share a program
-(DEPTH is in front of ROWS because the last dimensions are those that threads are dealt out to), so that a reduction
+(the order in which dimensions are dealt out to threads is that of `tile_ptrs`), so that a reduction
 over (VECTOR, DEPTH) costs one instruction an element: no shuffle and no barrier until the lanes are joined, once a row.
 The kernels with noise have more dimensions in front; a function of a tile takes either.
 """

@@ -16,6 +16,11 @@ pytest.importorskip("triton")
 
 BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
+# Made by `make static-cost`.
+OLDER = BENCHMARKS.parent / ".venv" / "triton-3.6.0"
+LIMITS = {"sample": 12, "sample_index": 12, "log_prob": 14, "entropy": 20, "softmax_grad": 20, "relaxed": 45,
+    "relaxed_grad": 60}  # fmt: skip
+
 COPY = """
 import json, torch, triton, triton.language as tl
 import static_cost
@@ -84,7 +89,7 @@ many = [e, e | dict(columns=2048), e | dict(instructions_per_element=12.0), e | 
 with contextlib.redirect_stdout(io.StringIO()) as out:
     static_cost.show(many)
 print(json.dumps([static_cost.cost({MASKED!r}, 4, 4, 32), [static_cost.over_limit(x) for x in many],
-    out.getvalue().splitlines()[1:]]))
+    out.getvalue().splitlines()[2:]]))
 """
 
 MAIN = """
@@ -118,11 +123,26 @@ print(json.dumps([static_cost.entry(launch, kernels[0], "sm_90")]))
 """
 
 
-def run(script: str, tmp_path: Path) -> Any:
+# Long rows, and the short ones whose tile has depth and rows in it.
+SHORT_LIST = """
+import json, static_cost
+from ahead_of_time import BF16, FP32, INT64, LONG, Launch, TARGETS, compiling
+found = []
+for launch in (Launch("sample", *LONG, BF16, INT64), Launch("log_prob", *LONG, FP32, INT64),
+        Launch("entropy", 65536, 18, BF16), Launch("relaxed", 65536, 18, BF16)):
+    with compiling(TARGETS["sm_90"]) as kernels:
+        launch.run()
+    found += [static_cost.entry(launch, kernel, "sm_90") for kernel in kernels]
+print(json.dumps(found))
+"""
+
+
+def run(script: str, tmp_path: Path, *packages: Path) -> Any:
     # In a file, because Triton reads the source of a kernel from it.
     file = tmp_path / "script.py"
     file.write_text(script)
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": str(BENCHMARKS)}
+    path = os.pathsep.join(map(str, (*packages, BENCHMARKS)))
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": path}
     done = subprocess.run([sys.executable, file], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout)
@@ -133,7 +153,7 @@ def test_count_of_a_copying_loop(tmp_path: Path) -> None:
     if found["version"].startswith("3.7."):
         # The assembler unrolls four turns of four elements: 4 loads, 4 stores, 8 addresses (IMAD.WIDE), 4 steps of the
         # index, one comparison, one branch.
-        assert found["0"] == [22 / 16, 22 / 16, 128, 128, 0]
+        assert found["0"] == [22 / 16, 22 / 16, 128, 128, 0, 0]
     # An addition more is one instruction more.
     assert [found[adds][0] - found["0"][0] for adds in ("1", "3")] == [1, 3]
 
@@ -145,7 +165,7 @@ def test_loops_of_a_listing(tmp_path: Path) -> None:
     assert rows == [3]
     assert widths == [128, 16]
     # Three instructions for four elements; the loop stores nothing.
-    assert cost == [0.75, 0.75, 128, 0]
+    assert cost == [0.75, 0.75, 128, 0, 0]
 
 
 def test_a_masked_loop_does_not_count_and_a_limit_is_reported(tmp_path: Path) -> None:
@@ -164,8 +184,9 @@ def test_status_1_and_what_costs_more_than_it_may(tmp_path: Path) -> None:
 def test_entry_of_a_kernel(tmp_path: Path) -> None:
     (entry,) = run(ENTRY, tmp_path)
     assert list(entry) == [
-        "operation", "kernel", "arch", "dtype", "out_dtype", "rows", "columns", "instructions_per_element", "registers",
-        "spill_bytes", "load_bits", "store_bits", "bytes_per_element", "predicted_limit", "issue_over_memory",
+        "operation", "kernel", "arch", "triton", "dtype", "out_dtype", "rows", "columns", "instructions_per_element",
+        "registers", "spill_bytes", "load_bits", "store_bits", "barriers", "bytes_per_element", "predicted_limit",
+        "issue_over_memory",
     ]  # fmt: skip
     assert entry["load_bits"] == 128
     assert entry["spill_bytes"] == 0
@@ -175,3 +196,44 @@ def test_entry_of_a_kernel(tmp_path: Path) -> None:
     ratio = entry["instructions_per_element"] / (2 * 7.8)
     assert entry["issue_over_memory"] == pytest.approx(ratio, abs=1e-3)
     assert entry["predicted_limit"] == ("issue" if ratio > 1 else "memory")
+
+
+def identity(entry: dict[str, Any]) -> tuple[Any, ...]:
+    return tuple(entry[key] for key in ("operation", "kernel", "dtype", "out_dtype", "rows", "columns"))
+
+
+def stored(name: str) -> dict[tuple[Any, ...], dict[str, Any]]:
+    return {identity(e): e for e in json.loads((BENCHMARKS / "results" / name).read_text())}
+
+
+def test_tables_of_both_versions_of_triton_agree_and_are_within_the_limits() -> None:
+    newer, older = stored("static_cost.json"), stored("static_cost_triton_3.6.0.json")
+    assert newer.keys() == older.keys()
+    assert {e["triton"] for e in older.values()} == {"3.6.0"}
+    for entry in (*newer.values(), *older.values()):
+        if entry["columns"] >= 4096:
+            assert entry["instructions_per_element"] <= LIMITS[entry["operation"]], entry
+        # Their zeros and sums are stored by the threads that have them.
+        if entry["kernel"] in ("_row_kernel", "_sums_kernel"):
+            assert entry["barriers"] == 0, entry
+    for key, entry in older.items():
+        count = newer[key]["instructions_per_element"]
+        assert entry["instructions_per_element"] == pytest.approx(count, rel=0.08), entry
+
+
+@pytest.mark.parametrize("version", ["here", "3.6.0"])
+def test_kernels_cost_what_the_table_of_their_triton_says(tmp_path: Path, version: str) -> None:
+    if version == "3.6.0" and not OLDER.exists():
+        pytest.skip("make static-cost installs it")
+    found = run(SHORT_LIST, tmp_path, *([OLDER] if version == "3.6.0" else []))
+    table = stored("static_cost_triton_3.6.0.json" if version == "3.6.0" else "static_cost.json")
+    assert len(found) == 4
+    for entry in found:
+        expected = table[identity(entry)]
+        if version == "3.6.0" or entry["triton"] == expected["triton"]:
+            assert entry["triton"] == expected["triton"]
+            count = expected["instructions_per_element"]
+            assert entry["instructions_per_element"] == pytest.approx(count, rel=0.02), entry
+            assert entry["barriers"] == expected["barriers"]
+        if entry["columns"] >= 4096:
+            assert entry["instructions_per_element"] <= LIMITS[entry["operation"]], entry

@@ -62,6 +62,10 @@ def _allowed(logits: Tensor) -> Tensor:
     return (torch.arange(logits.shape[1], device=logits.device) % 3 != 1).expand(logits.shape)
 
 
+def _soft(logits: Tensor) -> Tensor:
+    return logits.expand(DRAWS, *logits.shape).softmax(-1)
+
+
 HOST_SEED = (None, 11, 4, 0)
 
 # Operator -> its arguments, as functions of the logits.
@@ -76,10 +80,19 @@ CASES: dict[str, list[Callable[[Tensor], tuple[Any, ...]]]] = {
         lambda x: (x, None, 0.7, 1, *HOST_SEED),
     ],
     "relaxed_grad": [
-        lambda x: (x, _logsumexp(x), _index(x), _grad(x, DRAWS), _temperature(x), 1.0, *_seed(x), _allowed(x), True),
-        lambda x: (x, _logsumexp(x), _index(x), _grad(x, DRAWS), None, 0.7, *HOST_SEED, None, False),
+        lambda x: (x, _logsumexp(x), _index(x), _grad(x, DRAWS), _temperature(x), 1.0, *_seed(x), _allowed(x), True, 2),
+        lambda x: (x, _logsumexp(x), _index(x), _grad(x, DRAWS), None, 0.7, *HOST_SEED, None, False, 1),
+    ],
+    "soft_grad": [
+        lambda x: (_soft(x), _grad(x, DRAWS), _temperature(x), 1.0, True),
+        lambda x: (x.unsqueeze(0).softmax(-1), _grad(x, 1), None, 0.7, False),
     ],
     "softmax_grad": [lambda x: (x, _logsumexp(x), _grad(x), _allowed(x))],
+    "reinmax_grad": [
+        lambda x: (x, _logsumexp(x), _index(x), _grad(x, DRAWS), _temperature(x), 1.0, _allowed(x)),
+        lambda x: (x, _logsumexp(x), _index(x)[:1], _grad(x, 1), None, 1.5, None),
+    ],
+    "gapped_grad": [lambda x: (x, _logsumexp(x), _index(x), _grad(x, DRAWS), _temperature(x), 1.0, _allowed(x))],
     "log_prob": [
         lambda x: (x, None, _value(x, torch.int64), _allowed(x), _index(x)),
         lambda x: (x, _logsumexp(x), _value(x, torch.bool), None, None),
@@ -89,6 +102,11 @@ CASES: dict[str, list[Callable[[Tensor], tuple[Any, ...]]]] = {
     "logsumexp": [lambda x: (x, _allowed(x))],
     "entropy": [lambda x: (x, _allowed(x)), lambda x: (x, None)],
     "entropy_grad": [lambda x: (x, *reversed(library.operators.entropy(x, None)), _row_grad(x), _allowed(x))],
+    "log_prob_and_entropy": [lambda x: (x, _index(x), _allowed(x))],
+    "log_prob_and_entropy_grad": [
+        lambda x: (x, _logsumexp(x), _row_grad(x), _index(x), _row_grad(x, DRAWS), _row_grad(x), _allowed(x), None),
+        lambda x: (x, _logsumexp(x), _row_grad(x), _index(x), _row_grad(x, DRAWS), _row_grad(x), None, _grad(x)),
+    ],
     "seeded_exponential": [lambda x: (torch.tensor(5, device=x.device), [DRAWS, *x.shape])],
 }
 
@@ -180,11 +198,11 @@ def test_vmap_of_the_random_operators_takes_all_rows_at_once() -> None:
     soft = torch.vmap(lambda x, t: ops.relaxed(x, t, 1.0, DRAWS, *HOST_SEED), **different)(x, t)
     assert torch.equal(soft.transpose(0, 1).flatten(1, 2), ops.relaxed(rows, flat_t, 1.0, DRAWS, *HOST_SEED))
     grad = torch.randn(2, DRAWS, ROWS, COLUMNS)
-    found = torch.vmap(lambda *a: ops.relaxed_grad(*a[:5], 1.0, *HOST_SEED, a[5], True), **different)(
+    found = torch.vmap(lambda *a: ops.relaxed_grad(*a[:5], 1.0, *HOST_SEED, a[5], True, 2), **different)(
         x, logsumexp, index, grad, t, allowed
     )
     flat = (rows, expected[2], expected[1], grad.transpose(0, 1).flatten(1, 2), flat_t, 1.0, *HOST_SEED, flat_allowed)
-    for f, e in zip(found, ops.relaxed_grad(*flat, True), strict=True):
+    for f, e in zip(found, ops.relaxed_grad(*flat, True, 2), strict=True):
         torch.testing.assert_close(f.flatten(0, 1), e)
 
 

@@ -18,8 +18,6 @@ BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
 
 # Made by `make static-cost`.
 OLDER = BENCHMARKS.parent / ".venv" / "triton-3.6.0"
-LIMITS = {"sample": 12, "sample_index": 12, "log_prob": 14, "entropy": 20, "softmax_grad": 20, "relaxed": 45,
-    "relaxed_grad": 60}  # fmt: skip
 
 COPY = """
 import json, torch, triton, triton.language as tl
@@ -198,42 +196,18 @@ def test_entry_of_a_kernel(tmp_path: Path) -> None:
     assert entry["predicted_limit"] == ("issue" if ratio > 1 else "memory")
 
 
-def identity(entry: dict[str, Any]) -> tuple[Any, ...]:
-    return tuple(entry[key] for key in ("operation", "kernel", "dtype", "out_dtype", "rows", "columns"))
-
-
-def stored(name: str) -> dict[tuple[Any, ...], dict[str, Any]]:
-    return {identity(e): e for e in json.loads((BENCHMARKS / "results" / name).read_text())}
-
-
-def test_tables_of_both_versions_of_triton_agree_and_are_within_the_limits() -> None:
-    newer, older = stored("static_cost.json"), stored("static_cost_triton_3.6.0.json")
-    assert newer.keys() == older.keys()
-    assert {e["triton"] for e in older.values()} == {"3.6.0"}
-    for entry in (*newer.values(), *older.values()):
-        if entry["columns"] >= 4096:
-            assert entry["instructions_per_element"] <= LIMITS[entry["operation"]], entry
-        # Their zeros and sums are stored by the threads that have them.
-        if entry["kernel"] in ("_row_kernel", "_sums_kernel"):
-            assert entry["barriers"] == 0, entry
-    for key, entry in older.items():
-        count = newer[key]["instructions_per_element"]
-        assert entry["instructions_per_element"] == pytest.approx(count, rel=0.08), entry
-
-
 @pytest.mark.parametrize("version", ["here", "3.6.0"])
-def test_kernels_cost_what_the_table_of_their_triton_says(tmp_path: Path, version: str) -> None:
+def test_costs_do_not_depend_on_the_version_of_triton(tmp_path: Path, version: str) -> None:
+    """Both order equal strides otherwise."""
     if version == "3.6.0" and not OLDER.exists():
         pytest.skip("make static-cost installs it")
-    found = run(SHORT_LIST, tmp_path, *([OLDER] if version == "3.6.0" else []))
-    table = stored("static_cost_triton_3.6.0.json" if version == "3.6.0" else "static_cost.json")
-    assert len(found) == 4
-    for entry in found:
-        expected = table[identity(entry)]
-        if version == "3.6.0" or entry["triton"] == expected["triton"]:
-            assert entry["triton"] == expected["triton"]
-            count = expected["instructions_per_element"]
-            assert entry["instructions_per_element"] == pytest.approx(count, rel=0.02), entry
-            assert entry["barriers"] == expected["barriers"]
-        if entry["columns"] >= 4096:
-            assert entry["instructions_per_element"] <= LIMITS[entry["operation"]], entry
+    sample, log_prob, entropy, relaxed = run(SHORT_LIST, tmp_path, *([OLDER] if version == "3.6.0" else []))
+    assert version in ("here", sample["triton"])
+    # 26 and 25 with depth before rows and lanes; of 18 columns 316 and 270.
+    assert sample["instructions_per_element"] < 10
+    assert log_prob["instructions_per_element"] < 14
+    assert entropy["instructions_per_element"] < 70
+    assert relaxed["instructions_per_element"] < 115
+    assert entropy["spill_bytes"] == relaxed["spill_bytes"] == 0
+    # The threads that have the sum of a group store it.
+    assert sample["barriers"] == 0

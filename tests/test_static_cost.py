@@ -139,7 +139,7 @@ def run(script: str, tmp_path: Path, *packages: Path) -> Any:
     # In a file, because Triton reads the source of a kernel from it.
     file = tmp_path / "script.py"
     file.write_text(script)
-    path = os.pathsep.join(map(str, (*packages, BENCHMARKS)))
+    path = os.pathsep.join(map(str, (*packages, BENCHMARKS, BENCHMARKS.parent)))
     environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": path}
     done = subprocess.run([sys.executable, file], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -139,6 +139,16 @@ _define(
     ),
 )
 _define(
+    f"shard_race(Tensor logits, SymInt draws, {_SEED}, int first_group) -> (Tensor, Tensor, Tensor)",
+    "r.s....>ddd",
+    _launch_with_either("sample", "shard_race", 2),
+    lambda logits, draws, *_: (
+        logits.new_empty((draws, logits.shape[0]), dtype=torch.int64),
+        logits.new_empty((draws, logits.shape[0]), dtype=torch.float32),
+        _per_row(logits, 2),
+    ),
+)
+_define(
     f"relaxed(Tensor logits, {_TEMPERATURE}, SymInt draws, {_SEED}) -> Tensor",
     "rr..s...>d",
     _launch_with_either("relaxed", "relaxed", 1, 4),

@@ -84,13 +84,14 @@ def _in_shape(drawn: Sample, draw: Draw, logits: Tensor) -> Sample:
     return Sample(one_hot, _shaped(drawn.index, *shape), drawn.logsumexp, drawn.all_valid, drawn.seed)
 
 
-def sample(logits: Tensor, mask: Tensor | None, draw: Draw) -> Sample:
+def sample(logits: Tensor, mask: Tensor | None, draw: Draw, seed: Seed | None = None) -> Sample:
     """Draws from softmax(logits), without a gradient.
 
     Args:
         logits: [*batch, columns].
         mask: of the logits' shape, or None.
         draw: what is wanted.
+        seed: in place of a new one of the draw's generator.
 
     Returns:
         one_hot [*sample_shape, *batch, columns] and index [*sample_shape, *batch]; the logsumexp stays inside of the
@@ -98,7 +99,7 @@ def sample(logits: Tensor, mask: Tensor | None, draw: Draw) -> Sample:
     """
     backend = backends.of(logits)
     x, draws = _rows(logits.detach() if logits.requires_grad else logits), math.prod(draw.sample_shape)
-    seed = backend.new_seed(x, draw.generator)
+    seed = backend.new_seed(x, draw.generator) if seed is None else seed
     return _in_shape(backend.sample(x, _mask_rows(mask), draws, draw.dtype, seed, False), draw, logits)
 
 
@@ -108,15 +109,15 @@ class _StraightThrough(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(logits, mask, temperature, seed_tensor, key, offset, backend, draw):
-        seed = Seed(seed_tensor, key, offset, draw.generator)
+    def forward(logits, mask, temperature, seed_tensor, key, offset, first_row, backend, draw):
+        seed = Seed(seed_tensor, key, offset, draw.generator, first_row)
         args = math.prod(draw.sample_shape), draw.dtype, seed, temperature is not None
         drawn = _in_shape(backend.sample(_rows(logits), _mask_rows(mask), *args), draw, logits)
         return drawn.one_hot, drawn.index, drawn.logsumexp, drawn.seed
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        logits, mask, temperature, seed_tensor, ctx.key, ctx.offset, ctx.backend, _ = inputs
+        logits, mask, temperature, seed_tensor, ctx.key, ctx.offset, ctx.first_row, ctx.backend, _ = inputs
         # A tensor is kept by autograd, which sees where it is changed in place.
         tensor, ctx.temperature = (temperature, None) if isinstance(temperature, Tensor) else (None, temperature)
         _, index, logsumexp, seed_again = output
@@ -136,11 +137,11 @@ class _StraightThrough(Function):
                 grad = grad[0] if draws == 1 else grad.sum(0)
                 dx = _of_backward(ctx.backend).softmax_grad(x, grad, mask, logsumexp)
             else:
-                index, seed = _shaped(index, draws, x.shape[0]), Seed(seed_tensor, ctx.key, ctx.offset)
+                index, seed = _shaped(index, draws, x.shape[0]), Seed(seed_tensor, ctx.key, ctx.offset, None, ctx.first_row)
                 with_dt = ctx.needs_input_grad[2]
                 dx, dt = ctx.backend.relaxed_grad(x, index, grad, temperature, seed, mask, logsumexp, with_dt)
             dx = _shaped(dx, *logits.shape)
-        return dx, None, dt, None, None, None, None, None
+        return dx, None, dt, None, None, None, None, None, None
 
 
 def rsample(
@@ -149,6 +150,7 @@ def rsample(
     draw: Draw,
     method: ReparamGradientStrategy,
     temperature: Tensor | float,
+    seed: Seed | None = None,
 ) -> Sample:
     """`sample` in the logits' dtype, with the gradient of `method` in the logits.
 
@@ -158,18 +160,20 @@ def rsample(
         draw: what is wanted; its dtype is the logits'.
         method: the gradient.
         temperature: of RelaxedOneHot; a tensor broadcasts to the batch, and has a gradient.
+        seed: in place of a new one of the draw's generator.
     """
     relaxed = method is ReparamGradientStrategy.RelaxedOneHot
     learned = relaxed and isinstance(temperature, Tensor) and is_differentiated(temperature)
     if not (learned or is_differentiated(logits)):
-        return sample(logits, mask, draw)
+        return sample(logits, mask, draw, seed)
     backend = backends.of(logits)
     t = _temperature(temperature, logits) if relaxed else None
-    seed = backend.new_seed(logits, draw.generator)
-    if backend.records(logits, relaxed):
+    is_given = seed is not None
+    seed = backend.new_seed(logits, draw.generator) if seed is None else seed
+    if not is_given and backend.records(logits, relaxed):
         x, draws = _rows(logits), math.prod(draw.sample_shape)
         return _in_shape(backend.straight_through(x, _mask_rows(mask), draws, draw.dtype, seed, t), draw, logits)
-    args = seed.tensor, seed.key, seed.offset, backend, draw
+    args = seed.tensor, seed.key, seed.offset, seed.first_row, backend, draw
     one_hot, index, logsumexp, _ = apply(_StraightThrough, logits, mask, t, *args)
     return Sample(one_hot, index, logsumexp, False, None)
 
@@ -199,8 +203,8 @@ class _Relaxed(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(logits, temperature, seed_tensor, key, offset, backend, draw):
-        seed = Seed(seed_tensor, key, offset, draw.generator)
+    def forward(logits, temperature, seed_tensor, key, offset, first_row, backend, draw):
+        seed = Seed(seed_tensor, key, offset, draw.generator, first_row)
         out = backend.relaxed(_rows(logits), temperature, math.prod(draw.sample_shape), seed)
         return _shaped(out, *draw.sample_shape, *logits.shape)
 
@@ -226,22 +230,26 @@ class _Relaxed(Function):
         if temperature is not None and ctx.needs_input_grad[1]:
             log_y = probs.clamp(min=torch.finfo(dtype).tiny).log()
             dt = -(dz * log_y).sum((0, 2)) / temperature
-        return dx, dt, None, None, None, None, None
+        return dx, dt, None, None, None, None, None, None
 
 
-def relaxed_sample(logits: Tensor, temperature: Tensor | float, draw: Draw) -> Tensor:
+def relaxed_sample(
+    logits: Tensor, temperature: Tensor | float, draw: Draw, seed: Seed | None = None
+) -> Tensor:
     """A point of the simplex, softmax((logits + Gumbel) / temperature), in the logits' dtype.
 
     Args:
         logits: [*batch, columns].
         temperature: a number, or a tensor that broadcasts to the batch.
         draw: what is wanted, but for a dtype.
+        seed: in place of a new one of the draw's generator.
 
     Returns:
         [*sample_shape, *batch, columns], with gradients in the logits and the temperature.
     """
     backend = backends.of(logits)
-    args = _temperature(temperature, logits), *backend.new_seed(logits, draw.generator)[:3], backend, draw
+    seed = backend.new_seed(logits, draw.generator) if seed is None else seed
+    args = _temperature(temperature, logits), seed.tensor, seed.key, seed.offset, seed.first_row, backend, draw
     return _Relaxed.forward(logits, *args) if backend.records(logits, True) else apply(_Relaxed, logits, *args)
 
 

@@ -11,7 +11,7 @@ from ..library import operators
 from ..rng import Seed
 from ..tensors import compute_dtype
 from .eager import argmax, one_hot, straight_through  # noqa: F401
-from .interface import Sample
+from .interface import Sample, ShardRace
 
 reads_masks = True
 
@@ -38,8 +38,13 @@ def log_softmax(logits: Tensor) -> Tensor:
 def sample(
     logits: Tensor, mask: Tensor | None, draws: int, dtype: torch.dtype | None, seed: Seed, again: bool
 ) -> Sample:
-    hot, index, logsumexp = operators.sample(logits, draws, dtype, seed.tensor, seed.key, seed.offset, 0, mask)
+    hot, index, logsumexp = operators.sample(logits, draws, dtype, *seed.of_kernel, mask)
     return Sample(None if dtype is None else hot, index, logsumexp, False, None)
+
+
+def shard_race(logits: Tensor, draws: int, seed: Seed, first_group: int) -> ShardRace:
+    index, score, sums = operators.shard_race(logits, draws, *seed.of_kernel, first_group)
+    return ShardRace(index, score, *sums.unbind())
 
 
 def _either(temperature: Tensor | float) -> tuple[Tensor | None, float]:
@@ -48,7 +53,7 @@ def _either(temperature: Tensor | float) -> tuple[Tensor | None, float]:
 
 
 def relaxed(logits: Tensor, temperature: Tensor | float, draws: int, seed: Seed) -> Tensor:
-    return operators.relaxed(logits, *_either(temperature), draws, seed.tensor, seed.key, seed.offset, 0)
+    return operators.relaxed(logits, *_either(temperature), draws, *seed.of_kernel)
 
 
 def softmax_grad(logits: Tensor, grad: Tensor, mask: Tensor | None = None, logsumexp: Tensor | None = None) -> Tensor:
@@ -83,7 +88,7 @@ def relaxed_grad(
     logsumexp: Tensor | None = None,
     with_temperature: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
-    args = index, grad, *_either(temperature), seed.tensor, seed.key, seed.offset, 0, mask, with_temperature
+    args = index, grad, *_either(temperature), *seed.of_kernel, mask, with_temperature
     # It must have the noise of its draw, which torch's operations do not draw.
     with torch.no_grad():
         out, dt = operators.relaxed_grad(logits, logsumexp, *args)

@@ -137,7 +137,10 @@ class _StraightThrough(Function):
                 grad = grad[0] if draws == 1 else grad.sum(0)
                 dx = _of_backward(ctx.backend).softmax_grad(x, grad, mask, logsumexp)
             else:
-                index, seed = _shaped(index, draws, x.shape[0]), Seed(seed_tensor, ctx.key, ctx.offset, None, ctx.first_row)
+                index, seed = (
+                    _shaped(index, draws, x.shape[0]),
+                    Seed(seed_tensor, ctx.key, ctx.offset, None, ctx.first_row),
+                )
                 with_dt = ctx.needs_input_grad[2]
                 dx, dt = ctx.backend.relaxed_grad(x, index, grad, temperature, seed, mask, logsumexp, with_dt)
             dx = _shaped(dx, *logits.shape)
@@ -233,9 +236,7 @@ class _Relaxed(Function):
         return dx, dt, None, None, None, None, None, None
 
 
-def relaxed_sample(
-    logits: Tensor, temperature: Tensor | float, draw: Draw, seed: Seed | None = None
-) -> Tensor:
+def relaxed_sample(logits: Tensor, temperature: Tensor | float, draw: Draw, seed: Seed | None = None) -> Tensor:
     """A point of the simplex, softmax((logits + Gumbel) / temperature), in the logits' dtype.
 
     Args:

@@ -160,7 +160,8 @@ def noise_again(seed: Tensor) -> Noise:
     """The noise of a backward, the same at each pass; a compiler and a transform see an operator."""
     if not can_look_at(seed):
         return lambda shape, winner: torch.ops.onehot_triton.seeded_exponential(seed, shape)
-    noise = noise_from(seed.device, torch.Generator(seed.device).manual_seed(int(seed.item())))
+    generator = torch.Generator(seed.device).manual_seed(int(seed.item()))
+    noise = noise_from(seed.device, Seed(generator=generator))
 
     def again(shape: tuple[int, ...], winner: Tensor | None) -> Tensor:
         # A batch of gradients (is_grads_batched) refuses random operators; what the seed alone decides is not one.

@@ -25,6 +25,11 @@ def is_recorded(tensor: Tensor) -> bool:
     )
 
 
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether it is a DTensor, known by its name: to import the class takes seconds, and who has none never does."""
+    return type(tensor).__name__ == "DTensor"
+
+
 def in_transform() -> bool:
     """Whether a transform of torch.func (vmap, grad) is active: then a tensor may have no values to look at."""
     return peek_interpreter_stack() is not None

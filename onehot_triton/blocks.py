@@ -36,8 +36,9 @@ def by_rows(function: Callable[..., Tensor], *tensors: Tensor, scratch: int = 1,
         scratch: how much of it there is for each element of the first tensor, in float32 numbers.
         dim: the dimension of the result that is the rows.
     """
-    # What torch's own operations are to be the gradient of is not written in place.
-    if loses_functions():
+    # What torch's own operations are to be the gradient of is not written in place. A compiled program must not ask for
+    # the number of elements.
+    if loses_functions() or (not torch.compiler.is_compiling() and scratch * tensors[0].numel() <= _BLOCK):
         return function(*tensors)
     rows = tensors[0].shape[0]
     parts = blocks(rows, scratch * math.prod(tensors[0].shape[1:]))

@@ -210,15 +210,16 @@ class OneHotCategorical(Distribution):
             self._last = _sharded().remember(logits, drawn)
             return drawn
         drawn = ops.rsample(logits, self._mask_to_apply, draw, method, self.temperature)
-        assert drawn.one_hot is not None
-        drawn = drawn._replace(one_hot=self._in_param_dtype(drawn.one_hot))
+        if logits.dtype != self._param.dtype:
+            assert drawn.one_hot is not None
+            drawn = drawn._replace(one_hot=self._in_param_dtype(drawn.one_hot))
         self._remember(drawn)
         return drawn
 
     def _remember(self, drawn: Sample) -> None:
         """Keeps where the ones of a draw are: the next log_prob is most often that of the last draw."""
         one_hot = drawn.one_hot
-        if one_hot is None or is_recorded(one_hot) or in_transform() or one_hot.is_inference():
+        if one_hot is None or not drawn.hints or is_recorded(one_hot) or in_transform() or one_hot.is_inference():
             return
         # What cannot be looked at cannot be checked, but by a kernel, which knows of -1.
         kernels = backends.uses_kernels(one_hot.device)

@@ -79,9 +79,11 @@ class Draw(NamedTuple):
 
 def _in_shape(drawn: Sample, draw: Draw, logits: Tensor) -> Sample:
     """A backend's rows in the shapes that a user asked for."""
-    shape = (*draw.sample_shape, *logits.shape[:-1])
-    one_hot = None if drawn.one_hot is None else _shaped(drawn.one_hot, *shape, logits.shape[-1])
-    return Sample(one_hot, _shaped(drawn.index, *shape), drawn.logsumexp, drawn.all_valid, drawn.seed)
+    shape = draw.sample_shape + logits.shape[:-1]
+    if drawn.index.shape == shape:
+        return drawn
+    one_hot = None if drawn.one_hot is None else drawn.one_hot.reshape(*shape, logits.shape[-1])
+    return drawn._replace(one_hot=one_hot, index=drawn.index.reshape(shape))
 
 
 def sample(logits: Tensor, mask: Tensor | None, draw: Draw, seed: Seed | None = None) -> Sample:
@@ -165,15 +167,16 @@ def rsample(
         temperature: of RelaxedOneHot; a tensor broadcasts to the batch, and has a gradient.
         seed: in place of a new one of the draw's generator.
     """
-    relaxed = method is ReparamGradientStrategy.RelaxedOneHot
-    learned = relaxed and isinstance(temperature, Tensor) and is_differentiated(temperature)
-    if not (learned or is_differentiated(logits)):
-        return sample(logits, mask, draw, seed)
     backend = backends.of(logits)
+    relaxed = method is ReparamGradientStrategy.RelaxedOneHot
+    relaxes_first = relaxed and seed is None and backend.relaxes_first(logits, math.prod(draw.sample_shape))
+    learned = relaxed and isinstance(temperature, Tensor) and is_differentiated(temperature)
+    if not (learned or relaxes_first or is_differentiated(logits)):
+        return sample(logits, mask, draw, seed)
     t = _temperature(temperature, logits) if relaxed else None
     is_given = seed is not None
     seed = backend.new_seed(logits, draw.generator) if seed is None else seed
-    if not is_given and backend.records(logits, relaxed):
+    if relaxes_first or (not relaxed and not is_given and backend.records(logits)):
         x, draws = _rows(logits), math.prod(draw.sample_shape)
         return _in_shape(backend.straight_through(x, _mask_rows(mask), draws, draw.dtype, seed, t), draw, logits)
     args = seed.tensor, seed.key, seed.offset, seed.first_row, backend, draw
@@ -268,15 +271,14 @@ class _LogProb(Function):
         x, mask, batch = _rows(logits), _mask_rows(mask), logits.shape[:-1]
         # What was given is not returned: an argument returned as it is could not be saved for the backward.
         new_index = None
-        if value is not None:
-            lead = value.shape[: value.dim() - logits.dim()]
-            value = _shaped(value, math.prod(lead), *x.shape)
-            hint = None if index is None else _shaped(index, math.prod(lead), x.shape[0])
-            out, new_index, new_logsumexp = backend.log_prob(x, value, mask, logsumexp, hint)
-        else:
-            lead = index.shape[: index.dim() - len(batch)]
-            index = _shaped(index, math.prod(lead), x.shape[0])
+        lead = index.shape[: index.dim() - len(batch)] if value is None else value.shape[: value.dim() - logits.dim()]
+        draws = (math.prod(lead),) if lead else ()
+        index = None if index is None else _shaped(index, *draws, x.shape[0])
+        if value is None:
             out, new_logsumexp = backend.log_prob_index(x, index, mask, logsumexp, inside)
+        else:
+            value = _shaped(value, *draws, *x.shape)
+            out, new_index, new_logsumexp = backend.log_prob(x, value, mask, logsumexp, index)
         return _shaped(out, *lead, *batch), new_index, new_logsumexp
 
     @staticmethod

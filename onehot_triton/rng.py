@@ -94,6 +94,13 @@ def uniform(shape: tuple[int, ...], device: torch.device, generator: torch.Gener
     return torch.rand(shape, dtype=torch.float64, device=device, generator=generator)
 
 
+def uniform_like(tensor: Tensor, generator: torch.Generator | None) -> Tensor:
+    """`uniform` of the tensor's shape and device, in less time where there is no generator."""
+    if generator is None:
+        return torch.rand_like(tensor, dtype=torch.float64, memory_format=torch.contiguous_format)
+    return uniform(tensor.shape, tensor.device, generator)
+
+
 def exponential(shape: tuple[int, ...], device: torch.device, generator: torch.Generator | None = None) -> Tensor:
     """Minus one Exp(1) variate per element, in float64: log1p(-v) with v uniform in the open interval (0, 1).
 
@@ -103,7 +110,12 @@ def exponential(shape: tuple[int, ...], device: torch.device, generator: torch.G
     """
     if device.type in ("mps", "xpu"):
         return exponential_float32(shape, device, generator)
-    return torch.rsub(uniform(shape, device, generator), -(2.0**-54), alpha=1 - 2.0**-52).log1p_()
+    return exponential_of(uniform(shape, device, generator))
+
+
+def exponential_of(u: Tensor) -> Tensor:
+    """`exponential` from `uniform`."""
+    return torch.rsub(u, -(2.0**-54), alpha=1 - 2.0**-52).log1p_()
 
 
 def exponential_float32(

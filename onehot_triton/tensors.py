@@ -37,16 +37,22 @@ def in_transform() -> bool:
 
 def can_look_at(tensor: Tensor) -> bool:
     """Whether its values can be looked at now, by the call alone: on a CPU, in no recorded or transformed program."""
-    return tensor.is_cpu and not is_recorded(tensor) and not in_transform()
+    # `not is_recorded(tensor) and not in_transform()`, without their calls: the eager path asks at each.
+    return (
+        tensor.is_cpu
+        and not torch.compiler.is_compiling()
+        and type(tensor) in (Tensor, Parameter)
+        and peek_interpreter_stack() is None
+        and not torch._C._is_tracing()
+        and torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is None
+    )
 
 
 def loses_functions() -> bool:
     """Whether a gradient has to come from torch's own operations: an exported or traced program keeps no autograd
     Function, and forward-mode differentiation, which `torch.func.jvp` enters too, has no rule for one."""
-    if torch.compiler.is_exporting():
-        return torch.is_grad_enabled()
     if torch.compiler.is_compiling():
-        return False
+        return torch.compiler.is_exporting() and torch.is_grad_enabled()
     # A dual tensor inside a transform does not say what it is.
     return forward_ad._current_level >= 0 or torch._C._is_tracing()
 

@@ -8,13 +8,13 @@ import torch
 # Read when triton.language is imported, so before anything can import it: without a GPU the kernels are interpreted.
 os.environ.setdefault("TRITON_INTERPRET", "0" if torch.cuda.is_available() else "1")
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
 
 from onehot_triton import _backends as backends
-from onehot_triton import use_backend
+from onehot_triton import rng, use_backend
 from onehot_triton._backends import cpu
 
 if os.environ["TRITON_INTERPRET"] == "1" and importlib.util.find_spec("triton"):
@@ -82,6 +82,17 @@ def one_thread() -> Iterator[None]:
 def small(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Both ways of eager torch: small batches are recorded by autograd itself, their long rows drawn in one stage."""
     monkeypatch.setattr(cpu, "_SMALL", request.param)
+
+
+@pytest.fixture
+def set_uniforms(monkeypatch: pytest.MonkeyPatch) -> Callable[[float], None]:
+    """Makes every uniform that eager torch draws by the one that is given."""
+
+    def to(u: float) -> None:
+        monkeypatch.setattr(rng, "uniform", lambda shape, *_: torch.full(shape, u, dtype=torch.float64))
+        monkeypatch.setattr(rng, "uniform_like", lambda tensor, *_: torch.full(tensor.shape, u, dtype=torch.float64))
+
+    return to
 
 
 @pytest.fixture

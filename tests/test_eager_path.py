@@ -306,9 +306,9 @@ def test_logsumexp_of_rows_of_all_sizes(dtype: torch.dtype) -> None:
         torch.testing.assert_close(found.double(), expected[rows], rtol=2e-6, atol=2e-6, equal_nan=True)
 
 
-def test_small_weights_behind_a_large_one_are_summed(small: None, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_small_weights_behind_a_large_one_are_summed(small: None, set_uniforms: Callable[[float], None]) -> None:
     """2e-9 beside 1: nothing in float32, where the largest uniform would fall on the first category."""
-    monkeypatch.setattr(rng, "uniform", lambda shape, *_: torch.full(shape, 1 - 2.0**-53, dtype=torch.float64))
+    set_uniforms(1 - 2.0**-53)
     x = torch.full((1, 40), -20.0)
     x[0, 0] = 0.0
     assert OneHotCategorical(x).sample_index().item() == 39

@@ -48,18 +48,18 @@ def draws(dist: OneHotCategorical, n: int) -> list[Tensor]:
 
 
 @pytest.mark.parametrize("columns", [5, 40, 1500], ids="{} columns".format)
-def test_the_uniforms_at_both_ends_fall_on_what_can_be_drawn(columns, small, monkeypatch):
+def test_the_uniforms_at_both_ends_fall_on_what_can_be_drawn(columns, small, set_uniforms):
     """0 and 1 - 2^-53, the ends of torch.rand in float64, on rows whose first and last categories are off."""
     x = torch.randn(2, columns)
     x[:, [0, -2, -1]] = -INF
     for u, expected in ((0.0, 1), (1 - 2.0**-53, columns - 3)):
-        monkeypatch.setattr(rng, "uniform", lambda shape, *_, u=u: torch.full(shape, u, dtype=torch.float64))
+        set_uniforms(u)
         for index in draws(OneHotCategorical(x), 3):
             assert (index == expected).all()
 
 
 @pytest.mark.parametrize("columns", [5, 40], ids="{} columns".format)
-def test_a_uniform_beside_a_border_falls_on_its_side(columns, monkeypatch):
+def test_a_uniform_beside_a_border_falls_on_its_side(columns, set_uniforms):
     """Borders are right to 2e-15 of the whole, against exact rational sums: rates 20 nats down to a millionth."""
     x = torch.full((columns,), -20.0)
     x[columns // 2] = 0.0
@@ -68,7 +68,7 @@ def test_a_uniform_beside_a_border_falls_on_its_side(columns, monkeypatch):
     for k, border in enumerate(borders):
         for u, expected in ((border - 2e-15, k), (border + 2e-15, k + 1)):
             u = round(u * 2**53) * 2.0**-53
-            monkeypatch.setattr(rng, "uniform", lambda shape, *_, u=u: torch.full(shape, u, dtype=torch.float64))
+            set_uniforms(u)
             assert OneHotCategorical(x).sample_index().item() == expected
 
 
@@ -584,6 +584,7 @@ def test_change_in_place_between_forward_and_backward_is_an_error(monkeypatch):
 @pytest.mark.parametrize("draw", ["sample", "rsample", "sample_and_log_prob", "rsample_and_log_prob"])
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3)], ids=str)
 def test_the_log_prob_of_the_last_draw_is_that_of_its_copy(draw, shape, small, backend, monkeypatch):
+    monkeypatch.setattr(cpu, "_ONE_THREAD", 0)
     x = torch.randn(4, 5, requires_grad=True)
     dist = OneHotCategorical(x)
     drawn = getattr(dist, draw)(shape)

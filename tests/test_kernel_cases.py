@@ -399,6 +399,7 @@ def _copy(source, target, READ: tl.constexpr, WRITE: tl.constexpr):
     tl.store(target + WRITE, tl.load(source + READ))
 
 
+@pytest.mark.skipif(not triton.knobs.runtime.interpret, reason="of the interpreter")
 @pytest.mark.parametrize("at", [-1, 3, 4, 10, 10**9])
 def test_an_access_beside_a_tensor_is_an_assertion(at: int) -> None:
     """Before it, behind it, and in the padding between its two rows, which are at 0 .. 2 and 5 .. 7."""

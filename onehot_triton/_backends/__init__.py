@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..tensors import loses_functions
-from . import cpu, eager, triton
+from . import cpu, eager, small, triton
 from .interface import Backend
 
 _NAMES = ("auto", "triton", "eager")
@@ -59,7 +59,8 @@ def of(tensor: Tensor) -> Backend:
     # Where a Function would be lost, a gradient comes from torch's operations alone.
     if uses_kernels(device) and not loses_functions():
         return triton
-    return BY_DEVICE.get(device.type, eager)
+    backend = BY_DEVICE.get(device.type, eager)
+    return small if backend is cpu and cpu.is_small(tensor) else backend
 
 
 def differentiable(backend: Backend) -> Backend:

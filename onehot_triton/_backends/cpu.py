@@ -19,16 +19,12 @@ from . import eager
 from .eager import masked, new_seed, reads_masks, shard_race  # noqa: F401
 from .interface import Sample
 
-# Up to so many elements, a call costs more than the work: an autograd Function and its backward more than the memory
-# that torch's own operations keep for theirs, a second stage of a draw more than it saves (45 us of calls: 16 x 1024 in
-# 32 us, two stages 78; 16 x 4096 in 56, two stages 93).
+# Up to so many elements, calls cost more than passes do, and `small.py` computes.
 _SMALL = 2**16
 # Up to so many elements, a second thread costs more than it helps.
 _ONE_THREAD = 2**12
 # Rows up to this length are one group, and torch's sums of them, one term after the other, lose less than 2e-6.
 _ONE_GROUP = 512
-# A sum of exp x above this in float64 has every term that a draw can reach, 31 nats below it, as a normal number.
-_LEAST = 1e-290
 # Rows up to this length are drawn by a race, as on other devices: the README's example promises its numbers.
 _RACED = 4
 
@@ -37,16 +33,18 @@ Choice = Callable[[Tensor, tuple[int, ...], Tensor | None], Tensor]
 [draws, rows], an index drawn in proportion to its weight."""
 
 
-def is_small(logits: Tensor) -> bool:
-    """Whether few operations matter more than few passes. In a recorded program, a compiler joins them."""
-    return can_look_at(logits) and logits.numel() <= _SMALL
+def is_small(tensor: Tensor) -> bool:
+    """Whether few calls matter more than few passes. In a recorded program, a compiler joins them."""
+    return can_look_at(tensor) and tensor.numel() <= _SMALL
 
 
 def records(logits: Tensor, relaxed: bool = False) -> bool:
-    # Recorded by Functions, whose Python is most of it, the step of construct, rsample, log_prob, entropy and backward
-    # of 64 x 6 takes 412 to 650 us, by torch's own operations 285. Larger batches keep O(rows) for the backward: that
-    # is what a Function is for.
-    return is_differentiated(logits) and (loses_functions() or (is_small(logits) and not relaxed))
+    return is_differentiated(logits) and loses_functions()
+
+
+def relaxes_first(logits: Tensor, draws: int) -> bool:
+    # With and without a gradient, and in a transform, which must not look: a seed gives one draw.
+    return loses_functions() or (not torch.compiler.is_compiling() and draws * logits.numel() <= _SMALL)
 
 
 # Softmax --------------------------------------------------------------------------------------------------------------
@@ -247,45 +245,12 @@ def sample_index(logits: Tensor, draws: int, choose: Choice, group: int) -> tupl
     return joined(indices, 1), joined(logsumexps, 1) if logsumexps else None, not found_invalid
 
 
-def _sample_small(x: Tensor, draws: int, dtype: torch.dtype | None, generator: torch.Generator | None) -> Sample:
-    """A draw of a small batch, in the fewest calls: it is the draw of `inversion`, of one group."""
-    rows, columns = x.shape
-    cumulative, all_valid = _sums(x)
-    total = cumulative[:, -1:]
-    u = rng.uniform((draws, rows), x.device, generator).t()
-    at = torch.searchsorted(cumulative, (u * total).contiguous(), right=True)
-    index, one = at, 1
-    if not all_valid:
-        invalid = total.isnan()
-        index, at = at.masked_fill(invalid, -1), at.masked_fill(invalid, 0)
-        one = (~invalid).to(dtype or torch.bool).expand(rows, draws).unsqueeze(-1)
-    if dtype is None:
-        return Sample(None, index.t(), None, all_valid, None)
-    out = x.new_zeros((rows, draws, columns), dtype=dtype).scatter_(-1, at.unsqueeze(-1), one)
-    return Sample(out.transpose(0, 1), index.t(), None, all_valid, None)
-
-
-def _sums(x: Tensor) -> tuple[Tensor, bool]:
-    """Sums of weights, [rows, columns] in float64, column by column, NaN for no distribution; and whether all are."""
-    if 0 < x.numel() <= _ONE_THREAD:
-        # A softmax of so few costs three times as much as their exp, which is as exact wherever a row's sum shows it.
-        sums = x.to(torch.float64, copy=True, memory_format=torch.contiguous_format).exp_().cumsum_(-1)
-        low, high = sums[:, -1].aminmax()
-        if low.item() > _LEAST and high.item() < math.inf:
-            return sums, True
-    sums = nearly_softmax(x).cumsum(-1, dtype=torch.float64)
-    return sums, math.isfinite(sums[:, -1].sum().item())
-
-
 def sample(
     logits: Tensor, mask: Tensor | None, draws: int, dtype: torch.dtype | None, seed: Seed, again: bool
 ) -> Sample:
     if seed.tensor is not None:
         return eager.sample(logits, mask, draws, dtype, seed, again)
     x, columns = masked(logits, mask), logits.shape[-1]
-    if columns > _RACED and is_small(x):
-        drawn = _sample_small(x, draws, dtype, seed.generator)
-        return drawn._replace(seed=rng.seed_tensor(x.device, seed.generator)) if again else drawn
     noise, seed_again = rng.noise_of_draw(x, seed, again)
     # Compiled, a draw whose noise is drawn again is made of a seed, and `inversion` is not.
     # Nor has ONNX a search in sums.
@@ -322,10 +287,10 @@ def straight_through(
     seed: Seed,
     temperature: Tensor | float | None,
 ) -> Sample:
+    if temperature is not None:
+        return eager.straight_through(logits, mask, draws, dtype, seed, temperature)
     x = masked(logits, mask)
-    drawn = sample(x.detach(), None, draws, dtype, seed, False)
-    y = nearly_softmax(x) if temperature is None else eager.relaxed_given(x, drawn, temperature, seed)
-    return eager.with_gradient_of(drawn, y)
+    return eager.with_gradient_of(sample(x.detach(), None, draws, dtype, seed, False), nearly_softmax(x))
 
 
 def softmax_grad(logits: Tensor, grad: Tensor, mask: Tensor | None = None, logsumexp: Tensor | None = None) -> Tensor:
@@ -387,17 +352,18 @@ def log_prob_index(
     x, known, new = masked(logits, mask), logsumexp, None
     if known is None and not (is_short(x) or is_differentiated(x)):
         known = new = by_rows(_logsumexp, x, dim=1)
-    at = (index if inside else index.clamp(0, x.shape[-1] - 1)).t()
+    inner = index if inside else index.clamp(0, x.shape[-1] - 1)
+    at = eager.columns_at(inner)
     if known is None:
-        chosen = by_rows(lambda x, k: log_softmax(x).gather(-1, k), x, at).t()
+        chosen = eager.by_draw(by_rows(lambda x, k: log_softmax(x).gather(-1, k), x, at), index)
         if not is_short(x):
             # By a rounding of the correction it is above 0.
             chosen = chosen - chosen.detach().clamp_min(0.0)
     else:
         m, log_sum = known
         # Above 0 it is by a rounding, where m is the maximum of one group and not of the row.
-        chosen = (x.gather(-1, at).t().to(m.dtype) - m - log_sum).clamp_max(0.0)
-    return chosen if inside else torch.where(index == at.t(), chosen, torch.nan), new
+        chosen = (eager.by_draw(x.gather(-1, at), index).to(m.dtype) - m - log_sum).clamp_max(0.0)
+    return chosen if inside else torch.where(index == inner, chosen, torch.nan), new
 
 
 def log_prob(

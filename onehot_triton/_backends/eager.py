@@ -28,6 +28,10 @@ def records(logits: Tensor, relaxed: bool = False) -> bool:
     return is_differentiated(logits) and loses_functions()
 
 
+def relaxes_first(logits: Tensor, draws: int) -> bool:
+    return loses_functions()
+
+
 def new_seed(logits: Tensor, generator: torch.Generator | None) -> Seed:
     return Seed(generator=generator)
 
@@ -217,15 +221,11 @@ def relaxed_grad(
     return dx, dt if with_temperature else None
 
 
-def relaxed_given(logits: Tensor, drawn: Sample, temperature: Tensor | float, seed: Seed) -> Tensor:
-    """A relaxed sample y whose arg-max is the draw, [draws, rows, columns] in the compute dtype, in operations whose
-    derivatives are those of softmax((x + Gumbel) / t) for a fixed Gumbel."""
-    with torch.no_grad():
-        e = rng.exponential((*drawn.index.shape, logits.shape[-1] + 1), logits.device, seed.generator)
-        score = scores_given(softmax(logits), drawn.index, e[..., :-1], e[..., -1]).clamp_min(-1e30)
-    # x - x would be NaN where it is infinite.
-    x = logits.masked_fill(logits.isinf(), 0.0).to(score.dtype)
-    return softmax((score.detach() + (x - x.detach())) / by_row(temperature, score.dtype))
+def perturbed(logits: Tensor, draws: int, seed: Seed) -> Tensor:
+    """x - max x + Gumbel, [draws, rows, columns] in the dtype of the noise: the Gumbel variate of E is -log E."""
+    e = rng.exponential((draws, *logits.shape), logits.device, seed.generator)
+    # A category that is off must not make the temperature's gradient 0 inf.
+    return shifted(logits).clamp_min(-1e20) - e.neg().log()
 
 
 def straight_through(
@@ -236,27 +236,43 @@ def straight_through(
     seed: Seed,
     temperature: Tensor | float | None,
 ) -> Sample:
+    assert dtype is not None
     x = masked(logits, mask)
-    drawn = sample(x.detach(), None, draws, dtype, seed, False)
-    return with_gradient_of(drawn, softmax(x) if temperature is None else relaxed_given(x, drawn, temperature, seed))
+    if temperature is None:
+        return with_gradient_of(sample(x.detach(), None, draws, dtype, seed, False), softmax(x))
+    z = perturbed(x, draws, seed)
+    top, index = z.detach().max(-1)
+    index = index.masked_fill(top.isnan(), -1)
+    drawn = Sample(one_hot(index, x.shape[-1], dtype), index, None, False, None)
+    return with_gradient_of(drawn, softmax(z / by_row(temperature, z.dtype)))
 
 
 def with_gradient_of(drawn: Sample, y: Tensor) -> Sample:
     """h + (y - y): the draw itself, since y - y is 0 exactly, but for NaN in a row that is no distribution."""
     assert drawn.one_hot is not None
-    y = y.to(drawn.one_hot.dtype)
     zero = y - y.detach()
-    return drawn._replace(one_hot=drawn.one_hot + (zero if drawn.all_valid else zero.nan_to_num(0.0)))
+    zero = zero if drawn.all_valid else zero.nan_to_num(0.0)
+    return drawn._replace(one_hot=drawn.one_hot + zero.to(drawn.one_hot.dtype))
 
 
 # Densities ------------------------------------------------------------------------------------------------------------
+
+
+def columns_at(index: Tensor) -> Tensor:
+    """`index`, one for each draw, beside the rows: [rows, draws]."""
+    return index.unsqueeze(-1) if index.dim() == 1 else index.t()
+
+
+def by_draw(of_rows: Tensor, index: Tensor) -> Tensor:
+    """What was found at `columns_at(index)`, in the shape of `index`."""
+    return of_rows.squeeze(-1) if index.dim() == 1 else of_rows.t()
 
 
 def log_prob_index(
     logits: Tensor, index: Tensor, mask: Tensor | None = None, logsumexp: Tensor | None = None, inside: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     at = index.clamp(0, logits.shape[-1] - 1)
-    chosen = log_softmax(masked(logits, mask)).gather(-1, at.t()).t()
+    chosen = by_draw(log_softmax(masked(logits, mask)).gather(-1, columns_at(at)), index)
     return torch.where(index == at, chosen, torch.nan), None
 
 

@@ -3,7 +3,8 @@
     logits          [rows, columns], unnormalised, of any floating dtype, with any strides
     temperature     [rows] in the compute dtype, or one number for all rows
     mask            bool [rows, columns], True where a category can be drawn; None for everywhere
-    draws           the leading dimension of what there is for each draw
+    draws           the leading dimension of what there is for each draw; where that is one, a value, an index and what
+                    is returned for them can be without it
     index           int64 [draws, rows], the columns drawn; -1 where the row is no distribution
     logsumexp       [2, rows] in the compute dtype: max x, and log sum exp(x - max x), NaN where the row is no
                     distribution. Added up, the two would be rounded to a part of the maximum, not of the difference.
@@ -30,6 +31,7 @@ class Sample(NamedTuple):
         index, logsumexp: as above.
         all_valid: True where every row was found to be a distribution.
         seed: one int64 element, of which `relaxed_grad` draws its noise; None where it has that of the draw itself.
+        hints: whether a later `log_prob` of this draw gains by looking where its ones were.
     """
 
     one_hot: Tensor | None
@@ -37,6 +39,7 @@ class Sample(NamedTuple):
     logsumexp: Tensor | None
     all_valid: bool
     seed: Tensor | None
+    hints: bool = True
 
 
 class ShardRace(NamedTuple):
@@ -63,7 +66,12 @@ class Backend(Protocol):
 
     def records(self, logits: Tensor, relaxed: bool = False) -> bool:
         """Whether autograd is to record the functions as they are, each a formula in differentiable operations; of
-        relaxed samples, where that is another question."""
+        soft samples, where that is another question."""
+        ...
+
+    def relaxes_first(self, logits: Tensor, draws: int) -> bool:
+        """Whether a draw with a RelaxedOneHot gradient is the arg-max of a relaxed sample, which autograd records; else
+        the draw comes first, and a relaxed sample that goes with it in the backward."""
         ...
 
     def new_seed(self, logits: Tensor, generator: torch.Generator | None) -> Seed:

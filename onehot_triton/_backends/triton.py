@@ -20,6 +20,10 @@ def records(logits: Tensor, relaxed: bool = False) -> bool:
     return False
 
 
+def relaxes_first(logits: Tensor, draws: int) -> bool:
+    return False
+
+
 def new_seed(logits: Tensor, generator: torch.Generator | None) -> Seed:
     return rng.next_seed(logits, generator)
 
@@ -97,6 +101,11 @@ def relaxed_grad(
     return out, dt if with_temperature else None
 
 
+def _with_draws(tensor: Tensor, dim: int) -> Tensor:
+    """`tensor` with the dimension of draws, which a single one can be without."""
+    return tensor if tensor.dim() == dim else tensor.unsqueeze(0)
+
+
 def log_prob(
     logits: Tensor,
     value: Tensor,
@@ -104,7 +113,8 @@ def log_prob(
     logsumexp: Tensor | None = None,
     hint: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    out, index, new = operators.log_prob(logits, logsumexp, value, mask, hint)
+    hint = None if hint is None else _with_draws(hint, 2)
+    out, index, new = operators.log_prob(logits, logsumexp, _with_draws(value, 3), mask, hint)
     return out, index, new if logsumexp is None else None
 
 
@@ -112,7 +122,7 @@ def log_prob_index(
     logits: Tensor, index: Tensor, mask: Tensor | None = None, logsumexp: Tensor | None = None, inside: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     new = operators.logsumexp(logits, mask) if logsumexp is None else None
-    return operators.log_prob_index(logits, new if logsumexp is None else logsumexp, index, mask), new
+    return operators.log_prob_index(logits, new if logsumexp is None else logsumexp, _with_draws(index, 2), mask), new
 
 
 def log_prob_grad(

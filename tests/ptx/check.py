@@ -466,14 +466,17 @@ def large(emulator: driver.Emulator) -> int:
     emulator.reports.clear()
     found = each(x, grad, 0, some)
     expected = each(x[-last:].clone(), grad[-last:].clone(), rows - last, None)
+
+    def is_good(found: Tensor, expected: Tensor, name: str) -> bool:
+        # The errors of approximate instructions are others in another place; another element is far off.
+        exact = found.dtype in (torch.bool, torch.int64)
+        close = torch.allclose(found.double(), expected.double(), 0 if exact else 1e-2, 0 if exact else 1e-6)
+        print(f"{'ok   ' if close else 'WRONG'} {name}")
+        return close
+
     good = True
     for name, value in found.items():
-        exact = value.dtype in (torch.bool, torch.int64)
-        close = torch.allclose(
-            value[-last:].double(), expected[name].double(), 0 if exact else 1e-2, 0 if exact else 1e-6
-        )
-        good &= close
-        print(f"{'ok   ' if close else 'WRONG'} {name} of {rows}x{columns}")
+        good &= is_good(value[-last:], expected[name], f"{name} of {rows}x{columns}")
     # A row stride of more than 2^30 elements.
     buffer = torch.empty(2 * (2**30 + 64) + 5000, dtype=BF16)
     wide = buffer.as_strided((3, 5000), (2**30 + 64, 1))
@@ -486,9 +489,7 @@ def large(emulator: driver.Emulator) -> int:
         "softmax_grad": lambda x: softmax_grad.softmax_grad(x, s, x),
         "relaxed": lambda x: relaxed.relaxed(x, t[:3], 1, 1, 4),
     }.items():  # fmt: skip
-        close = torch.equal(run_one(wide), run_one(near))
-        good &= close
-        print(f"{'ok   ' if close else 'WRONG'} {name}, row stride 2^30 + 64")
+        good &= is_good(run_one(wide), run_one(near), f"{name}, row stride 2^30 + 64")
     for report in emulator.reports:
         for kind, texts in report.faults.items():
             if not kind.startswith(HARMLESS):

@@ -18,9 +18,10 @@ from onehot_triton import (
     OneHotCategorical,
     RelaxedOneHotCategorical,
     ReparamGradientStrategy,
+    rng,
     use_backend,
 )
-from onehot_triton._backends import cpu, eager
+from onehot_triton._backends import cpu, eager, small
 
 Draw = Callable[[Tensor, int], Tensor]
 """(logits [rows, columns], n) -> int64 [n, rows], from torch's default generator."""
@@ -148,7 +149,17 @@ PUBLIC = (
     ),
 )
 
-EAGER = (*PUBLIC, Sampler("two stages", _in_groups, search_cost, EAGER_SHARE))
+
+def _relaxed_first(logits: Tensor, n: int) -> Tensor:
+    """The RelaxedOneHot draw of small batches, for many draws at once."""
+    return small._relaxed_first(logits, n, torch.bool, rng.Seed(), 0.5).index.view(n, -1)
+
+
+# A large batch draws for RelaxedOneHot as `sample` does.
+EAGER = (
+    *(s._replace(draw=_relaxed_first, cost=float) if s.name == "rsample RelaxedOneHot" else s for s in PUBLIC),
+    Sampler("two stages", _in_groups, search_cost, EAGER_SHARE),
+)
 
 # The kernels ----------------------------------------------------------------------------------------------------------
 

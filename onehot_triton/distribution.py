@@ -317,13 +317,13 @@ class OneHotCategorical(Distribution):
     def _with_log_prob(self, drawn: Sample | sharded.Drawn) -> tuple[Tensor, Tensor]:
         assert drawn.one_hot is not None
         if not isinstance(drawn, Sample):
-            log_prob = _sharded().log_prob_of(self._current_logits(), drawn, self._lead(drawn.index))
+            log_prob = _sharded().log_prob_of(self._current_logits(), drawn, self._lead(drawn.index.shape))
             return drawn.one_hot, self._log_prob_result(log_prob)
         return drawn.one_hot, self._log_prob_at(drawn.index, drawn.logsumexp, drawn.all_valid)
 
-    def _lead(self, index: Tensor) -> torch.Size:
+    def _lead(self, shape: torch.Size) -> torch.Size:
         """The dimensions in front of the batch."""
-        return index.shape[: index.dim() - len(self._batch_shape)]
+        return shape[: len(shape) - len(self._batch_shape)]
 
     @property
     def mode(self) -> Tensor:
@@ -381,7 +381,7 @@ class OneHotCategorical(Distribution):
             logits = self._current_logits()
             drawn = _sharded().recall(self._last, logits, value)
             if drawn is not None:
-                out = _sharded().log_prob_of(logits, drawn, self._lead(value[..., 0]))
+                out = _sharded().log_prob_of(logits, drawn, self._lead(value.shape[:-1]))
             else:
                 out = _sharded().log_prob(logits, value, self._validate_args)
             return self._log_prob_result(out)
@@ -424,7 +424,7 @@ class OneHotCategorical(Distribution):
             logits = self._current_logits()
             drawn = _sharded().recall(self._last, logits, index)
             if drawn is not None:
-                out = _sharded().log_prob_of(logits, drawn, self._lead(index))
+                out = _sharded().log_prob_of(logits, drawn, self._lead(index.shape))
             else:
                 out = _sharded().log_prob_index(logits, index, self._validate_args)
             return self._log_prob_result(out)

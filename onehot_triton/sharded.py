@@ -97,10 +97,10 @@ def layout_of(param: Tensor, name: str) -> Layout:
     vocabulary = None
     for dim, placement in enumerate(placements):
         if isinstance(placement, Partial) or not (isinstance(placement, Replicate) or type(placement) is Shard):
-            raise _error(name, expected, f"{placement} on mesh dimension {dim}")
+            raise _error(name, expected, f"{placement!r} on mesh dimension {dim}")
         if isinstance(placement, Shard) and placement.dim == last and mesh.size(dim) > 1:
             if vocabulary is not None:
-                raise _error(name, expected, f"{placement} on mesh dimensions {vocabulary} and {dim}")
+                raise _error(name, expected, f"{placement!r} on mesh dimensions {vocabulary} and {dim}")
             vocabulary = dim
     if mesh.get_coordinate() is None:
         raise _error(name, "a mesh that this rank is part of", f"{mesh}")

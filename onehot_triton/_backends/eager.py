@@ -119,10 +119,11 @@ def shard_race(logits: Tensor, draws: int, seed: Seed, first_group: int) -> Shar
     noise = rng.noise_of_place(seed, None, first_group)
     rate = in_groups / noise((draws, rows, groups), None)
     best, winner = rate.min(-1)
-    column = winner.unsqueeze(-1) * GROUP + torch.arange(GROUP, device=x.device)
+    width = min(GROUP, columns)
+    column = winner.unsqueeze(-1) * GROUP + torch.arange(width, device=x.device)
     inside = x.expand(draws, rows, columns).gather(-1, column.clamp(max=columns - 1))
     weight_inside = shifted(torch.where(column < columns, inside, -torch.inf)).exp()
-    index = winner * GROUP + race(weight_inside, noise((draws, rows, GROUP), winner))
+    index = winner * GROUP + race(weight_inside, noise((draws, rows, width), winner))
     total = in_groups.sum(-1)
     return ShardRace(index.masked_fill(~(total > 0), -1), (-1 / best).float(), maximum, total)
 

@@ -146,7 +146,7 @@ def _part(tensor: Tensor, name: str, layout: Layout, columns: bool) -> Tensor:
             split.add(dim)
         elif not isinstance(found, Replicate):
             expected = "Replicate" if dim is None else f"Replicate or Shard(dim={dim})"
-            raise _error(name, f"a placement {expected}, as the parameters'", f"{found}")
+            raise _error(name, f"a placement {expected}, as the parameters'", repr(found))
     for d, (start, size) in enumerate(zip(layout.offset, layout.local, strict=True)):
         at = d - len(target) + len(shape)
         if d < len(target) and at >= 0 and at not in split and shape[at] == target[d] != size:
@@ -898,43 +898,51 @@ def relaxed_log_prob(logits: Tensor, temperature: Tensor | float, value: Tensor)
 
 class Last(NamedTuple):
     """The last draw, and what it left known. Every rank must see alike whether it still holds, or one would wait for
-    others: what is looked at is what torch does to a DTensor, on all ranks at once."""
+    others: what is looked at is what torch does to a DTensor, on all ranks at once.
 
-    logits: weakref.ref[Tensor]
-    version: int
-    draws: list[tuple[weakref.ref[Tensor], int]]
+    Attributes:
+        logits, draws: the tensors, and how often each had been changed in place.
+        drawn: without the tensors.
+    """
+
+    logits: tuple[weakref.ref[Tensor], Any]
+    draws: list[tuple[weakref.ref[Tensor], Any]]
     drawn: Drawn
+
+
+def _changes(tensor: Tensor) -> tuple[int, int]:
+    """How often a DTensor was changed in place: itself, and this rank's part by itself, which count apart."""
+    assert isinstance(tensor, DTensor)
+    return tensor._version, tensor._local_tensor._version
 
 
 def remember(logits: Tensor, drawn: Drawn) -> Last | None:
     if drawn.known is None or torch.compiler.is_compiling():
         return None
-    x = _memory(logits)
-    kept = [_memory(t) for t in (drawn.one_hot, drawn.index) if t is not None]
-    if any(t.is_inference() for t in (x, *kept)):
+    kept = [t for t in (drawn.one_hot, drawn.index) if t is not None]
+    # Inference mode counts no changes.
+    if any(t.is_inference() for t in (logits, *kept)):
         return None
-    empty = Drawn(None, None, drawn.known)  # pyright: ignore[reportArgumentType]
-    return Last(weakref.ref(x), x._version, [(weakref.ref(t), t._version) for t in kept], empty)
+    logits_now, *draws_now = ((weakref.ref(t), _changes(t)) for t in (logits, *kept))
+    return Last(logits_now, draws_now, drawn._replace(one_hot=None, index=drawn.known.at))
 
 
 def recall(last: Last | None, logits: Tensor, value: Tensor) -> Drawn | None:
-    """What is known of `value`, a one-hot or an index, if it is the last draw of these logits; its lead is free."""
+    """What is known of `value`, a one-hot or an index, if it is the last draw of these logits, or its `detach()`."""
     if last is None or torch.compiler.is_compiling() or not isinstance(value, DTensor):
         return None
-    x = _memory(logits)
-    if last.logits() is not x or x._version != last.version:
+    reference, changes = last.logits
+    if reference() is not logits or _changes(logits) != changes:
         return None
-    found = _memory(value)
-    for reference, version in last.draws:
+    for reference, changes in last.draws:
         draw = reference()
-        if draw is None or draw._version != version or found._version != version:
+        if draw is None or not _changes(draw) == _changes(value) == changes:
             continue
-        same = found is draw or (found.untyped_storage()._cdata == draw.untyped_storage()._cdata)
-        if same and (found.shape, found.dtype, found.stride()) == (draw.shape, draw.dtype, draw.stride()):
+        if value is draw or (_memory(value) == _memory(draw) and value.placements == draw.placements):
             return last.drawn
     return None
 
 
-def _memory(tensor: Tensor) -> Tensor:
-    assert isinstance(tensor, DTensor)
-    return tensor._local_tensor
+def _memory(tensor: DTensor) -> tuple[Any, ...]:
+    local = tensor._local_tensor
+    return local.untyped_storage()._cdata, local.storage_offset(), tensor.shape, tensor.stride(), tensor.dtype

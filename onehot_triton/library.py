@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .rng import seeded_exponential
+from .rng import philox, seeded_exponential
 from .tensors import compute_dtype
 
 operators = torch.ops.onehot_triton
@@ -213,4 +213,11 @@ _define(
     "s.>d",
     seeded_exponential,
     lambda seed, shape: seed.new_empty(shape, dtype=torch.float64),
+)
+# The eager noise of a place.
+_define(
+    "philox(Tensor seed, Tensor c0, Tensor row, Tensor draw) -> Tensor",
+    "s...>d",
+    philox,
+    lambda seed, *counter: seed.new_empty((4, *torch.broadcast_shapes(*(word.shape for word in counter)))),
 )

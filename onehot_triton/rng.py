@@ -201,16 +201,22 @@ def _product(a: Tensor, m: int) -> tuple[Tensor, Tensor]:
     return (high + (low >> 16)) >> 16, (((high & 0xFFFF) << 16) + low) & _LOW
 
 
-def _words(seed: Tensor, c0: Tensor, row: Tensor | int, draw: Tensor | int) -> tuple[Tensor, ...]:
-    """Philox 4x32-10 at the counter of `kernels/noise.py`, for an offset of 0: four words of 32 bits, as int64."""
-    zero = torch.zeros_like(seed)
-    c1, c2, c3 = zero + row, zero + draw, zero + (1 << 31)
+def philox(seed: Tensor, c0: Tensor, row: Tensor, draw: Tensor) -> Tensor:
+    """Philox 4x32-10 at the counter of `kernels/noise.py`, for an offset of 0: four words of 32 bits, int64, in front
+    of the shape to which the arguments broadcast."""
+    c1, c2, c3 = row, draw, torch.full_like(seed, 1 << 31)
     k0, k1 = seed & _LOW, (seed >> 32) & _LOW
     for _ in range(10):
         (high0, low0), (high1, low1) = _product(c0, 0xD2511F53), _product(c2, 0xCD9E8D57)
         c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
         k0, k1 = (k0 + 0x9E3779B9) & _LOW, (k1 + 0xBB67AE85) & _LOW
-    return c0, c1, c2, c3
+    return torch.stack(torch.broadcast_tensors(c0, c1, c2, c3))
+
+
+def _words(seed: Tensor, c0: Tensor, row: Tensor, draw: Tensor) -> tuple[Tensor, ...]:
+    # One operator to a compiler, which would take seconds to trace the rounds.
+    function = torch.ops.onehot_triton.philox if torch.compiler.is_compiling() else philox
+    return function(seed, c0, row, draw).unbind()
 
 
 def noise_of_place(seed: Seed, columns: int | None, first_group: int = 0) -> Noise:
@@ -240,5 +246,6 @@ def noise_of_place(seed: Seed, columns: int | None, first_group: int = 0) -> Noi
 def seed_of_place(seed: Seed, first_group: int = 0) -> Tensor:
     """63 bits for noise of the rows and columns that start there, as one int64 element."""
     assert seed.tensor is not None
-    high, low, *_ = _words(seed.tensor, torch.full_like(seed.tensor, _PLACE), seed.first_row, first_group)
+    at = (torch.full_like(seed.tensor, number) for number in (_PLACE, seed.first_row, first_group))
+    high, low, *_ = _words(seed.tensor, *at)
     return (high << 31) ^ (low >> 1)

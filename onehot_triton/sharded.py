@@ -118,7 +118,7 @@ def _wrap(local: Tensor, layout: Layout, lead: Sequence[int] = (), columns: bool
     """A result [*lead, *local batch], or with columns, as a DTensor."""
     last = len(layout.shape) - 1
     placements = [
-        p if isinstance(p, Replicate) else Replicate() if p.dim == last and not columns else Shard(p.dim + len(lead))
+        Replicate() if isinstance(p, Replicate) or (p.dim == last and not columns) else Shard(p.dim + len(lead))
         for p in layout.placements
     ]
     shape = torch.Size((*lead, *(layout.shape if columns else layout.batch)))

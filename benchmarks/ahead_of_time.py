@@ -34,9 +34,18 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from onehot_triton.kernels import entropy, log_prob, relaxed, sample, softmax_grad
+from onehot_triton.kernels import (
+    entropy,
+    log_prob,
+    log_prob_and_entropy,
+    relaxed,
+    sample,
+    soft_grad,
+    softmax_grad,
+    straight_through,
+)
 
-MODULES = (entropy, log_prob, relaxed, sample, softmax_grad)
+MODULES = (entropy, log_prob, log_prob_and_entropy, relaxed, sample, soft_grad, softmax_grad, straight_through)
 
 TARGETS = {
     "sm_80": GPUTarget("cuda", 80, 32),
@@ -129,6 +138,10 @@ class Launch(NamedTuple):
         return self.empty(self.draws, self.rows, dtype=FP64 if self.dtype == FP64 else FP32)
 
     @property
+    def per_element(self) -> torch.Tensor:
+        return self.empty(self.draws, self.rows, self.columns)
+
+    @property
     def index(self) -> torch.Tensor:
         return self.empty(self.draws, self.rows, dtype=INT64)
 
@@ -139,6 +152,12 @@ class Launch(NamedTuple):
     @property
     def allowed(self) -> torch.Tensor:
         return self.empty(self.rows, self.columns, dtype=BOOL)
+
+    def log_prob_and_entropy_grad(
+        self, allowed: torch.Tensor | None = None, grad: torch.Tensor | None = None
+    ) -> torch.Tensor:
+        args = self.per_row, self.per_row, self.index, self.per_draw, self.per_row, allowed, grad
+        return log_prob_and_entropy.log_prob_and_entropy_grad(self.logits, *args)
 
 
 OPERATIONS: dict[str, Callable[[Launch], object]] = {
@@ -152,14 +171,29 @@ OPERATIONS: dict[str, Callable[[Launch], object]] = {
     "logsumexp": lambda a: entropy.logsumexp(a.logits),
     "entropy_grad": lambda a: entropy.entropy_grad(a.logits, a.per_row, a.per_row, a.per_row),
     "softmax_grad": lambda a: softmax_grad.softmax_grad(a.logits, a.per_row, a.logits),
+    "log_prob_and_entropy": lambda a: log_prob_and_entropy.log_prob_and_entropy(a.logits, a.index),
+    "log_prob_and_entropy_grad": lambda a: a.log_prob_and_entropy_grad(),
+    "rsample_log_prob_and_entropy_grad": lambda a: a.log_prob_and_entropy_grad(grad=a.logits),
     "relaxed": lambda a: relaxed.relaxed(a.logits, 0.5, a.draws, SEED, OFFSET),
     "relaxed_temperatures": lambda a: relaxed.relaxed(a.logits, a.per_row, a.draws, SEED, OFFSET),
-    "relaxed_grad": lambda a: relaxed.relaxed_grad(
-        a.logits, a.per_row, a.index, a.empty(a.draws, a.rows, a.columns), 0.5, SEED, OFFSET
-    ),
+    "relaxed_grad": lambda a: relaxed.relaxed_grad(a.logits, a.per_row, a.index, a.per_element, 0.5, SEED, OFFSET),
     "relaxed_grad_temperatures": lambda a: relaxed.relaxed_grad(
-        a.logits, a.per_row, a.index, a.empty(a.draws, a.rows, a.columns), a.per_row, SEED, OFFSET
+        a.logits, a.per_row, a.index, a.per_element, a.per_row, SEED, OFFSET
     ),
+    "relaxed_samples": lambda a: relaxed.relaxed_grad(
+        a.logits, a.per_row, a.index, a.empty(a.draws, a.rows, a.columns), 0.5, SEED, OFFSET, 0, None, False, 8
+    ),
+    "reinmax_grad": lambda a: straight_through.reinmax_grad(
+        a.logits, a.per_row, a.index, a.empty(a.draws, a.rows, a.columns), 1.0
+    ),
+    "gapped_grad": lambda a: straight_through.gapped_grad(
+        a.logits, a.per_row, a.index, a.empty(a.draws, a.rows, a.columns), 1.0
+    ),
+    "reinmax_grad_temperatures": lambda a: straight_through.reinmax_grad(
+        a.logits, a.per_row, a.index, a.empty(a.draws, a.rows, a.columns), a.per_row
+    ),
+    "soft_grad": lambda a: soft_grad.soft_grad(a.per_element, a.per_element, 0.5),
+    "soft_grad_temperatures": lambda a: soft_grad.soft_grad(a.per_element, a.per_element, a.per_row, True),
     # With a category mask.
     "masked_sample": lambda a: sample.sample(a.logits, a.draws, a.out_dtype, SEED, OFFSET, 0, a.allowed),
     "masked_log_prob": lambda a: log_prob.log_prob(a.logits, None, a.value, a.allowed),
@@ -168,11 +202,18 @@ OPERATIONS: dict[str, Callable[[Launch], object]] = {
     "masked_entropy": lambda a: entropy.entropy(a.logits, a.allowed),
     "masked_entropy_grad": lambda a: entropy.entropy_grad(a.logits, a.per_row, a.per_row, a.per_row, a.allowed),
     "masked_softmax_grad": lambda a: softmax_grad.softmax_grad(a.logits, a.per_row, a.logits, a.allowed),
+    "masked_log_prob_and_entropy": lambda a: log_prob_and_entropy.log_prob_and_entropy(a.logits, a.index, a.allowed),
+    "masked_log_prob_and_entropy_grad": lambda a: a.log_prob_and_entropy_grad(a.allowed),
+    "masked_rsample_log_prob_and_entropy_grad": lambda a: a.log_prob_and_entropy_grad(a.allowed, a.logits),
+    "masked_reinmax_grad": lambda a: straight_through.reinmax_grad(
+        a.logits, a.per_row, a.index, a.empty(a.draws, a.rows, a.columns), 1.0, a.allowed
+    ),
     "masked_relaxed_grad": lambda a: relaxed.relaxed_grad(
-        a.logits, a.per_row, a.index, a.empty(a.draws, a.rows, a.columns), 0.5, SEED, OFFSET, 0, a.allowed
+        a.logits, a.per_row, a.index, a.per_element, 0.5, SEED, OFFSET, 0, a.allowed
     ),
 }
 
+JOINT = ("log_prob_and_entropy", "log_prob_and_entropy_grad", "rsample_log_prob_and_entropy_grad")
 # Rows that share a program, a row in one tile, a row walked in tiles, and few rows that are split.
 SHORT, ONE_TILE, LONG, FEW = (32768, 32), (1024, 4096), (1024, 128256), (8, 151936)
 
@@ -187,9 +228,14 @@ def paths() -> list[Launch]:
         *(Launch("entropy", *shape, BF16) for shape in (SHORT, LONG, FEW)),
         *(
             Launch(name, *shape, BF16)
-            for name in ("softmax_grad", "relaxed", "relaxed_grad")
+            for name in ("softmax_grad", "relaxed", "relaxed_grad", "soft_grad")
             for shape in (SHORT, ONE_TILE, LONG, FEW)
         ),
+        *(Launch("log_prob_and_entropy", *shape, BF16) for shape in (SHORT, LONG, FEW)),
+        *(Launch("log_prob_and_entropy_grad", *shape, BF16) for shape in (SHORT, LONG)),
+        *(Launch("rsample_log_prob_and_entropy_grad", *shape, BF16) for shape in (SHORT, LONG, FEW)),
+        *(Launch("reinmax_grad", *shape, BF16) for shape in (SHORT, LONG, FEW)),
+        *(Launch("gapped_grad", *shape, BF16) for shape in (SHORT, FEW)),
     ]
 
 
@@ -200,6 +246,10 @@ def variants() -> list[Launch]:
         *(Launch("sample_index", *shape, BF16) for shape in (SHORT, FEW)),
         *(Launch("sample", *shape, BF16, INT64, draws=4) for shape in (SHORT, LONG)),
         *(Launch("relaxed_grad", *shape, BF16, draws=4) for shape in (SHORT, LONG, FEW)),
+        *(Launch("relaxed_samples", *shape, BF16) for shape in (SHORT, FEW)),
+        Launch("gapped_grad", *SHORT, BF16, draws=4),
+        Launch("reinmax_grad_temperatures", *SHORT, BF16),
+        Launch("masked_reinmax_grad", *LONG, BF16),
         # Columns and row starts that are no multiple of 16.
         Launch("sample", 65536, 18, BF16, BF16),
         *(Launch(name, 1024, 5003, BF16, BF16) for name in ("sample", "log_prob", "entropy", "relaxed_grad")),
@@ -207,17 +257,20 @@ def variants() -> list[Launch]:
         *(Launch("log_prob", *LONG, BF16, dtype) for dtype in (INT64, BOOL, FP64)),
         *(Launch("log_prob_grad", *LONG, BF16, draws=n) for n in (1, 4)),
         *(Launch(name, *SHORT, BF16) for name in ("relaxed_temperatures", "relaxed_grad_temperatures")),
+        *(Launch("soft_grad_temperatures", *shape, BF16, draws=4) for shape in (SHORT, LONG, FEW)),
     ]
     for shape in (SHORT, LONG, FEW):
         masked = ("masked_sample", "masked_log_prob", "masked_entropy", "masked_softmax_grad", "masked_relaxed_grad")
         many += [Launch(name, *shape, BF16, BF16) for name in masked]
     for name in ("masked_log_prob_index", "masked_log_prob_grad", "masked_entropy_grad"):
         many.append(Launch(name, *LONG, BF16))
+    many += [Launch(f"masked_{name}", *LONG, BF16, draws=n) for name, n in zip(JOINT, (1, 4, 1), strict=True)]
     for dtype in (FP32, FP64):
         many += [Launch("sample", *shape, dtype, INT64) for shape in (SHORT, LONG, FEW)]
         many += [Launch(name, *shape, dtype) for name in ("relaxed", "relaxed_grad") for shape in (SHORT, LONG, FEW)]
-        many += [Launch(name, *FEW, dtype, dtype) for name in ("log_prob", "entropy", "softmax_grad")]
+        many += [Launch(name, *FEW, dtype, dtype) for name in ("log_prob", "entropy", "softmax_grad", "soft_grad")]
         many += [Launch(name, *LONG, dtype) for name in ("entropy", "entropy_grad", "softmax_grad", "log_prob_grad")]
+        many += [Launch(name, *LONG, dtype) for name in JOINT]
         many += [Launch("log_prob", *LONG, dtype, dtype), Launch("log_prob_index", *SHORT, dtype)]
     return many
 

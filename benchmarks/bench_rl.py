@@ -1,9 +1,15 @@
-"""What does an RL agent pay: a few actions to choose from, in one environment's batch or in many?"""
+"""What does an RL agent pay: a few actions to choose from, in one environment, in one's batch or in many?"""
 
 from operations import grid
 
-CPU = grid("sample step train_step", [(64, 6), (65536, 18)], "float32 bfloat16")
-GPU = CPU
+GPU = grid("sample step train_step", [(64, 6), (65536, 18)], "float32 bfloat16")
+# Where a call costs more than its work.
+SMALL = [(1, 6), (64, 6), (8, 64), (64, 18), (32, 32), (1024, 6)]
+CPU = [
+    *grid("sample relaxed train_step", SMALL, field="calls"),
+    *grid("rsample log_prob entropy pass_through", SMALL),
+    *GPU[1:],
+]
 
 
 def test_rl(turn):

@@ -111,6 +111,19 @@ def _train_step_fault(out: tuple[tuple[Tensor, Tensor, Tensor], Tensor], given: 
     return _step_fault(results, given) or density_fault("the gradient", gradient, expected, given.logits.dtype)
 
 
+def _policy_gradient_fault(out: tuple[tuple[Tensor, Tensor], Tensor], given: Inputs) -> str | None:
+    (log_prob, entropy), gradient = out
+    logits = given.logits.double().requires_grad_()
+    exact = torch.log_softmax(logits, -1)
+    total = exact.gather(-1, given.value.unsqueeze(-1)).squeeze(-1) - (exact.exp() * exact).sum(-1)
+    expected = torch.autograd.grad((given.row_grad.double() * total).sum(), logits)[0]
+    return (
+        _log_prob_index_fault(log_prob, given)
+        or _entropy_fault(entropy, given)
+        or density_fault("the gradient", gradient, expected, given.logits.dtype)
+    )
+
+
 def _relaxed_fault(out: tuple[Tensor, Tensor], given: Inputs) -> str | None:
     """The mean gradient of equal rows with one incoming gradient is the mean of y (g - <y, g>), y = softmax(x + G).
 
@@ -141,6 +154,7 @@ CHECKS: dict[str, Callable[[Any, Inputs], str | None]] = {
     "entropy": _entropy_fault,
     "step": _step_fault,
     "train_step": _train_step_fault,
+    "policy_gradient": _policy_gradient_fault,
     "decode": _scored_fault,
 }
 

@@ -68,6 +68,8 @@ class Contest:
         names = [provider.name for provider in self if forward in provider.forwards]
         if case.field == "ours":
             return names[:1]
+        if case.field != "calls":
+            names = [name for name in names if name != providers.OPERATORS]
         return [name for name in names if case.field == "compiled" or not name.endswith(COMPILED)]
 
     def call(self, case: Case, name: str) -> Callable[[Any], Any]:

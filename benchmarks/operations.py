@@ -40,6 +40,9 @@ OPERATIONS = {
     "entropy": Operation("entropy", "entropy", False, lambda s: s),
     "step": Operation("rsample, log_prob, entropy", "step", False, lambda s: 4 * s),
     "train_step": Operation("rsample, log_prob, entropy, backward", "step", True, lambda s: 7 * s),
+    "policy_gradient": Operation(
+        "log_prob of an index, entropy, backward", "log_prob_index_and_entropy", True, lambda s: 3 * s
+    ),
     "decode": Operation("sample and its log_prob", "decode", False, lambda s: s + 8),
 }
 
@@ -49,7 +52,7 @@ class Case(NamedTuple):
 
     Attributes:
         field: who takes part: "eager" is everybody as they are, "compiled" is everybody under torch.compile too, "ours"
-            is us alone, where the others have not the memory.
+            is us alone, where the others have not the memory; "calls" is everybody, and the operators that we call.
     """
 
     operation: str
@@ -96,11 +99,11 @@ class Inputs(NamedTuple):
 
 def inputs_from(logits: Tensor, operation: str) -> Inputs:
     value = grad = logits.new_empty(0)
-    if operation in ("log_prob", "log_prob_index"):
+    if operation in ("log_prob", "log_prob_index", "policy_gradient"):
         value = torch.randint(logits.shape[-1], logits.shape[:-1], device=logits.device)
     if operation == "log_prob":
         value = torch.zeros_like(logits).scatter_(-1, value.unsqueeze(-1), 1)
-    if OPERATIONS[operation].backward:
+    if OPERATIONS[operation].backward and operation != "policy_gradient":
         grad = torch.randn_like(logits)
     return Inputs(logits, value, grad, torch.randn(logits.shape[:-1], dtype=logits.dtype, device=logits.device))
 

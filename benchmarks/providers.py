@@ -12,9 +12,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch import distributions as D
+from torch.utils.checkpoint import checkpoint
 
 from onehot_triton import OneHotCategorical, ReparamGradientStrategy
 
+# Rows of a chunk: the default of TRL's entropy_from_logits.
+CHUNK = 128
 Forward = Callable[[Tensor, Tensor], Any]
 """(logits, value) -> what an operation gives before any backward. `value` is a one-hot, for `log_prob`, or an index."""
 
@@ -42,6 +45,10 @@ def _draw_and_log_prob(dist: Any) -> tuple[Tensor, Tensor]:
     return draw, dist.log_prob(draw)
 
 
+def _both(dist: Any, index: Tensor) -> tuple[Tensor, Tensor]:
+    return dist.log_prob(index), dist.entropy()
+
+
 def _class_forwards(make: Callable[[Tensor], Any]) -> dict[str, Forward]:
     """Of a class whose draws are one-hot and whose `rsample` is PassThrough's."""
     return {
@@ -60,6 +67,7 @@ def _ours() -> Provider:
         **_class_forwards(OneHotCategorical),
         "sample_index": lambda x, _: OneHotCategorical(x).sample_index(),
         "log_prob_index": lambda x, index: OneHotCategorical(x).log_prob_index(index),
+        "log_prob_index_and_entropy": lambda x, index: OneHotCategorical(x).log_prob_index_and_entropy(index),
         "rsample_relaxed": lambda x, _: OneHotCategorical(x, grad_method=relaxed).rsample(),
         "decode": lambda x, _: OneHotCategorical(x).sample_and_log_prob(),
     }
@@ -89,6 +97,7 @@ def _torch() -> Provider:
         **_class_forwards(lambda x: D.OneHotCategoricalStraightThrough(logits=x)),
         "sample_index": lambda x, _: D.Categorical(logits=x).sample(),
         "log_prob_index": lambda x, index: D.Categorical(logits=x).log_prob(index),
+        "log_prob_index_and_entropy": lambda x, index: _both(D.Categorical(logits=x), index),
     }
     return Provider("torch.distributions", forwards, D.OneHotCategorical(torch.ones(2))._validate_args)
 
@@ -101,13 +110,80 @@ def _gumbel_softmax() -> Provider:
     return Provider("F.gumbel_softmax", forwards)
 
 
+OPERATORS = "its operators alone"
+
+
+def _operators() -> Provider:
+    """What we call for a small float32 batch, in a row: the time that is torch's and no Python's."""
+
+    def draw(x: Tensor, dtype: torch.dtype) -> Tensor:
+        sums = x.double().exp_().cumsum_(1)
+        total = sums[:, -1:]
+        low, high = total.aminmax()
+        low.item()
+        high.item()
+        at = torch.searchsorted(sums, torch.rand_like(total).mul_(total), right=True)
+        return torch.zeros_like(x, dtype=dtype).scatter_(1, at, 1)
+
+    def relaxed(x: Tensor, _: Tensor) -> Tensor:
+        e = torch.rsub(torch.rand_like(x, dtype=torch.float64), -(2.0**-54), alpha=1 - 2.0**-52).log1p_().neg_()
+        z = x - e.log_()
+        top, at = z.detach().max(-1, keepdim=True)
+        top.sum().item()
+        y = torch.softmax(z, -1)
+        return torch.zeros_like(x).scatter_(1, at, 1).add_(y - y.detach())
+
+    def step(x: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        y = torch.softmax(x, -1)
+        one_hot = draw(x.detach(), x.dtype).add_(y - y.detach())
+        log_p = torch.log_softmax(x, -1)
+        index = one_hot.detach().argmax(-1)
+        log_prob = torch.log_softmax(x, -1).gather(-1, index.unsqueeze(-1)).squeeze(-1)
+        return one_hot, log_prob, (log_p.exp() * log_p.clamp_min(-10_000)).sum(-1).abs()
+
+    forwards = {"sample": lambda x, _: draw(x, torch.int64), "rsample_relaxed": relaxed, "step": step}
+    return Provider(OPERATORS, forwards)
+
+
 def _log_softmax_at(x: Tensor, index: Tensor) -> Tensor:
     return torch.log_softmax(x, -1).gather(-1, index.unsqueeze(-1)).squeeze(-1)
 
 
 def _log_softmax() -> Provider:
     """What a loss of a language model does by hand."""
-    return Provider("log_softmax + gather", {"log_prob_index": _log_softmax_at})
+
+    def both(x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        log_p = torch.log_softmax(x, -1, dtype=torch.float32)
+        return log_p.gather(-1, index.unsqueeze(-1)).squeeze(-1), -(log_p.exp() * log_p).sum(-1)
+
+    forwards = {"log_prob_index": _log_softmax_at, "log_prob_index_and_entropy": both}
+    return Provider("log_softmax + gather", forwards)
+
+
+def _cross_entropy() -> Provider:
+    def both(x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        log_prob = -F.cross_entropy(x.float(), index, reduction="none")
+        p = torch.softmax(x, -1, dtype=torch.float32)
+        return log_prob, torch.logsumexp(x.float(), -1) - (p * x).sum(-1)
+
+    return Provider("F.cross_entropy", {"log_prob_index_and_entropy": both})
+
+
+def _chunked() -> Provider:
+    """As RLHF libraries save memory: some rows at a time, the gathered logit less a logsumexp, and an entropy that the
+    backward computes again."""
+
+    def some(x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        log_p = torch.log_softmax(x, -1, dtype=torch.float32)
+        return log_p.gather(-1, index.unsqueeze(-1)).squeeze(-1), -(log_p.exp() * log_p).sum(-1)
+
+    def both(x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+        chunks = zip(x.split(CHUNK), index.split(CHUNK), strict=True)
+        found = [checkpoint(some, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
+        log_probs, entropies = zip(*found, strict=True)  # pyright: ignore[reportArgumentType]
+        return torch.cat(log_probs), torch.cat(entropies)
+
+    return Provider("log_softmax in chunks", {"log_prob_index_and_entropy": both})
 
 
 def _race_index(x: Tensor) -> Tensor:
@@ -159,6 +235,9 @@ MAKERS = {
     "F.gumbel_softmax": _gumbel_softmax,
     "exponential race": _race,
     "log_softmax + gather": _log_softmax,
+    OPERATORS: _operators,
+    "F.cross_entropy": _cross_entropy,
+    "log_softmax in chunks": _chunked,
     "naive Triton": _naive,
     "flashinfer": _flashinfer,
 }
@@ -170,6 +249,8 @@ EAGER = (
     "F.gumbel_softmax",
     "exponential race",
     "log_softmax + gather",
+    "F.cross_entropy",
+    "log_softmax in chunks",
 )
 COMPILED = " compiled"
 

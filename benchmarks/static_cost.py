@@ -26,7 +26,7 @@ from concurrent.futures import ProcessPoolExecutor
 from typing import Any, NamedTuple
 
 # Sets the environment that triton reads, so before any import of it.
-from ahead_of_time import BF16, BOOL, FEW, FP32, INT64, LONG, SHORT, TARGETS, Launch, compiling
+from ahead_of_time import BF16, BOOL, FEW, FP32, INT64, JOINT, LONG, SHORT, TARGETS, Launch, compiling
 
 # isort: split
 import torch
@@ -48,6 +48,15 @@ LIMITS = {
     "softmax_grad": 20,
     "relaxed": 45,
     "relaxed_grad": 60,
+    # For each of the samples.
+    "relaxed_samples": 60,
+    "reinmax_grad": 26,
+    "gapped_grad": 26,
+    "soft_grad": 20,
+    "log_prob_and_entropy": 20,
+    "log_prob_and_entropy_grad": 22,
+    # Beside log_prob_and_entropy_grad, a second operand, and what is reduced of it.
+    "rsample_log_prob_and_entropy_grad": 28,
 }
 LIMIT_FROM = 4096
 # Kernels that touch no row, but what the programs left that shared it.
@@ -181,7 +190,7 @@ class Traffic(NamedTuple):
 def traffic(launch: Launch, kernel: str) -> Traffic:
     x = launch.dtype.itemsize
     hot = 0 if launch.out_dtype is None else launch.out_dtype.itemsize
-    if kernel in ("_grad_sums_kernel", "_dot_kernel"):
+    if kernel in ("_grad_sums_kernel", "_dot_kernel", "_soft_dot_kernel", "_sums_kernel"):
         return Traffic(2 * x, 2 * x)
     if kernel == "_relaxed_sums_kernel":
         return Traffic(x, x)
@@ -193,6 +202,14 @@ def traffic(launch: Launch, kernel: str) -> Traffic:
         "softmax_grad": Traffic(3 * x, 2 * x),
         "relaxed": Traffic(2 * x, x),
         "relaxed_grad": Traffic(3 * x, 2 * x),
+        # A turn is a sample, of logits that are in registers.
+        "relaxed_samples": Traffic(3 * x, x),
+        "reinmax_grad": Traffic(3 * x, 2 * x),
+        "gapped_grad": Traffic(3 * x, 2 * x),
+        "soft_grad": Traffic(3 * x, 2 * x),
+        "log_prob_and_entropy": Traffic(x, x),
+        "log_prob_and_entropy_grad": Traffic(2 * x, x),
+        "rsample_log_prob_and_entropy_grad": Traffic(3 * x, 2 * x),
     }[launch.operation]
 
 
@@ -212,7 +229,7 @@ def out_dtype(launch: Launch) -> torch.dtype:
     """Of what is written, or, for log_prob, of the one-hot that is read."""
     if launch.out_dtype is not None:
         return launch.out_dtype
-    return {"sample_index": INT64, "entropy": FP32}.get(launch.operation, launch.dtype)
+    return {"sample_index": INT64, "entropy": FP32, "log_prob_and_entropy": FP32}.get(launch.operation, launch.dtype)
 
 
 def entry(launch: Launch, kernel: Any, arch: str) -> dict[str, Any]:
@@ -247,7 +264,8 @@ def launches() -> list[Launch]:
         for shape in ((65536, 6), (65536, 18), SHORT, (1024, 4096), LONG, FEW, (1, 262144)):
             hot = (INT64, BOOL, dtype) if shape in (SHORT, LONG) else (INT64,)
             many += [Launch(name, *shape, dtype, kind) for name in ("sample", "log_prob") for kind in hot]
-            names = ("sample_index", "entropy", "softmax_grad", "relaxed", "relaxed_grad")
+            names = ("sample_index", "entropy", "softmax_grad", "relaxed", "relaxed_grad", "relaxed_samples",
+                     "soft_grad", "reinmax_grad", "gapped_grad", *JOINT)  # fmt: skip
             many += [Launch(name, *shape, dtype) for name in names]
     return many
 

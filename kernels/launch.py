@@ -3,7 +3,7 @@ number of multiprocessors alone, so that nothing depends on what was timed befor
 knows every configuration. Sums depend on it in their last digits; a sample does not."""
 
 from collections.abc import Callable
-from functools import cache, wraps
+from functools import cache, lru_cache, wraps
 from typing import Concatenate, NamedTuple, ParamSpec, TypeVar
 
 import torch
@@ -113,25 +113,27 @@ def vector(tensor: Tensor) -> int:
 
 def splits(logits: Tensor, rows: int, tiles: int) -> int:
     """How many programs share the tiles of a row: one for each, or as few as fill the GPU; each with as many tiles."""
-    return cdiv(tiles, max(1, rows * tiles // fill(logits)))
+    return _splits(fill(logits), rows, tiles)
 
 
-def few_rows(logits: Tensor, rows: int, block: int) -> int:
+def _splits(filling: int, rows: int, tiles: int) -> int:
+    return cdiv(tiles, max(1, rows * tiles // filling))
+
+
+def _few_rows(least: int, rows: int, columns: int, block: int) -> int:
     """`block` columns of a tile, or less where rows are so few that multiprocessors would have none; but a group at
     least, so that the partial results are of no more than columns / 1024 programs a row."""
-    columns, least = logits.shape[1], multiprocessors(logits)
     while block > GROUP and rows * cdiv(columns, block) < least:
         block //= 2
     return block
 
 
-def short_tile(logits: Tensor, width: int, elements: int, parts: int = 1) -> Tile:
+def _short_tile(filling: int, rows: int, columns: int, width: int, elements: int, parts: int = 1) -> Tile:
     """Rows that share a program of 4 warps, as many as fill `elements`, but not so many that multiprocessors stay
     empty. For noise, the tile is one of `parts` of a row."""
-    rows, columns = logits.shape
     part = max(1, next_power_of_2(columns) // parts)
     width = min(width, part)
-    many = max(1, min(elements // (parts * part), next_power_of_2(cdiv(rows, fill(logits)))))
+    many = max(1, min(elements // (parts * part), next_power_of_2(cdiv(rows, filling))))
     # The fewer lanes a row has, the fewer shuffles join them: eight elements each, or all the threads there are. Of
     # 18 columns, an entropy costs 41 instructions an element in four lanes, and 218 in 32. With one lane of width 1,
     # the depth would be what is contiguous, and be dealt out to threads.
@@ -147,17 +149,25 @@ def row_tile(block: int, width: int, warps: int, parts: int = 0) -> Tile:
 def tile(logits: Tensor, *others: Tensor, draws: int = 1, twice: bool = False) -> Tile:
     """For kernels without noise, that read `logits` and as many elements of each of `others`, for each draw; `twice`
     where a long row is."""
-    rows, columns = logits.shape
-    block, width = next_power_of_2(columns), vector(logits)
     # Half a tile where an element takes more than one register until it is added up: no more than 64 a thread.
     elements = TILE if not others and logits.element_size() <= 4 else TILE // 2
+    longest = ONE_TILE * elements // TILE
+    return _tile(*logits.shape, vector(logits), elements, longest, multiprocessors(logits), fill(logits), draws, twice)
+
+
+# Looked up: to work it out anew took a tenth of the time of a host, from a member of a distribution to the launch.
+@lru_cache(4096)
+def _tile(
+    rows: int, columns: int, width: int, elements: int, longest: int, least: int, filling: int, draws: int, twice: bool
+) -> Tile:
+    block = next_power_of_2(columns)
     if block <= elements:
-        return short_tile(logits, width, elements)
+        return _short_tile(filling, rows, columns, width, elements)
     # A row in registers is read once.
-    if block <= ONE_TILE * elements // TILE:
+    if block <= longest:
         return row_tile(block, width, 4 * block // elements)
-    block = few_rows(logits, draws * rows, elements)
-    parts = splits(logits, draws * rows, cdiv(columns, block))
+    block = _few_rows(least, draws * rows, columns, elements)
+    parts = _splits(filling, draws * rows, cdiv(columns, block))
     # Of rows that are walked twice as few as possible at once, one for each multiprocessor, by as many threads as keep
     # 32 KB of loads in flight there: the second walk is to find its row in the L2.
     more = 4 if twice and parts == 1 else 1
@@ -166,22 +176,29 @@ def tile(logits: Tensor, *others: Tensor, draws: int = 1, twice: bool = False) -
 
 def noise_tile(logits: Tensor, parts: int, draws: int = 1) -> Tile:
     """For kernels whose Philox call serves `parts` elements of a group: the tile of one part of each group."""
-    rows, columns, width = *logits.shape, vector(logits)
+    sizes = TILE, ONE_TILE, multiprocessors(logits), fill(logits)
+    return _noise_tile(*logits.shape, vector(logits), *sizes, parts, draws)
+
+
+@lru_cache(4096)
+def _noise_tile(
+    rows: int, columns: int, width: int, elements: int, longest: int, least: int, filling: int, parts: int, draws: int
+) -> Tile:
     if columns <= GROUP:
         # 16 elements a thread take 55 to 127 registers, where 8 would do with 64, for the key schedule and the
         # addresses: sampling 32 categories costs 71 instructions an element, not 80 (float32 to bool).
-        return short_tile(logits, width, TILE // 2, parts)
+        return _short_tile(filling, rows, columns, width, elements // 2, parts)
     block = next_power_of_2(columns)
-    if block <= ONE_TILE:
+    if block <= longest:
         # 32 elements a thread take 80 to 96 registers, 16 take 48 to 63; but then what a program does once makes 48
         # instructions an element of 40 (relaxed), 53 of 46 (its gradient), and instructions are the limit.
         return row_tile(block // parts, width, block // 1024)
     # Walked, 16 elements a thread, 64 registers. Of bf16 it is 32, one 128-bit load of each quarter, and 76 to 96
     # registers: the 20 warps of a multiprocessor have 40 KB of loads in flight, which is enough, and eight independent
     # Philox calls each, which keep the schedulers busy; with 64-bit loads it is one instruction an element more.
-    block = few_rows(logits, draws * rows, max(TILE // 2, parts * 128 * width))
+    block = _few_rows(least, draws * rows, columns, max(elements // 2, parts * 128 * width))
     warps = max(1, min(4, block // (parts * 32 * width)))
-    return row_tile(block // parts, width, warps, splits(logits, draws * rows, cdiv(columns, block)))
+    return row_tile(block // parts, width, warps, _splits(filling, draws * rows, cdiv(columns, block)))
 
 
 # Sampling a long row: four groups a turn, a warp for each, so that a group's sum needs no barrier.
@@ -190,7 +207,7 @@ SAMPLE_GROUPS = 4
 
 def sample_groups(logits: Tensor) -> int:
     """The groups of a turn, and the warps of a program."""
-    return few_rows(logits, len(logits), SAMPLE_GROUPS * GROUP) // GROUP
+    return _few_rows(multiprocessors(logits), *logits.shape, SAMPLE_GROUPS * GROUP) // GROUP
 
 
 # Groups that the race of the groups reads at once: one tile up to a million columns.

@@ -321,7 +321,8 @@ def log_prob_grad(
     draws = index.shape[0]
     # One draw is one write. Of several, the kernel writes -p sum_s g_s, and S numbers per row are added to it: a
     # comparison with every winner at every column would cost more than they do. They add up in the compute dtype,
-    # because bfloat16 cannot count past 256.
+    # because bfloat16 cannot count past 256. Where draws of a row meet in a column, the order in which a GPU adds them
+    # is left to torch: any, or one and the same under `torch.use_deterministic_algorithms(True)`.
     dtype = logits.dtype if draws == 1 else compute_dtype(logits.dtype)
     out = torch.empty((rows, columns), dtype=dtype, device=logits.device)
     if rows:

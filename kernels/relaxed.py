@@ -9,7 +9,9 @@
 
                    w_k = 1,  w_j = (1 + E_j / (p_j E_k))^(-1 / t),  y = w / sum w,  <y, g> = sum w g / sum w
 
-and the temperature's, where it is asked for: dt = -sum over draws and columns of y (g - <y, g>) log w / t.
+and the temperature's, where it is asked for: dt = -sum over draws and columns of y (g - <y, g>) log w / t. Each is the
+mean over so many samples of y for each draw (Gumbel-Rao, https://arxiv.org/abs/2010.04838), sample number i of draw s
+with the noise of draw samples s + i.
 
 One Philox call serves four elements, a quarter of a group apart, see `noise.py`: a tile is [2, 2, DEPTH, ROWS, LANES,
 VECTOR], with quarter 2 a + b of some groups at [a, b]. A row that no tile holds is walked twice with the same noise: by
@@ -45,6 +47,7 @@ from .rows import (
     compute_type,
     exp2_of,
     has_tail,
+    inverse_temperature,
     lane_max,
     lane_min,
     lane_sum,
@@ -56,6 +59,7 @@ from .rows import (
     over_lanes,
     over_tile,
     store_part,
+    temperature_arguments,
     tile_columns,
     with_unit_stride,
 )
@@ -84,23 +88,6 @@ def _words(STAGE: tl.constexpr, call, row, draw, key, counter3):
     """The word of each element of a tile."""
     pairs = word_pairs(STAGE, call, over_tile(row), draw, key, counter3)
     return tl.permute(tl.join(pairs.to(tl.uint32), (pairs >> 32).to(tl.uint32)), (4, 5, 0, 1, 2, 3))
-
-
-@triton.jit
-def _inverse_temperature(temperature_ptr, temperature, at, inside, TYPE: tl.constexpr):
-    """1 / t of each row, [ROWS]: of the tensor at the offsets `at`, or of the one number where there is no tensor."""
-    if temperature_ptr is None:
-        t = tl.full(at.shape, temperature, TYPE)
-    else:
-        t = tl.load(temperature_ptr + at, mask=inside, other=1.0)
-    return 1.0 / t
-
-
-def _temperature_arguments(temperature: Tensor | float) -> dict:
-    """The arguments of a kernel for a temperature [rows] of any stride, or for a number, which takes no memory."""
-    if isinstance(temperature, Tensor):
-        return {"temperature_ptr": temperature, "temperature": 1.0, "temperature_stride": temperature.stride(0)}
-    return {"temperature_ptr": None, "temperature": temperature, "temperature_stride": 0}
 
 
 # The sample -----------------------------------------------------------------------------------------------------------
@@ -162,7 +149,7 @@ def _relaxed_kernel(
     column, call = _columns(DEPTH, LANES, VECTOR)
     mask = (over_tile(inside) & (column < columns)) if MASK else None
     x = load_logits(logits_ptr + over_tile(row * row_stride) + column, mask, TYPE)
-    inverse = _inverse_temperature(temperature_ptr, temperature, row * temperature_stride, inside, TYPE)
+    inverse = inverse_temperature(temperature_ptr, temperature, row * temperature_stride, inside, TYPE)
     nothing = tl.full([ROWS, LANES], float("-inf"), TYPE)
     zero = tl.zeros([ROWS, LANES], TYPE)
     top, maximum, total, weight = _add_scores(
@@ -190,7 +177,7 @@ def _relaxed_sums_kernel(
     row = at % rows
     column, call = _columns(DEPTH, LANES, VECTOR)
     x_ptrs = logits_ptr + over_tile(row * row_stride) + column
-    inverse = _inverse_temperature(temperature_ptr, temperature, row * temperature_stride, row >= 0, TYPE)
+    inverse = inverse_temperature(temperature_ptr, temperature, row * temperature_stride, row >= 0, TYPE)
     row += row_offset
     top = tl.full([1, LANES], float("-inf"), TYPE)
     maximum = tl.full([1, LANES], float("-inf"), TYPE)
@@ -229,7 +216,7 @@ def _relaxed_write_kernel(
     column, call = _columns(DEPTH, LANES, VECTOR)
     x_ptrs = logits_ptr + over_tile(row * row_stride) + column
     out_ptrs = out_ptr + over_tile(at * columns) + column
-    inverse = _inverse_temperature(temperature_ptr, temperature, row * temperature_stride, row >= 0, TYPE)
+    inverse = inverse_temperature(temperature_ptr, temperature, row * temperature_stride, row >= 0, TYPE)
     row += row_offset
     parts = tl.num_programs(1)
     top, maximum, total = _join(
@@ -274,7 +261,7 @@ def relaxed(
         return out
     tile = launch.noise_tile(logits, 4, draws)
     common = {
-        "row_stride": logits.stride(0), "rows": rows, "columns": columns, **_temperature_arguments(temperature),
+        "row_stride": logits.stride(0), "rows": rows, "columns": columns, **temperature_arguments(temperature),
         "TYPE": compute_type(logits.dtype), "num_warps": tile.warps, **tile.row_shape, **noise,
     }  # fmt: skip
     if tile.one:
@@ -327,22 +314,23 @@ def _weights(x, call, winner, row, draw, key, counter3, base, inverse):
 def _grad_sums_kernel(
     logits_ptr, allowed_ptr, logsumexp_ptr, index_ptr, grad_ptr, temperature_ptr, parts_ptr, seed_ptr,
     key: tl.int64, counter3: tl.int64, row_offset: tl.int64, row_stride: tl.int64, allowed_stride: tl.int64,
-    temperature: tl.float64, temperature_stride: tl.int64, rows: tl.int64, columns,
+    temperature: tl.float64, temperature_stride: tl.int64, rows: tl.int64, samples, columns,
     TYPE: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
-    # (sum w, sum w g) of a part of one draw of one long row a program.
+    # (sum w, sum w g) of a part of one sample of one long row a program.
     key = load_key(seed_ptr, key)
     at = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
-    draw = at // rows
+    sample = at // rows
     row = at % rows
+    drawn_at = sample // samples * rows + row
     column, call = _columns(DEPTH, LANES, VECTOR)
     x_ptrs = logits_ptr + over_tile(row * row_stride) + column
     allowed_at = over_tile(row * allowed_stride) + column
-    grad_ptrs = grad_ptr + over_tile(at * columns) + column
+    grad_ptrs = grad_ptr + over_tile(drawn_at * columns) + column
     maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, None)
     base = log_sum * LOG2E
-    inverse = _inverse_temperature(temperature_ptr, temperature, row * temperature_stride, row >= 0, TYPE)
-    winner = tl.load(index_ptr + at)
+    inverse = inverse_temperature(temperature_ptr, temperature, row * temperature_stride, row >= 0, TYPE)
+    winner = tl.load(index_ptr + drawn_at)
     row += row_offset
     total = tl.zeros([1, LANES], TYPE)
     dot = tl.zeros([1, LANES], TYPE)
@@ -350,13 +338,13 @@ def _grad_sums_kernel(
     whole = columns // BLOCK * BLOCK
     for start in range(tl.program_id(1) * BLOCK, whole, tl.num_programs(1) * BLOCK):
         x = load_logits(x_ptrs + start, None, TYPE, allowed_ptr, allowed_at + start) - over_tile(maximum)
-        w, _ = _weights(x, call + start // 4, winner, row, draw, key, counter3, base, inverse)
+        w, _ = _weights(x, call + start // 4, winner, row, sample, key, counter3, base, inverse)
         total += lane_sum(w)
         dot += lane_sum(w * load_grad(grad_ptrs + start, None, TYPE))
     if has_tail(whole, columns, BLOCK):
         mask = whole + column < columns
         x = load_logits(x_ptrs + whole, mask, TYPE, allowed_ptr, allowed_at + whole) - over_tile(maximum)
-        w, _ = _weights(x, call + whole // 4, winner, row, draw, key, counter3, base, inverse)
+        w, _ = _weights(x, call + whole // 4, winner, row, sample, key, counter3, base, inverse)
         total += lane_sum(w)
         dot += lane_sum(w * load_grad(grad_ptrs + whole, mask, TYPE))
     store_part(parts_ptr, 2 * at, tl.sum(total, 1))
@@ -366,19 +354,21 @@ def _grad_sums_kernel(
 @triton.jit
 def _write_tile(
     start, mask, x_ptrs, allowed_ptr, allowed_at, index_ptr, grad_ptrs, parts_ptr, out_ptrs, call, row, inside,
-    row_offset, rows, draws, columns, key, counter3, maximum, base, inverse, TYPE: tl.constexpr, PARTS: tl.constexpr,
+    row_offset, rows, draws, samples, columns, key, counter3, maximum, base, inverse, TYPE: tl.constexpr,
+    PARTS: tl.constexpr,
 ):  # fmt: skip
-    """Writes a tile of the gradient, which stays in registers over all draws. Their sums come from the tile itself
+    """Writes a tile of the gradient, which stays in registers over all samples. Their sums come from the tile itself
     where the rows are in it whole, else from the PARTS of them. Returns <dx, log2 w> of each lane, [ROWS, LANES]."""
     x = load_logits(x_ptrs + start, mask, TYPE, allowed_ptr, allowed_at + start) - over_tile(maximum)
     out = tl.zeros(x.shape, TYPE)
     product = tl.zeros([x.shape[3], x.shape[4]], TYPE)
-    for draw in range(draws):
-        at = draw * rows + row
-        winner = tl.load(index_ptr + at, mask=inside, other=-1)
-        w, log2_w = _weights(x, call + start // 4, winner, row + row_offset, draw, key, counter3, base, inverse)
+    for sample in range(draws * samples):
+        at = sample * rows + row
+        drawn_at = sample // samples * rows + row
+        winner = tl.load(index_ptr + drawn_at, mask=inside, other=-1)
+        w, log2_w = _weights(x, call + start // 4, winner, row + row_offset, sample, key, counter3, base, inverse)
         # After the noise, which needs all the registers there are.
-        g = load_grad(grad_ptrs + over_tile(at * columns) + start, mask, TYPE)
+        g = load_grad(grad_ptrs + over_tile(drawn_at * columns) + start, mask, TYPE)
         if PARTS == 0:
             total = tl.sum(lane_sum(w), 1)
             dot = tl.sum(lane_sum(w * g), 1)
@@ -388,22 +378,23 @@ def _write_tile(
             total = one * tl.sum(load_parts(parts_ptr, 2 * at, tl.num_programs(1), 0.0, PARTS))
             dot = one * tl.sum(load_parts(parts_ptr, 2 * at + 1, tl.num_programs(1), 0.0, PARTS))
         # y (g - <y, g>) / t with y = w / total, <y, g> = dot / total.
-        dx = w * over_tile(inverse / total) * (g - over_tile(dot / total))
+        dx = w * over_tile(inverse / (total * samples)) * (g - over_tile(dot / total))
         out += dx
         product += lane_sum(dx * log2_w)
     tl.store(out_ptrs + start, out.to(out_ptrs.dtype.element_ty), mask=mask)
     return product
 
 
-@triton.jit(do_not_specialize=_PER_CALL, do_not_specialize_on_alignment=["draws"])
+@triton.jit(do_not_specialize=_PER_CALL, do_not_specialize_on_alignment=["draws", "samples"])
 def _relaxed_grad_kernel(
     logits_ptr, allowed_ptr, logsumexp_ptr, index_ptr, grad_ptr, temperature_ptr, parts_ptr, out_ptr, dt_ptr, seed_ptr,
     key: tl.int64, counter3: tl.int64, row_offset: tl.int64, row_stride: tl.int64, allowed_stride: tl.int64,
-    temperature: tl.float64, temperature_stride: tl.int64, rows: tl.int64, draws, columns,
+    temperature: tl.float64, temperature_stride: tl.int64, rows: tl.int64, draws, samples, columns,
     DT: tl.constexpr, TYPE: tl.constexpr, MASK: tl.constexpr, PARTS: tl.constexpr,
     ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
-    # Rows that are in a tile whole, PARTS = 0, or a part of a long row. One draw has no loop: `draws` is specialised.
+    # Rows that are in a tile whole, PARTS = 0, or a part of a long row. One draw has no loop: `draws` and `samples` are
+    # specialised.
     key = load_key(seed_ptr, key)
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
@@ -414,12 +405,12 @@ def _relaxed_grad_kernel(
     out_ptrs = out_ptr + over_tile(row * columns) + column
     maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, inside)
     base = log_sum * LOG2E
-    inverse = _inverse_temperature(temperature_ptr, temperature, row * temperature_stride, inside, TYPE)
+    inverse = inverse_temperature(temperature_ptr, temperature, row * temperature_stride, inside, TYPE)
     if PARTS == 0:
         mask = (over_tile(inside) & (column < columns)) if MASK else None
         product = _write_tile(
             0, mask, x_ptrs, allowed_ptr, allowed_at, index_ptr, grad_ptrs, parts_ptr, out_ptrs, call, row,
-            inside, row_offset, rows, draws, columns, key, counter3, maximum, base, inverse, TYPE, PARTS,
+            inside, row_offset, rows, draws, samples, columns, key, counter3, maximum, base, inverse, TYPE, PARTS,
         )  # fmt: skip
     else:
         product = tl.zeros([ROWS, LANES], TYPE)
@@ -428,13 +419,14 @@ def _relaxed_grad_kernel(
         for start in range(tl.program_id(1) * BLOCK, whole, tl.num_programs(1) * BLOCK):
             product += _write_tile(
                 start, None, x_ptrs, allowed_ptr, allowed_at, index_ptr, grad_ptrs, parts_ptr, out_ptrs, call,
-                row, inside, row_offset, rows, draws, columns, key, counter3, maximum, base, inverse, TYPE, PARTS,
+                row, inside, row_offset, rows, draws, samples, columns, key, counter3, maximum, base, inverse, TYPE,
+                PARTS,
             )  # fmt: skip
         if has_tail(whole, columns, BLOCK):
             product += _write_tile(
                 whole, whole + column < columns, x_ptrs, allowed_ptr, allowed_at, index_ptr, grad_ptrs, parts_ptr,
-                out_ptrs, call, row, inside, row_offset, rows, draws, columns, key, counter3, maximum, base, inverse,
-                TYPE, PARTS,
+                out_ptrs, call, row, inside, row_offset, rows, draws, samples, columns, key, counter3, maximum, base,
+                inverse, TYPE, PARTS,
             )  # fmt: skip
     if DT:
         # Without it nothing reads the product, and the compiler drops it.
@@ -446,6 +438,7 @@ def _relaxed_grad_kernel(
 def relaxed_grad(
     logits: Tensor, logsumexp: Tensor, index: Tensor, grad: Tensor, temperature: Tensor | float,
     seed: int | Tensor, offset: int, row_offset: int = 0, allowed: Tensor | None = None, with_temperature: bool = False,
+    samples: int = 1,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """The RelaxedOneHot gradient.
 
@@ -458,6 +451,7 @@ def relaxed_grad(
         seed, offset, row_offset: the noise, see `noise.py`.
         allowed: see `rows.allowed_arguments`.
         with_temperature: whether the temperature's gradient is wanted.
+        samples: for each draw, of which the mean is taken.
 
     Returns:
         dx: [rows, columns] in the logits' dtype.
@@ -471,22 +465,23 @@ def relaxed_grad(
     )
     rows, columns = logits.shape
     draws = index.shape[0]
-    noise = seed_arguments(seed, offset, row_offset, rows, columns, draws)
+    noise = seed_arguments(seed, offset, row_offset, rows, columns, draws * samples)
     out, dt = torch.empty((rows, columns), dtype=logits.dtype, device=logits.device), logsumexp.new_empty(0)
     if rows:
-        tile = launch.noise_tile(logits, 4, draws)
+        tile = launch.noise_tile(logits, 4, draws * samples)
         parts = 0 if tile.one else tile.parts
         # What each program of a row adds to it.
         dt = logsumexp.new_empty((rows, max(1, parts))) if with_temperature else dt
         common = {
             "logits_ptr": logits, "logsumexp_ptr": logsumexp, "index_ptr": index, "grad_ptr": grad,
-            "row_stride": logits.stride(0), "rows": rows, "columns": columns, **_temperature_arguments(temperature),
+            "row_stride": logits.stride(0), "rows": rows, "samples": samples, "columns": columns,
+            **temperature_arguments(temperature),
             "TYPE": compute_type(logits.dtype), "num_warps": tile.warps,
-            "parts_ptr": torch.empty((draws * rows, 2, parts), dtype=logsumexp.dtype, device=logits.device),
+            "parts_ptr": torch.empty((draws * samples * rows, 2, parts), dtype=logsumexp.dtype, device=logits.device),
             **tile.row_shape, **noise, **allowed_arguments(allowed),
         }  # fmt: skip
         if parts and draws:
-            _grad_sums_kernel[(draws * rows, parts)](**common)
+            _grad_sums_kernel[(draws * samples * rows, parts)](**common)
         _relaxed_grad_kernel[(launch.cdiv(rows, tile.rows), max(1, parts))](
             out_ptr=out, dt_ptr=dt, draws=draws, DT=with_temperature, MASK=tile.rows > 1 or columns != 4 * tile.columns,
             PARTS=launch.next_power_of_2(parts) if parts else 0, ROWS=tile.rows, **common,

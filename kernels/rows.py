@@ -205,3 +205,20 @@ def load_logsumexp(ptr, row, rows, inside):
 def log2_probs(x, maximum, log_sum):
     """log2 p of a tile: the difference to the maximum first, then one multiply-add."""
     return exp2_of(x - over_tile(maximum), over_tile(log_sum * LOG2E))
+
+
+@triton.jit
+def inverse_temperature(temperature_ptr, temperature, at, inside, TYPE: tl.constexpr):
+    """1 / t of each row, [ROWS]: of the tensor at the offsets `at`, or of the one number where there is no tensor."""
+    if temperature_ptr is None:
+        t = tl.full(at.shape, temperature, TYPE)
+    else:
+        t = tl.load(temperature_ptr + at, mask=inside, other=1.0)
+    return 1.0 / t
+
+
+def temperature_arguments(temperature: Tensor | float) -> dict:
+    """The arguments of a kernel for a temperature [rows] of any stride, or for a number, which takes no memory."""
+    if isinstance(temperature, Tensor):
+        return {"temperature_ptr": temperature, "temperature": 1.0, "temperature_stride": temperature.stride(0)}
+    return {"temperature_ptr": None, "temperature": temperature, "temperature_stride": 0}

@@ -165,8 +165,15 @@ def grad_method(method: Any) -> ReparamGradientStrategy | None:
     members = ReparamGradientStrategy.__members__
     if isinstance(method, Enum) and type(method).__name__ == "ReparamGradientStrategy" and method.name in members:
         return members[method.name]
-    names = " or ".join(f"ReparamGradientStrategy.{name}" for name in members)
-    raise _error("grad_method", f"None, {names}", repr(method))
+    *others, last = (f"ReparamGradientStrategy.{name}" for name in members)
+    raise _error("grad_method", f"None, {', '.join(others)} or {last}", repr(method))
+
+
+def relaxed_samples(value: Any) -> int:
+    """A number of samples, as Python's."""
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or int(value) < 1:
+        raise _error("relaxed_samples", "an integer of at least 1", repr(value))
+    return int(value)
 
 
 def unimix(weight: Any) -> float:
@@ -187,22 +194,37 @@ def dtype(value: Any) -> None:
         raise _error("dtype", "one of " + ", ".join(str(d) for d in _SAMPLE_DTYPES), repr(value))
 
 
-def temperature(value: Any, batch: torch.Size, device: torch.device, validate: bool) -> float | Tensor:
-    """The temperature, above 0: as Python's number, or a tensor of one element or one that broadcasts to the batch."""
+def temperature(
+    value: Any,
+    batch: torch.Size,
+    device: torch.device,
+    validate: bool,
+    method: ReparamGradientStrategy | None = None,
+) -> float | Tensor:
+    """The temperature, above 0, and of ReinMax at least 1: as Python's number, or a tensor of one element or one that
+    broadcasts to the batch."""
+    at_least_1 = method is ReparamGradientStrategy.ReinMax
     if not isinstance(value, Tensor):
         if not isinstance(value, _REAL) or not 0 < float(value) < math.inf:
             raise _error("temperature", "a finite number above 0", repr(value))
+        if at_least_1 and float(value) < 1:
+            raise _error("temperature", "at least 1 for ReinMax", repr(value))
         return float(value)
     if not value.is_floating_point():
         raise _error("temperature", "a floating tensor", value.dtype)
     _on_device("temperature", value, device)
     if value.numel() != 1 and not _broadcasts_to(value.shape, batch):
         raise _error("temperature", f"a shape that broadcasts to the batch {list(batch)}", list(value.shape))
+    gives_no_gradient = (ReparamGradientStrategy.ReinMax, ReparamGradientStrategy.GappedStraightThrough)
+    if method in gives_no_gradient and value.requires_grad:
+        found = "one that requires a gradient, which it would not get"
+        raise _error("temperature", f"a tensor without a gradient for {method.name}", found)
     if validate:
-        bad = ~((value > 0) & (value < torch.inf))
-        if not _is_true(~bad.any(), "temperature: expected finite numbers above 0"):
+        expected = "finite numbers of at least 1 for ReinMax" if at_least_1 else "finite numbers above 0"
+        bad = ~(((value >= 1) if at_least_1 else (value > 0)) & (value < torch.inf))
+        if not _is_true(~bad.any(), f"temperature: expected {expected}"):
             at = _first(bad)
-            raise _error("temperature", "finite numbers above 0", f"{value[tuple(at)].item()} at {at}")
+            raise _error("temperature", expected, f"{value[tuple(at)].item()} at {at}")
     return value
 
 

@@ -38,7 +38,10 @@ class OneHotCategorical(Distribution):
             with weight 0 is treated as one with logit -inf.
         grad_method: the gradient of `rsample`; None means PassThrough, and leaves `has_rsample` False. A member of
             TorchRL's enumeration becomes the one of that name here.
-        temperature: of the RelaxedOneHot gradient, above 0; a tensor broadcasts to the batch.
+        temperature: of the gradient, for every method but PassThrough, above 0, and for ReinMax at least 1; a tensor
+            broadcasts to the batch. RelaxedOneHot has a gradient in it.
+        relaxed_samples: K, of RelaxedOneHot alone: its gradient is the mean of K that have the draw in common, the
+            gradient's mean and less of its noise (Gumbel-Rao).
         unimix: e in [0, 1], a number or a tensor of one element: the distribution is (1 - e) softmax(logits) +
             e / columns, in all that it does (Hafner et al. 2023, https://arxiv.org/abs/2301.04104).
         dtype: of `sample`, `mode` and `enumerate_support`: bool, uint8, a signed integer, or a floating dtype of at
@@ -81,6 +84,7 @@ class OneHotCategorical(Distribution):
         grad_method: ReparamGradientStrategy | None = None,
         *,
         temperature: float | Tensor = 1.0,
+        relaxed_samples: int = 1,
         unimix: float | Tensor = 0.0,
         dtype: torch.dtype | None = None,
         validate_args: bool | None = None,
@@ -89,14 +93,17 @@ class OneHotCategorical(Distribution):
         if dtype is not None:
             checks.dtype(dtype)
         self.grad_method = checks.grad_method(grad_method)
+        self.relaxed_samples = checks.relaxed_samples(relaxed_samples)
         self.unimix = checks.unimix(unimix)
         self.dtype = self._default_dtype if dtype is None else dtype
         shape = self._param.shape
-        self._is_sharded = is_sharded(self._param)
+        # `is_sharded`, without a call.
+        self._is_sharded = type(self._param).__name__ == "DTensor"
         # Not torch's validation: it checks normalised parameters, and reads the row several times.
         super().__init__(shape[:-1], shape[-1:], validate_args=False)
         self._validate_args = checks.resolve(validate_args, self._param)
-        self.temperature = checks.temperature(temperature, shape[:-1], self._param.device, self._validate_args)
+        device, validate = self._param.device, self._validate_args
+        self.temperature = checks.temperature(temperature, shape[:-1], device, validate, self.grad_method)
         self._compute_logits()
         if self._validate_args and self._is_sharded:
             _sharded().check_rows(self._logits, self._name)
@@ -203,15 +210,20 @@ class OneHotCategorical(Distribution):
         checks.generator(generator, logits.device)
         draw = ops.Draw(checks.sample_shape(shape), logits.dtype, generator)
         method = self.grad_method or ReparamGradientStrategy.PassThrough
+        samples = self.relaxed_samples
         if self._is_sharded:
-            drawn = _sharded().rsample(logits, draw, method, self.temperature)
+            drawn = _sharded().rsample(logits, draw, method, self.temperature, samples)
             assert drawn.one_hot is not None
             drawn = drawn._replace(one_hot=self._in_param_dtype(drawn.one_hot))
             self._last = _sharded().remember(logits, drawn)
             return drawn
-        drawn = ops.rsample(logits, self._mask_to_apply, draw, method, self.temperature)
-        if logits.dtype != self._param.dtype:
-            assert drawn.one_hot is not None
+        drawn = ops.rsample(logits, self._mask_to_apply, draw, method, self.temperature, samples)
+        return self._straight_through(drawn)
+
+    def _straight_through(self, drawn: Sample) -> Sample:
+        """A draw with a gradient, in the parameters' dtype, and remembered."""
+        assert drawn.one_hot is not None
+        if drawn.one_hot.dtype != self._param.dtype:
             drawn = drawn._replace(one_hot=self._in_param_dtype(drawn.one_hot))
         self._remember(drawn)
         return drawn
@@ -313,6 +325,36 @@ class OneHotCategorical(Distribution):
             (tensor([1., 0.]), tensor(0.))
         """
         return self._with_log_prob(self._rsample(sample_shape, generator))
+
+    def rsample_log_prob_and_entropy(
+        self, sample_shape: SampleShape = (), *, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`rsample`, its `log_prob` and `entropy()`: of two readings of the logits, and with one gradient in place of
+        three and their sum. It is one node of the graph: of losses that are differentiated one after the other, all
+        but the last need `retain_graph=True`. That is of PassThrough; another gradient is a node of its own, beside
+        that of the densities.
+
+        Returns:
+            [*sample_shape, *batch, columns] in the parameters' dtype, [*sample_shape, *batch], and [*batch].
+
+        Example:
+            >>> OneHotCategorical(torch.tensor([0.0, float("-inf")])).rsample_log_prob_and_entropy()
+            (tensor([1., 0.]), tensor(0.), tensor(0.))
+        """
+        if self._is_sharded:
+            drawn = self._rsample(sample_shape, generator)
+            return *self._with_log_prob(drawn), self.entropy()
+        if self.grad_method not in (None, ReparamGradientStrategy.PassThrough):
+            drawn: Any = self._rsample(sample_shape, generator)
+            log_prob, entropy = self._log_prob_and_entropy_at(drawn.index, drawn.all_valid)
+        else:
+            logits = self._current_logits()
+            checks.generator(generator, logits.device)
+            draw = ops.Draw(checks.sample_shape(sample_shape), logits.dtype, generator)
+            drawn, log_prob, entropy = ops.rsample_log_prob_and_entropy(logits, self._mask_to_apply, draw)
+            drawn, log_prob = self._straight_through(drawn), self._log_prob_result(log_prob)
+        assert drawn.one_hot is not None
+        return drawn.one_hot, log_prob, entropy
 
     def _with_log_prob(self, drawn: Sample | sharded.Drawn) -> tuple[Tensor, Tensor]:
         assert drawn.one_hot is not None
@@ -431,14 +473,16 @@ class OneHotCategorical(Distribution):
         return self._log_prob_at(index.long(), inside=self._validate_args)
 
     def _log_prob_at(self, index: Tensor, logsumexp: Tensor | None = None, inside: bool = False) -> Tensor:
-        logits, batch = self._current_logits(), self._batch_shape
-        if index.shape[max(index.dim() - len(batch), 0) :] == batch:
-            out = ops.log_prob(logits, self._mask_to_apply, logsumexp, index=index, inside=inside)
-            return self._log_prob_result(out)
-        shape = torch.broadcast_shapes(index.shape, batch)
-        full = shape + self._event_shape
-        mask = None if self._mask_to_apply is None else self._mask_to_apply.expand(full)
-        out = ops.log_prob(logits.expand(full), mask, None, index=index.expand(shape), inside=inside)
+        batch, wide = self._batch_shape, []
+        if index.shape[max(index.dim() - len(batch), 0) :] != batch:
+            index = index.expand(torch.broadcast_shapes(index.shape, batch))
+            # Where the index is wider than the batch are more draws of its rows.
+            wide = [d for d in range(-len(batch), 0) if index.shape[d] != batch[d]]
+        for d in wide:
+            index = index.unsqueeze(0).transpose(0, d)
+        out = ops.log_prob(self._current_logits(), self._mask_to_apply, logsumexp, index=index, inside=inside)
+        for d in reversed(wide):
+            out = out.transpose(0, d).squeeze(0)
         return self._log_prob_result(out)
 
     def _log_prob_result(self, log_prob: Tensor) -> Tensor:
@@ -454,6 +498,55 @@ class OneHotCategorical(Distribution):
         if self._is_sharded:
             return _sharded().entropy(self._current_logits())
         return ops.entropy(self._current_logits(), self._mask_to_apply)
+
+    def log_prob_and_entropy(self, value: Tensor) -> tuple[Tensor, Tensor]:
+        """`log_prob(value)` and `entropy()`, of one reading of the logits, and with one gradient: what a policy
+        gradient takes of a batch of actions. It is one node of the graph: of losses that are differentiated one after
+        the other, all but the last need `retain_graph=True`.
+
+        Example:
+            >>> OneHotCategorical(probs=torch.tensor([0.5, 0.5, 0.0])).log_prob_and_entropy(torch.tensor([0, 1, 0]))
+            (tensor(-0.6931), tensor(0.6931))
+        """
+        if self._is_sharded:
+            return self.log_prob(value), self.entropy()
+        checks.value_shape(value, self._batch_shape, self._event_shape, self._param.device)
+        hint, batch = self._hint(value), self._batch_shape
+        has_batch = value.shape[max(value.dim() - 1 - len(batch), 0) : -1] == batch
+        if backends.uses_kernels(value.device) and has_batch and not self._validate_args:
+            logits = self._current_logits()
+            log_prob, entropy = ops.log_prob_and_entropy(logits, self._mask_to_apply, value=value, index=hint)
+            return self._log_prob_result(log_prob), entropy
+        if hint is None or not (value.detach().gather(-1, hint.clamp(min=0).unsqueeze(-1)) == 1).all().item():
+            hint = backends.of(value).argmax(value)
+            if self._validate_args:
+                checks.one_hot(value, hint)
+        return self._log_prob_and_entropy_at(hint, inside=True)
+
+    def log_prob_index_and_entropy(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """`log_prob_index(index)` and `entropy()`, as `log_prob_and_entropy` has them: for a language model's tokens,
+        of which there are several for each row where `index` has leading dimensions before the batch's.
+
+        Example:
+            >>> logits = torch.zeros(2, requires_grad=True)
+            >>> log_prob, entropy = OneHotCategorical(logits).log_prob_index_and_entropy(torch.tensor(1))
+            >>> (log_prob + entropy).backward()
+            >>> logits.grad
+            tensor([-0.5000,  0.5000])
+        """
+        if self._is_sharded:
+            return self.log_prob_index(index), self.entropy()
+        checks.index(index, self._batch_shape, self.num_samples, self._param.device, self._validate_args)
+        return self._log_prob_and_entropy_at(index.long(), inside=self._validate_args)
+
+    def _log_prob_and_entropy_at(self, index: Tensor, inside: bool = False) -> tuple[Tensor, Tensor]:
+        batch = self._batch_shape
+        if index.shape[max(index.dim() - len(batch), 0) :] != batch:
+            # An index that widens the batch: there are more log-probabilities than rows, and not as many for each.
+            return self._log_prob_at(index, inside=inside), self.entropy()
+        logits = self._current_logits()
+        out, entropy = ops.log_prob_and_entropy(logits, self._mask_to_apply, index=index, inside=inside)
+        return self._log_prob_result(out), entropy
 
     def cdf(self, value: Tensor) -> Tensor:
         """Raises NotImplementedError: one-hot vectors have no order."""
@@ -484,7 +577,7 @@ class OneHotCategorical(Distribution):
         for name in ("_mask", "_mask_to_apply"):
             tensor = getattr(self, name)
             setattr(new, name, None if tensor is None else tensor.expand(batch + self._event_shape))
-        for name in ("_name", "grad_method", "temperature", "unimix", "dtype"):
+        for name in ("_name", "grad_method", "temperature", "relaxed_samples", "unimix", "dtype"):
             setattr(new, name, getattr(self, name))
         new._param, new._is_sharded = self._param.expand(batch + self._event_shape), self._is_sharded
         new._logits = new._param if logits is self._param else logits.expand(batch + self._event_shape)
@@ -499,6 +592,8 @@ class OneHotCategorical(Distribution):
             options.append(f"grad_method: {self.grad_method.name}")
         if isinstance(self.temperature, Tensor) or self.temperature != 1:
             options.append(f"temperature: {self.temperature}")
+        if self.relaxed_samples != 1:
+            options.append(f"relaxed_samples: {self.relaxed_samples}")
         if self.unimix:
             options.append(f"unimix: {self.unimix}")
         if self.dtype != self._default_dtype:

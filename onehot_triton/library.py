@@ -15,10 +15,23 @@ import torch
 from torch import Tensor
 
 from .rng import philox, seeded_exponential
-from .tensors import compute_dtype
+from .tensors import compute_dtype, is_plain
 
 operators = torch.ops.onehot_triton
 _library = torch.library.Library("onehot_triton", "DEF")
+_implementations: dict[str, Callable[..., Any]] = {}
+
+
+def called(name: str) -> Callable[..., Any]:
+    """The operator; where nothing is there to see one, its implementation, without the 5 us of the dispatcher."""
+    operator, implementation = getattr(operators, name), _implementations[name]
+
+    def call(tensor: Tensor, *args: Any) -> Any:
+        if is_plain(tensor):
+            return implementation(tensor, *args)
+        return operator(tensor, *args)
+
+    return call
 
 
 def _define(schema: str, layout: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> None:
@@ -33,6 +46,7 @@ def _define(schema: str, layout: str, implementation: Callable[..., Any], fake: 
         fake: gives empty results of the right shape and dtype.
     """
     name = schema[: schema.index("(")]
+    _implementations[name] = implementation
     _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
     for key in ("CPU", "CUDA", "XPU"):
         _library.impl(name, implementation, key)
@@ -115,10 +129,13 @@ def _like(logits: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(logits, memory_format=torch.contiguous_format)
 
 
+_launch_log_prob = _launch("log_prob", "log_prob")
+
+
 def _log_prob(
     logits: Tensor, logsumexp: Tensor | None, value: Tensor, allowed: Tensor | None, hint: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    out, index, new = _launch("log_prob", "log_prob")(logits, logsumexp, value, allowed, hint)
+    out, index, new = _launch_log_prob(logits, logsumexp, value, allowed, hint)
     # An operator must not return its argument.
     return out, index, new if logsumexp is None else new.new_empty(0)
 
@@ -156,16 +173,32 @@ _define(
 )
 _define(
     f"relaxed_grad(Tensor logits, Tensor logsumexp, Tensor index, Tensor grad, {_TEMPERATURE}, {_SEED}, "
-    f"{_ALLOWED}, bool with_temperature) -> (Tensor, Tensor)",
-    "rdddr.s...r.>rr",
+    f"{_ALLOWED}, bool with_temperature, SymInt samples) -> (Tensor, Tensor)",
+    "rdddr.s...r..>rr",
     _launch_with_either("relaxed", "relaxed_grad", 4, 6),
-    lambda logits, *rest: (_like(logits), _per_row(logits) if rest[-1] else _per_row(logits[:0])),
+    lambda logits, *rest: (_like(logits), _per_row(logits) if rest[-2] else _per_row(logits[:0])),
 )
 _define(
     f"softmax_grad(Tensor logits, Tensor logsumexp, Tensor grad, {_ALLOWED}) -> Tensor",
     "rdrr>r",
     _launch("softmax_grad", "softmax_grad"),
     _like,
+)
+for _name in ("reinmax_grad", "gapped_grad"):
+    _define(
+        f"{_name}(Tensor logits, Tensor logsumexp, Tensor index, Tensor grad, {_TEMPERATURE}, {_ALLOWED}) -> Tensor",
+        "rdddr.r>r",
+        _launch_with_either("straight_through", _name, 4),
+        _like,
+    )
+_define(
+    f"soft_grad(Tensor y, Tensor grad, {_TEMPERATURE}, bool with_temperature) -> (Tensor, Tensor)",
+    "ddr..>rr",
+    _launch_with_either("soft_grad", "soft_grad", 2),
+    lambda y, _, __, ___, with_temperature: (
+        y.new_empty(y.shape[1:]),
+        y.new_empty(y.shape[1] if with_temperature else 0, dtype=compute_dtype(y.dtype)),
+    ),
 )
 _define(
     f"log_prob(Tensor logits, Tensor? logsumexp, Tensor value, {_ALLOWED}, Tensor? hint) -> (Tensor, Tensor, Tensor)",
@@ -205,6 +238,19 @@ _define(
     f"entropy_grad(Tensor logits, Tensor logsumexp, Tensor entropy, Tensor grad, {_ALLOWED}) -> Tensor",
     "rdrrr>r",
     _launch("entropy", "entropy_grad"),
+    _like,
+)
+_define(
+    f"log_prob_and_entropy(Tensor logits, Tensor index, {_ALLOWED}) -> (Tensor, Tensor, Tensor)",
+    "rdr>drd",
+    _launch("log_prob_and_entropy", "log_prob_and_entropy"),
+    lambda logits, index, _: (_per_row(logits, index.shape[0]), _per_row(logits), _per_row(logits, 2)),
+)
+_define(
+    "log_prob_and_entropy_grad(Tensor logits, Tensor logsumexp, Tensor entropy, Tensor index, Tensor grad_log_prob, "
+    f"Tensor grad_entropy, {_ALLOWED}, Tensor? grad) -> Tensor",
+    "rdrddrrr>r",
+    _launch("log_prob_and_entropy", "log_prob_and_entropy_grad"),
     _like,
 )
 # The eager noise that a backward draws again from its seed: opaque to a compiler because of the generator in it.

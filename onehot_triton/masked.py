@@ -31,7 +31,7 @@ class MaskedOneHotCategorical(OneHotCategorical):
         indices: integers [*batch, n], in place of `mask`: the categories that can be drawn, in any order.
         neg_inf: what `log_prob` and `logits` give for a category that cannot be drawn.
         padding_value: an entry of `indices` that stands for no category, in rows that allow fewer than n.
-        grad_method, temperature, dtype, validate_args: as for `OneHotCategorical`.
+        grad_method, temperature, relaxed_samples, dtype, validate_args: as for `OneHotCategorical`.
         unimix: e in [0, 1]: mixes in the uniform distribution over the categories that are allowed.
 
     Raises:
@@ -59,6 +59,7 @@ class MaskedOneHotCategorical(OneHotCategorical):
         grad_method: ReparamGradientStrategy | None = None,
         *,
         temperature: float | Tensor = 1.0,
+        relaxed_samples: int = 1,
         unimix: float | Tensor = 0.0,
         dtype: torch.dtype | None = None,
         validate_args: bool | None = None,
@@ -82,6 +83,7 @@ class MaskedOneHotCategorical(OneHotCategorical):
             probs,
             grad_method,
             temperature=temperature,
+            relaxed_samples=relaxed_samples,
             unimix=unimix,
             dtype=dtype,
             validate_args=validate_args,

@@ -1,5 +1,4 @@
-"""Autograd, one Function an operation: forward, what is kept, backward. All arithmetic is the backend's, but for the
-backward of a soft sample, which needs the sample alone.
+"""Autograd, one Function an operation: forward, what is kept, backward. All arithmetic is the backend's.
 
 The functions take `logits` [*batch, columns], unnormalised, a `mask` of their shape or None, and give the rows that a
 backend takes (`backends/interface.py`).
@@ -27,7 +26,8 @@ def apply(function: type[Function], *args: Any) -> Any:
     # A tensor under vmap does not tell whether a transform outside of it wants a gradient.
     if in_transform() or torch.compiler.is_compiling():
         return function.apply(*args)
-    if torch.is_grad_enabled() and any(isinstance(arg, Tensor) and arg.requires_grad for arg in args):
+    differentiated = args[0].requires_grad or any(isinstance(arg, Tensor) and arg.requires_grad for arg in args)
+    if differentiated and torch.is_grad_enabled():
         # Function.apply itself first binds the arguments to the signature of `forward`, 13 us, to find defaults
         # (https://github.com/pytorch/pytorch/issues/189573).
         return super(Function, function).apply(*args)  # pyright: ignore
@@ -60,6 +60,60 @@ def _mask_rows(mask: Tensor | None) -> Tensor | None:
     return None if mask is None else _rows(mask)
 
 
+# Expanded batches -----------------------------------------------------------------------------------------------------
+#
+# A batch that was expanded, [B, 8, columns] by a stride of 0, is B rows: its draws are 8 more of each, and what is
+# computed of a row is computed once. As rows it would be copied.
+
+
+def repeated(logits: Tensor, mask: Tensor | None = None) -> tuple[int, ...]:
+    """The dimensions of a batch in which logits and mask repeat themselves. None where autograd records: the gradient
+    of an expanded tensor has a part for each repetition."""
+    if 0 not in logits.stride() or is_differentiated(logits):
+        return ()
+    tensors = (logits,) if mask is None else (logits, mask)
+    batch = logits.shape[:-1]
+    return tuple(d for d in range(len(batch)) if batch[d] > 1 and all(t.stride(d) == 0 for t in tensors))
+
+
+def once(tensor: Tensor, dims: tuple[int, ...], lead: int = 0) -> Tensor:
+    """[*lead, *batch, ...] without the dimensions of the batch that repeat it."""
+    for d in reversed(dims):
+        tensor = tensor.select(lead + d, 0)
+    return tensor
+
+
+def again(tensor: Tensor, dims: tuple[int, ...], batch: torch.Size, lead: int = 0) -> Tensor:
+    """The inverse of `once`, a view."""
+    for d in dims:
+        tensor = tensor.unsqueeze(lead + d)
+    return tensor.expand(*tensor.shape[:lead], *batch, *tensor.shape[lead + len(batch) :])
+
+
+def _sizes(batch: torch.Size, dims: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The sizes of the dimensions that repeat the batch, and of the others."""
+    return tuple(batch[d] for d in dims), tuple(size for d, size in enumerate(batch) if d not in dims)
+
+
+def _as_draws(tensor: Tensor, dims: tuple[int, ...], lead: int) -> Tensor:
+    """[*lead, *batch, ...] with the dimensions that repeat the batch in front of its others."""
+    return tensor.movedim([lead + d for d in dims], list(range(lead, lead + len(dims))))
+
+
+def _as_batch(tensor: Tensor, dims: tuple[int, ...], batch: torch.Size, lead: tuple[int, ...], *tail: int) -> Tensor:
+    """[draws, rows, *tail] of rows without repetition as [*lead, *batch, *tail]."""
+    repetitions, others = _sizes(batch, dims)
+    tensor = tensor.reshape(*lead, *repetitions, *others, *tail)
+    return tensor.movedim(list(range(len(lead), len(lead) + len(dims))), [len(lead) + d for d in dims])
+
+
+def _of_rows(logsumexp: Tensor | None, dims: tuple[int, ...], batch: torch.Size) -> Tensor | None:
+    """The logsumexp of every row of a batch, [2, rows], from that of its rows without repetition."""
+    if logsumexp is None or not dims:
+        return logsumexp
+    return again(logsumexp.reshape(2, *_sizes(batch, dims)[1]), dims, batch, 1).reshape(2, -1)
+
+
 # Samples --------------------------------------------------------------------------------------------------------------
 
 
@@ -77,11 +131,34 @@ class Draw(NamedTuple):
     generator: torch.Generator | None = None
 
 
+def _drawn(
+    backend: Backend, logits: Tensor, mask: Tensor | None, draw: Draw, seed: Seed, again: bool = False
+) -> Sample:
+    """The backend's draw, in the shapes that a user asked for."""
+    dims, draws = repeated(logits, mask), math.prod(draw.sample_shape)
+    if not dims:
+        drawn = backend.sample(_rows(logits), _mask_rows(mask), draws, draw.dtype, seed, again)
+        return _in_shape(drawn, draw, logits)
+    batch = logits.shape[:-1]
+    x, mask = _rows(once(logits, dims)), None if mask is None else _rows(once(mask, dims))
+    drawn = backend.sample(x, mask, draws * math.prod(_sizes(batch, dims)[0]), draw.dtype, seed, again)
+    one_hot, place = drawn.one_hot, (dims, batch, draw.sample_shape)
+    return drawn._replace(
+        one_hot=None if one_hot is None else _as_batch(one_hot, *place, logits.shape[-1]),
+        index=_as_batch(drawn.index, *place),
+        logsumexp=_of_rows(drawn.logsumexp, dims, batch),
+    )
+
+
 def _in_shape(drawn: Sample, draw: Draw, logits: Tensor) -> Sample:
     """A backend's rows in the shapes that a user asked for."""
     shape = draw.sample_shape + logits.shape[:-1]
     if drawn.index.shape == shape:
         return drawn
+    if drawn.index.shape == (1, *shape):
+        # In half the time of two reshapes.
+        one_hot = None if drawn.one_hot is None else drawn.one_hot.squeeze(0)
+        return Sample(one_hot, drawn.index.squeeze(0), drawn.logsumexp, drawn.all_valid, drawn.seed, drawn.hints)
     one_hot = None if drawn.one_hot is None else drawn.one_hot.reshape(*shape, logits.shape[-1])
     return drawn._replace(one_hot=one_hot, index=drawn.index.reshape(shape))
 
@@ -100,26 +177,26 @@ def sample(logits: Tensor, mask: Tensor | None, draw: Draw, seed: Seed | None = 
         library, so nobody gives it the batch's shape, which is an operator more.
     """
     backend = backends.of(logits)
-    x, draws = _rows(logits.detach() if logits.requires_grad else logits), math.prod(draw.sample_shape)
-    seed = backend.new_seed(x, draw.generator) if seed is None else seed
-    return _in_shape(backend.sample(x, _mask_rows(mask), draws, draw.dtype, seed, False), draw, logits)
+    logits = logits.detach() if logits.requires_grad else logits
+    seed = backend.new_seed(logits, draw.generator) if seed is None else seed
+    return _drawn(backend, logits, mask, draw, seed)
 
 
 class _StraightThrough(Function):
-    """A one-hot draw, exactly 0 and 1, with the gradient of PassThrough, or of RelaxedOneHot where a temperature is."""
+    """A one-hot draw, exactly 0 and 1, with the gradient of `method`."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(logits, mask, temperature, seed_tensor, key, offset, first_row, backend, draw):
+    def forward(logits, mask, temperature, seed_tensor, key, offset, first_row, backend, draw, method, samples):
         seed = Seed(seed_tensor, key, offset, draw.generator, first_row)
-        args = math.prod(draw.sample_shape), draw.dtype, seed, temperature is not None
-        drawn = _in_shape(backend.sample(_rows(logits), _mask_rows(mask), *args), draw, logits)
+        drawn = _drawn(backend, logits, mask, draw, seed, method is ReparamGradientStrategy.RelaxedOneHot)
         return drawn.one_hot, drawn.index, drawn.logsumexp, drawn.seed
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        logits, mask, temperature, seed_tensor, ctx.key, ctx.offset, ctx.first_row, ctx.backend, _ = inputs
+        logits, mask, temperature, seed_tensor, ctx.key, ctx.offset, ctx.first_row, ctx.backend, *rest = inputs
+        _, ctx.method, ctx.samples = rest
         # A tensor is kept by autograd, which sees where it is changed in place.
         tensor, ctx.temperature = (temperature, None) if isinstance(temperature, Tensor) else (None, temperature)
         _, index, logsumexp, seed_again = output
@@ -135,18 +212,20 @@ class _StraightThrough(Function):
             x, mask = _rows(logits), _mask_rows(mask)
             draws = math.prod(index.shape[: index.dim() - logits.dim() + 1])
             grad = _shaped(grad, draws, *x.shape)
-            if temperature is None:
+            if ctx.method is ReparamGradientStrategy.PassThrough:
                 grad = grad[0] if draws == 1 else grad.sum(0)
                 dx = _of_backward(ctx.backend).softmax_grad(x, grad, mask, logsumexp)
             else:
-                index, seed = (
-                    _shaped(index, draws, x.shape[0]),
-                    Seed(seed_tensor, ctx.key, ctx.offset, None, ctx.first_row),
-                )
-                with_dt = ctx.needs_input_grad[2]
-                dx, dt = ctx.backend.relaxed_grad(x, index, grad, temperature, seed, mask, logsumexp, with_dt)
+                args = x, _shaped(index, draws, x.shape[0]), grad, temperature
+                if ctx.method is ReparamGradientStrategy.RelaxedOneHot:
+                    seed, with_dt = Seed(seed_tensor, ctx.key, ctx.offset, None, ctx.first_row), ctx.needs_input_grad[2]
+                    dx, dt = ctx.backend.relaxed_grad(*args, seed, mask, logsumexp, with_dt, ctx.samples)
+                elif ctx.method is ReparamGradientStrategy.ReinMax:
+                    dx = _of_backward(ctx.backend).reinmax_grad(*args, mask, logsumexp)
+                else:
+                    dx = _of_backward(ctx.backend).gapped_grad(*args, mask, logsumexp)
             dx = _shaped(dx, *logits.shape)
-        return dx, None, dt, None, None, None, None, None, None
+        return dx, None, dt, None, None, None, None, None, None, None, None
 
 
 def rsample(
@@ -155,6 +234,7 @@ def rsample(
     draw: Draw,
     method: ReparamGradientStrategy,
     temperature: Tensor | float,
+    samples: int,
     seed: Seed | None = None,
 ) -> Sample:
     """`sample` in the logits' dtype, with the gradient of `method` in the logits.
@@ -164,22 +244,24 @@ def rsample(
         mask: of the logits' shape, or None.
         draw: what is wanted; its dtype is the logits'.
         method: the gradient.
-        temperature: of RelaxedOneHot; a tensor broadcasts to the batch, and has a gradient.
+        temperature: of all but PassThrough; a tensor broadcasts to the batch, and has a gradient of RelaxedOneHot.
+        samples: of RelaxedOneHot, for each draw.
         seed: in place of a new one of the draw's generator.
     """
-    backend = backends.of(logits)
+    backend, draws = backends.of(logits), math.prod(draw.sample_shape)
+    of_softmax = method is ReparamGradientStrategy.PassThrough
     relaxed = method is ReparamGradientStrategy.RelaxedOneHot
-    relaxes_first = relaxed and seed is None and backend.relaxes_first(logits, math.prod(draw.sample_shape))
+    relaxes_first = relaxed and seed is None and samples == 1 and backend.relaxes_first(logits, draws)
     learned = relaxed and isinstance(temperature, Tensor) and is_differentiated(temperature)
     if not (learned or relaxes_first or is_differentiated(logits)):
         return sample(logits, mask, draw, seed)
-    t = _temperature(temperature, logits) if relaxed else None
+    t = 1.0 if of_softmax else _temperature(temperature, logits)
     is_given = seed is not None
     seed = backend.new_seed(logits, draw.generator) if seed is None else seed
-    if relaxes_first or (not relaxed and not is_given and backend.records(logits)):
-        x, draws = _rows(logits), math.prod(draw.sample_shape)
-        return _in_shape(backend.straight_through(x, _mask_rows(mask), draws, draw.dtype, seed, t), draw, logits)
-    args = seed.tensor, seed.key, seed.offset, seed.first_row, backend, draw
+    if relaxes_first or (not is_given and backend.records(logits, not of_softmax)):
+        args = draws, draw.dtype, seed, method, t, samples
+        return _in_shape(backend.straight_through(_rows(logits), _mask_rows(mask), *args), draw, logits)
+    args = seed.tensor, seed.key, seed.offset, seed.first_row, backend, draw, method, samples
     one_hot, index, logsumexp, _ = apply(_StraightThrough, logits, mask, t, *args)
     return Sample(one_hot, index, logsumexp, False, None)
 
@@ -199,12 +281,7 @@ def _temperature(temperature: Tensor | float, logits: Tensor) -> Tensor | float:
 
 
 class _Relaxed(Function):
-    """softmax((x + Gumbel) / t). Its backward needs the sample alone, not the noise: with z = (x + Gumbel) / t,
-
-        dz = y (g - <y, g>),   dx = dz / t,   dt = -<dz, z> / t = -<dz, log y> / t,
-
-    the last because z and log y differ by one number per row, and dz sums to 0.
-    """
+    """softmax((x + Gumbel) / t). Its backward needs the sample alone, not the noise."""
 
     generate_vmap_rule = True
 
@@ -216,7 +293,7 @@ class _Relaxed(Function):
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        logits, temperature, *_ = inputs
+        logits, temperature, *_, ctx.backend, _ = inputs
         tensor, ctx.temperature = (temperature, None) if isinstance(temperature, Tensor) else (None, temperature)
         ctx.save_for_backward(tensor, output)
         ctx.batch = logits.shape[:-1]
@@ -224,19 +301,12 @@ class _Relaxed(Function):
     @staticmethod
     def backward(ctx, grad):
         temperature, y = ctx.saved_tensors
-        rows, columns = math.prod(ctx.batch), y.shape[-1]
-        draws = math.prod(y.shape[: y.dim() - 1 - len(ctx.batch)])
-        dtype = compute_dtype(y.dtype)
-        probs, grad = (_shaped(tensor, draws, rows, columns).to(dtype) for tensor in (y, grad))
-        dz = torch.ops.aten._softmax_backward_data(grad, probs, -1, dtype)
-        dx = dt = None
-        if ctx.needs_input_grad[0]:
-            divisor = ctx.temperature if temperature is None else temperature.unsqueeze(-1)
-            dx = (dz.sum(0) / divisor).to(y.dtype).view(*ctx.batch, columns)
-        if temperature is not None and ctx.needs_input_grad[1]:
-            log_y = probs.clamp(min=torch.finfo(dtype).tiny).log()
-            dt = -(dz * log_y).sum((0, 2)) / temperature
-        return dx, dt, None, None, None, None, None, None
+        temperature = ctx.temperature if temperature is None else temperature
+        columns = y.shape[-1]
+        shape = math.prod(y.shape[: y.dim() - 1 - len(ctx.batch)]), math.prod(ctx.batch), columns
+        y, grad = _shaped(y, *shape), _shaped(grad, *shape)
+        dx, dt = _of_backward(ctx.backend).soft_grad(y, grad, temperature, ctx.needs_input_grad[1])
+        return _shaped(dx, *ctx.batch, columns), dt, None, None, None, None, None, None
 
 
 def relaxed_sample(logits: Tensor, temperature: Tensor | float, draw: Draw, seed: Seed | None = None) -> Tensor:
@@ -268,11 +338,21 @@ class _LogProb(Function):
 
     @staticmethod
     def forward(logits, mask, logsumexp, value, index, inside, backend):
-        x, mask, batch = _rows(logits), _mask_rows(mask), logits.shape[:-1]
+        dims, batch = repeated(logits, mask), logits.shape[:-1]
+        lead = index.shape[: index.dim() - len(batch)] if value is None else value.shape[: value.dim() - logits.dim()]
+        if dims:
+            n = len(lead)
+            index, value = (t if t is None else _as_draws(t, dims, n) for t in (index, value))
+            logits, mask = once(logits, dims), None if mask is None else once(mask, dims)
+            logsumexp = None if logsumexp is None else once(logsumexp.reshape(2, *batch), dims, 1).reshape(2, -1)
+            out, index, logsumexp = _LogProb.forward(logits, mask, logsumexp, value, index, inside, backend)
+            index = None if index is None else _as_batch(index, dims, batch, lead)
+            return _as_batch(out, dims, batch, lead), index, _of_rows(logsumexp, dims, batch)
+        x, mask = _rows(logits), _mask_rows(mask)
         # What was given is not returned: an argument returned as it is could not be saved for the backward.
         new_index = None
-        lead = index.shape[: index.dim() - len(batch)] if value is None else value.shape[: value.dim() - logits.dim()]
-        draws = (math.prod(lead),) if lead else ()
+        # What is given another shape anyway has the dimension of draws, which kernels want.
+        draws = (math.prod(lead),) if lead or len(batch) != 1 else ()
         index = None if index is None else _shaped(index, *draws, x.shape[0])
         if value is None:
             out, new_logsumexp = backend.log_prob_index(x, index, mask, logsumexp, inside)
@@ -338,8 +418,12 @@ class _Entropy(Function):
 
     @staticmethod
     def forward(logits, mask, backend):
+        dims, batch = repeated(logits, mask), logits.shape[:-1]
+        if dims:
+            logits, mask = once(logits, dims), None if mask is None else once(mask, dims)
         out, logsumexp = backend.entropy(_rows(logits), _mask_rows(mask))
-        return _shaped(out, *logits.shape[:-1]), logsumexp
+        out = _shaped(out, *logits.shape[:-1])
+        return again(out, dims, batch).contiguous() if dims else out, _of_rows(logsumexp, dims, batch)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -365,3 +449,90 @@ def entropy(logits: Tensor, mask: Tensor | None) -> Tensor:
     if backend.records(logits):
         return _Entropy.forward(logits, mask, backend)[0]
     return apply(_Entropy, logits, mask, backend)[0]
+
+
+class _LogProbAndEntropy(Function):
+    """log p_k and -sum p log p together, of `value` or of `index` as in `_LogProb`. Or, where there is a `draw`, of
+    what is drawn here: the first result is its one-hot, and its PassThrough gradient a part of the one gradient."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(logits, mask, value, index, inside, seed_tensor, key, offset, backend, draw):
+        x, mask, batch = _rows(logits), _mask_rows(mask), logits.shape[:-1]
+        one_hot = new_index = None
+        if draw is not None:
+            seed, lead = Seed(seed_tensor, key, offset, draw.generator), draw.sample_shape
+            drawn = backend.sample(x, mask, math.prod(lead), draw.dtype, seed, False)
+            one_hot, new_index = _shaped(drawn.one_hot, *lead, *logits.shape), drawn.index
+            log_prob, entropy, logsumexp = backend.log_prob_and_entropy(x, drawn.index, mask, drawn.all_valid)
+        elif value is None:
+            lead = index.shape[: index.dim() - len(batch)]
+            index = _shaped(index, math.prod(lead), x.shape[0])
+            log_prob, entropy, logsumexp = backend.log_prob_and_entropy(x, index, mask, inside)
+        else:
+            # The logits are read once here too: of a known logsumexp, a log-probability is one number of them.
+            lead = value.shape[: value.dim() - logits.dim()]
+            index = None if index is None else _shaped(index, math.prod(lead), x.shape[0])
+            entropy, logsumexp = backend.entropy(x, mask)
+            value = _shaped(value, math.prod(lead), *x.shape)
+            log_prob, new_index, new_logsumexp = backend.log_prob(x, value, mask, logsumexp, index)
+            logsumexp = new_logsumexp if logsumexp is None else logsumexp
+        new_index = None if new_index is None else _shaped(new_index, *lead, *batch)
+        return one_hot, _shaped(log_prob, *lead, *batch), _shaped(entropy, *batch), new_index, logsumexp
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        logits, mask, _, index, *_, ctx.backend, _ = inputs
+        _, _, entropy, new_index, logsumexp = output
+        index = index if new_index is None else new_index
+        _keep(ctx, (logits, mask, index, logsumexp, entropy), (new_index, logsumexp))
+
+    @staticmethod
+    def backward(ctx, grad, grad_log_prob, grad_entropy, *_):
+        logits, mask, index, logsumexp, entropy = ctx.saved_tensors
+        dx = None
+        if not (grad is None and grad_log_prob is None and grad_entropy is None):
+            x, rows = _rows(logits), math.prod(logits.shape[:-1])
+            draws = math.prod(index.shape[: index.dim() - logits.dim() + 1])
+            entropy, index = _shaped(entropy, rows), _shaped(index, draws, rows)
+            # What no loss takes has gradient 0: a number a row.
+            grad_entropy = torch.zeros_like(entropy) if grad_entropy is None else _shaped(grad_entropy, rows)
+            if grad_log_prob is None:
+                grad_log_prob = entropy.new_zeros((draws, rows))
+            grad_log_prob = _shaped(grad_log_prob, draws, rows)
+            if grad is not None:
+                grad = _shaped(grad, draws, *x.shape)
+                grad = grad[0] if draws == 1 else grad.sum(0)
+            args = index, grad_log_prob, grad_entropy, _mask_rows(mask), logsumexp, entropy, grad
+            dx = _shaped(_of_backward(ctx.backend).log_prob_and_entropy_grad(x, *args), *logits.shape)
+        return dx, None, None, None, None, None, None, None, None, None
+
+
+def log_prob_and_entropy(
+    logits: Tensor,
+    mask: Tensor | None,
+    value: Tensor | None = None,
+    index: Tensor | None = None,
+    inside: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """`log_prob` and `entropy` of the same arguments: of one reading of the logits, and with one gradient."""
+    value = value.detach() if value is not None and value.requires_grad else value
+    backend = backends.of(logits)
+    args = logits, mask, value, index, inside, None, 0, 0, backend, None
+    # What autograd records is no by-product of a Function.
+    out = _LogProbAndEntropy.forward(*args) if backend.records(logits) else apply(_LogProbAndEntropy, *args)
+    return out[1], out[2]
+
+
+def rsample_log_prob_and_entropy(logits: Tensor, mask: Tensor | None, draw: Draw) -> tuple[Sample, Tensor, Tensor]:
+    """`rsample` with the gradient of PassThrough, the draw's log_prob and the entropy, as one node of the graph: its
+    backward reads the logits and writes their gradient once, where three of them would each, and autograd add up."""
+    backend = backends.of(logits)
+    if backend.records(logits):
+        drawn = rsample(logits, mask, draw, ReparamGradientStrategy.PassThrough, 1.0, 1)
+        return drawn, *log_prob_and_entropy(logits, mask, index=drawn.index, inside=drawn.all_valid)
+    seed = backend.new_seed(logits, draw.generator)
+    args = logits, mask, None, None, False, seed.tensor, seed.key, seed.offset, backend, draw
+    one_hot, log_prob, entropy, index, logsumexp = apply(_LogProbAndEntropy, *args)
+    return Sample(one_hot, index, logsumexp, False, None), log_prob, entropy

@@ -8,7 +8,7 @@ from torch.autograd import Function
 
 from . import _backends as backends
 from ._backends.eager import masked
-from .ops import apply
+from .ops import again, apply, once, repeated
 from .tensors import compute_dtype, loses_functions
 
 
@@ -55,7 +55,14 @@ def logits_of(param: Tensor, is_probs: bool, unimix: float, mask: Tensor | None 
     if not is_probs and unimix == 0:
         if mask is None:
             return param, None
-        return (param, mask) if backends.of(param).reads_masks else (masked(param, mask), None)
+        if backends.of(param).reads_masks:
+            return param, mask
+    dims = repeated(param, mask)
+    if dims:
+        logits, _ = logits_of(once(param, dims), is_probs, unimix, None if mask is None else once(mask, dims))
+        return again(logits, dims, param.shape[:-1]), None
+    if not is_probs and unimix == 0:
+        return masked(param, mask), None
     param = param.to(compute_dtype(param.dtype))
     param = param if mask is None else torch.where(mask, param, 0.0 if is_probs else -torch.inf)
     logits = _log(param) if is_probs else param

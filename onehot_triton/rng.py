@@ -45,11 +45,6 @@ class Seed(NamedTuple):
     generator: torch.Generator | None = None
     first_row: int = 0
 
-    @property
-    def of_kernel(self) -> tuple[Tensor | None, int, int, int]:
-        """The arguments of an operator."""
-        return self.tensor, self.key, self.offset, self.first_row
-
 
 def seed_tensor(device: torch.device, generator: torch.Generator | None) -> Tensor:
     """63 fresh bits from the generator, as one int64 element on `device`."""

@@ -24,7 +24,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd import Function
-from torch.distributed.tensor import DeviceMesh, DTensor, Partial, Replicate, Shard
+from torch.distributed.device_mesh import DeviceMesh
+from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from . import _backends as backends
@@ -574,7 +575,7 @@ def _relaxed_grad(
     with_temperature: bool,
 ) -> tuple[Tensor, Tensor | None]:
     p = _log_p(x, sums).exp()
-    t = number if temperature is None else temperature.unsqueeze(-1)
+    t: Any = number if temperature is None else temperature.unsqueeze(-1)
     here = at >= 0
     noise = rng.noise_again(seed)
     e = noise((*at.shape, x.shape[-1] + 1), None).neg().to(p.dtype)
@@ -618,9 +619,17 @@ def _temperature(temperature: Tensor | float, layout: Layout) -> Tensor | float:
     return _part(local, "temperature", layout, False).expand(layout.local[:-1]).reshape(-1)
 
 
-def rsample(logits: Tensor, draw: ops.Draw, method: ReparamGradientStrategy, temperature: Tensor | float) -> Drawn:
+def rsample(
+    logits: Tensor, draw: ops.Draw, method: ReparamGradientStrategy, temperature: Tensor | float, samples: int
+) -> Drawn:
     """`sample` in the logits' dtype, with the gradient of `method`."""
     layout = layout_of(logits, "logits")
+    if layout.vocabulary is not None:
+        placement = layout.placements[layout.vocabulary]
+        if method not in (ReparamGradientStrategy.PassThrough, ReparamGradientStrategy.RelaxedOneHot):
+            raise NotImplementedError(f"grad_method: {method.name} has no gradient of logits that are {placement!r}")
+        if samples > 1:
+            raise NotImplementedError(f"relaxed_samples: expected 1 for logits that are {placement!r}, found {samples}")
     relaxed = method is ReparamGradientStrategy.RelaxedOneHot
     learned = relaxed and isinstance(temperature, Tensor) and is_differentiated(temperature)
     if not (learned or is_differentiated(logits)):
@@ -630,7 +639,7 @@ def rsample(logits: Tensor, draw: ops.Draw, method: ReparamGradientStrategy, tem
     seed = _seed(x, layout, draw.generator)
     if layout.vocabulary is None:
         return _of_whole_rows(
-            lambda seed, x, t: ops.rsample(x, None, _flat(draw), method, t, seed), layout, seed, draw, x, t
+            lambda seed, x, t: ops.rsample(x, None, _flat(draw), method, t, samples, seed), layout, seed, draw, x, t
         )
     index, known = _shard_race(x.detach(), layout, math.prod(draw.sample_shape), seed)
     sums, rest = known.sums, (layout.ranks, draw.dtype)
@@ -936,7 +945,7 @@ def recall(last: Last | None, logits: Tensor, value: Tensor) -> Drawn | None:
         return None
     for reference, changes in last.draws:
         draw = reference()
-        if draw is None or not _changes(draw) == _changes(value) == changes:
+        if not isinstance(draw, DTensor) or not _changes(draw) == _changes(value) == changes:
             continue
         if value is draw or (_memory(value) == _memory(draw) and value.placements == draw.placements):
             return last.drawn

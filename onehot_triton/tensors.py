@@ -30,6 +30,21 @@ def is_sharded(tensor: Tensor) -> bool:
     return type(tensor).__name__ == "DTensor"
 
 
+def is_plain(tensor: Tensor) -> bool:
+    """Whether what is called with `tensor` runs now and as it is: nothing records, transforms or differentiates it, and
+    no profiler or mode watches. A non-strict export shows in the type or as a mode."""
+    return (
+        not torch.compiler.is_dynamo_compiling()
+        and type(tensor) in (Tensor, Parameter)
+        and peek_interpreter_stack() is None
+        and torch._C._len_torch_dispatch_stack() == 0
+        and not torch._C._is_tracing()
+        and forward_ad._current_level < 0
+        and not torch._C._autograd._profiler_enabled()  # pyright: ignore[reportAttributeAccessIssue]
+        and not (tensor.requires_grad and torch.is_grad_enabled())
+    )
+
+
 def in_transform() -> bool:
     """Whether a transform of torch.func (vmap, grad) is active: then a tensor may have no values to look at."""
     return peek_interpreter_stack() is not None

@@ -5,6 +5,8 @@
         ...
     gpus.launches, gpus.compiled
 
+    on_tensors_of_a_cpu(monkeypatch)    # the same, for the time and the calls of the host
+
 Signature, specialisation and cache of kernels are Triton's own. In the place of the compiler is one that gives a
 stand-in for a kernel. What torch and Triton ask of a GPU (which one is the current one, whether its stream is being
 captured, its generator) these answer.
@@ -17,7 +19,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
 from types import SimpleNamespace
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import pytest
 import torch
@@ -172,3 +174,18 @@ class FakeGpus:
             for module in (rng, tensors, distribution):
                 patch.setattr(module, "is_recorded", lambda tensor: False)
             yield kernels.operators
+
+
+class _Logits:
+    """All that `next_seed` asks of logits."""
+
+    requires_grad = False
+    device = torch.device("cuda", 0)
+
+
+def on_tensors_of_a_cpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpus:
+    """Tensors of the CPU, which cost the least, with the seeds that a GPU would have."""
+    gpus, next_seed = FakeGpus(monkeypatch), cast(Any, rng.next_seed)
+    monkeypatch.setattr(rng, "is_recorded", lambda tensor: False)
+    monkeypatch.setattr(rng, "next_seed", lambda logits, generator: next_seed(_Logits, generator))
+    return gpus

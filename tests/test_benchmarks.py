@@ -57,7 +57,9 @@ def test_the_suite_runs() -> None:
 
 def test_every_question_is_a_file() -> None:
     files = BENCHMARKS.glob("bench_*.py")
-    assert sorted(QUESTIONS) == sorted(path.stem.removeprefix("bench_") for path in files)
+    # bench_host.py is a program of its own, with launches that do nothing.
+    names = {path.stem.removeprefix("bench_") for path in files} - {"host"}
+    assert sorted(QUESTIONS) == sorted(names)
     for name, module in questions().items():
         assert module.__doc__, name
         assert {case.operation for case in [*module.CPU, *module.GPU]} <= set(OPERATIONS), name
@@ -104,6 +106,7 @@ WRONG = {
     "entropy": lambda x, _: torch.softmax(x, -1).square().sum(-1),
     "step": lambda x, _: (hot(x, draw(x)), x.logsumexp(-1), x.logsumexp(-1)),
     "train_step": lambda x, _: 3 * (x.sum(-1),),
+    "policy_gradient": lambda x, index: (x.log_softmax(-1)[:, 0], x.logsumexp(-1)),
     "decode": lambda x, _: (hot(x, draw(x)), x.logsumexp(-1)),
 }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,16 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from onehot_triton import MaskedOneHotCategorical, OneHotCategorical, RelaxedOneHotCategorical, ReparamGradientStrategy
-from onehot_triton.kernels import entropy, log_prob, relaxed, sample, softmax_grad
+from onehot_triton.kernels import (
+    entropy,
+    log_prob,
+    log_prob_and_entropy,
+    relaxed,
+    sample,
+    soft_grad,
+    softmax_grad,
+    straight_through,
+)
 
 METHODS = tuple(ReparamGradientStrategy)
 
@@ -41,18 +51,25 @@ LAUNCHERS: dict[str, Callable[[Given], Any]] = {
     "sample": lambda a: sample.sample(a.x, a.draws, torch.bool, 5, 8),
     "relaxed": lambda a: relaxed.relaxed(a.x, a.per_row, a.draws, 5, 8),
     "relaxed_grad": lambda a: relaxed.relaxed_grad(a.x, a.per_row, a.index, a.value, a.per_row, 5, 8),
+    "soft_grad": lambda a: soft_grad.soft_grad(a.value, a.value, a.per_row, True),
     "softmax_grad": lambda a: softmax_grad.softmax_grad(a.x, a.per_row, a.x),
+    "reinmax_grad": lambda a: straight_through.reinmax_grad(a.x, a.per_row, a.index, a.value, a.per_row),
+    "gapped_grad": lambda a: straight_through.gapped_grad(a.x, a.per_row, a.index, a.value, a.per_row),
     "log_prob": lambda a: log_prob.log_prob(a.x, None, a.value),
     "log_prob_index": lambda a: log_prob.log_prob_index(a.x, a.per_row, a.index),
     "log_prob_grad": lambda a: log_prob.log_prob_grad(a.x, a.per_row, a.index, a.per_draw),
     "logsumexp": lambda a: entropy.logsumexp(a.x),
     "entropy": lambda a: entropy.entropy(a.x),
     "entropy_grad": lambda a: entropy.entropy_grad(a.x, a.per_row, a.per_row, a.per_row),
+    "log_prob_and_entropy": lambda a: log_prob_and_entropy.log_prob_and_entropy(a.x, a.index),
+    "log_prob_and_entropy_grad": lambda a: log_prob_and_entropy.log_prob_and_entropy_grad(
+        a.x, a.per_row, a.per_row, a.index, a.per_draw, a.per_row
+    ),
 }
 
 
 def test_every_launcher_is_there() -> None:
-    modules = (entropy, log_prob, relaxed, sample, softmax_grad)
+    modules = (entropy, log_prob, log_prob_and_entropy, relaxed, sample, soft_grad, softmax_grad, straight_through)
     defined = {
         name
         for module in modules
@@ -189,3 +206,21 @@ def test_a_generator_of_another_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
                 draw(generator=generator)
         with pytest.raises(ValueError, match=expected):
             RelaxedOneHotCategorical(0.5, logits=torch.empty(2, 3, device="cuda:1")).rsample(generator=generator)
+
+
+def test_what_a_gpu_adds_in_any_order_is_torchs_own(gpus: FakeGpus) -> None:
+    """Beside the kernels, of which none has an atomic addition: torch gives `scatter_add_` one order under
+    `use_deterministic_algorithms`."""
+    with gpus.tensors() as operators:
+        for name in LAUNCHERS:
+            operators.clear()
+            LAUNCHERS[name](Given(18, "cuda:0", 3))
+            added = [operator for operator in operators if "scatter" in operator or "index_" in operator]
+            assert added == (["aten.scatter_add_.default"] if name == "log_prob_grad" else [])
+    deterministic, _, others = torch.use_deterministic_algorithms.__doc__.partition(
+        "will throw a\n    :class:`RuntimeError` when ``mode"
+    )
+    assert "scatter_add_` when called on a CUDA tensor" in deterministic
+    assert "scatter_add_" not in others
+    for module in (entropy, log_prob, relaxed, sample, soft_grad, softmax_grad):
+        assert "atomic" not in inspect.getsource(module)

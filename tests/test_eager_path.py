@@ -226,7 +226,7 @@ def test_the_backward_of_a_kernel_reads_the_noise_of_its_draw(monkeypatch: pytes
     x, t = x.detach(), torch.full((3,), 0.7)
     one_hot, index, logsumexp = library.operators.sample(x, 2, torch.float32, None, 7, 12, 0, None)
     assert torch.equal(out.detach(), one_hot)
-    expected, _ = library.operators.relaxed_grad(x, logsumexp, index, grad, t, 1.0, None, 7, 12, 0, None, False)
+    expected, _ = library.operators.relaxed_grad(x, logsumexp, index, grad, t, 1.0, None, 7, 12, 0, None, False, 1)
     torch.testing.assert_close(found, expected)
 
 
@@ -312,6 +312,31 @@ def test_small_weights_behind_a_large_one_are_summed(small: None, set_uniforms: 
     x = torch.full((1, 40), -20.0)
     x[0, 0] = 0.0
     assert OneHotCategorical(x).sample_index().item() == 39
+
+
+@pytest.mark.parametrize("columns", [1, 2, 7, 15, 16])
+def test_few_columns_of_many_rows(columns: int, small: None) -> None:
+    """Their softmax is computed along the other dimension."""
+    x = torch.randn(300, columns, requires_grad=True)
+    value, grad, row_grad = torch.randint(columns, (300,)), torch.randn(300, columns), torch.randn(300)
+    dist = OneHotCategorical(x)
+    y = x.detach().double().requires_grad_()
+    log_p = torch.log_softmax(y, -1)
+    expected_entropy = -(log_p.exp() * log_p).sum(-1)
+    expected_log_prob = log_p.gather(-1, value.unsqueeze(-1)).squeeze(-1)
+    for found, expected, g in (
+        (dist.probs, log_p.exp(), grad),
+        (dist.logits, log_p, grad),
+        (dist.rsample(), log_p.exp(), grad),
+        (dist.log_prob_index(value), expected_log_prob, row_grad),
+        (dist.entropy(), expected_entropy, row_grad),
+    ):
+        if found.dim() == 1 or not found.detach().eq(found.detach().round()).all() or columns == 1:
+            torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-6)
+        assert found.is_contiguous()
+        (of_x,) = torch.autograd.grad(found, x, g, retain_graph=True)
+        (of_y,) = torch.autograd.grad(expected, y, g.double(), retain_graph=True)
+        torch.testing.assert_close(of_x.double(), of_y, rtol=1e-4, atol=1e-6)
 
 
 def test_a_temperature_of_one_element_serves_a_row_without_batch(backend: str) -> None:

@@ -34,7 +34,15 @@ TABLE = {
         r"PassThrough\n(.*\n)*RelaxedOneHot\n(.*\n)*",
         ("dreamer_latent_loss.png", "dreamer_latent_reconstructions.png"),
     ),
+    "gradient_estimators.py": Example(
+        ("sklearn", "matplotlib"),
+        r"p = 2.0, best 0.2025\n(.*\n)*VAE(.*\n)*    ReinMax +\d+",
+        ("gradient-estimators-polynomial.png", "gradient-estimators-vae.png", "gradient_estimators.json"),
+    ),
     "large_vocabulary.py": Example((), r"nats a token\](.*\n)*.*tokens/s"),
+    "token_grpo.py": Example(
+        ("matplotlib",), r"rhymes before: 0\.[01]\d, after: (0\.[89]\d|1\.00)", ("token-grpo.png",)
+    ),
     "compiled_policy.py": Example(("torchrl",), r"onehot_triton, compiled .* 0\n"),
 }
 
@@ -71,6 +79,7 @@ def test_example(name: str, tmp_path: Path) -> None:
         ("torchrl_discrete_sac.py", "torchrl", "torchrl"),
         ("torchrl_discrete_sac.py", "gymnasium", "torchrl"),
         ("dreamer_latent.py", "sklearn", "examples"),
+        ("gradient_estimators.py", "sklearn", "examples"),
         ("compiled_policy.py", "torchrl", "torchrl"),
     ],
 )

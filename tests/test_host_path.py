@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import torch
 import triton
-from fake_gpus import FakeGpus
+from fake_gpus import FakeGpus, on_tensors_of_a_cpu
 
-from onehot_triton import OneHotCategorical, rng, use_backend
+from onehot_triton import OneHotCategorical, ReparamGradientStrategy, use_backend
 
 # Triton's launch, and how a CPU asks whether it interprets.
 OTHERS = (
@@ -23,21 +23,9 @@ OTHERS = (
 )
 
 
-class Logits:
-    """All that `next_seed` asks of logits."""
-
-    requires_grad = False
-    device = torch.device("cuda", 0)
-
-
 @pytest.fixture
 def gpu(monkeypatch: pytest.MonkeyPatch) -> FakeGpus:
-    """Tensors of the CPU, which cost the least, with the seeds that a GPU would have."""
-    next_seed: Any = rng.next_seed
-    gpus = FakeGpus(monkeypatch)
-    monkeypatch.setattr(rng, "is_recorded", lambda tensor: False)
-    monkeypatch.setattr(rng, "next_seed", lambda logits, generator: next_seed(Logits, generator))
-    return gpus
+    return on_tensors_of_a_cpu(monkeypatch)
 
 
 def entered(call: Callable[[], Any]) -> Counter[str]:
@@ -66,3 +54,28 @@ def test_calls_of_a_sample(gpu: FakeGpus, shape: tuple[int, int]) -> None:
         found = entered(lambda: OneHotCategorical(x, validate_args=False).sample())
     assert len(gpu.launches) >= 2
     assert found.total() <= 80, found.most_common()
+
+
+@pytest.mark.parametrize("shape", [(64, 18), (1024, 32), (300, 5000)], ids=str)
+def test_calls_of_a_train_step(gpu: FakeGpus, shape: tuple[int, int]) -> None:
+    """Construct, rsample, log_prob, entropy, backward. Of the calls, torch's own backward enters 40."""
+    x = torch.randn(shape, requires_grad=True)
+    grads = torch.randn(shape), torch.randn(shape[0]), torch.randn(shape[0])
+
+    def step() -> None:
+        dist = OneHotCategorical(x, grad_method=ReparamGradientStrategy.PassThrough, validate_args=False)
+        draw = dist.rsample()
+        torch.autograd.grad([draw, dist.log_prob(draw), dist.entropy()], x, grads)
+
+    with use_backend("triton"):
+        found = entered(step)
+    assert len(gpu.launches) == 12
+    assert found.total() <= 350, found.most_common()
+
+
+def test_a_profiler_sees_operators(gpu: FakeGpus) -> None:
+    """Where nobody watches, a launcher is called without the dispatcher."""
+    x = torch.randn(8, 18)
+    with use_backend("triton"), torch.autograd.profiler.profile() as profile:
+        OneHotCategorical(x, validate_args=False).sample()
+    assert "onehot_triton::sample" in {event.name for event in profile.function_events or ()}

@@ -24,7 +24,18 @@ import triton.language as tl
 from guarded import Guards
 from triton.runtime.interpreter import InterpreterError
 
-from onehot_triton.kernels import entropy, launch, log_prob, noise, relaxed, sample, softmax_grad
+from onehot_triton.kernels import (
+    entropy,
+    launch,
+    log_prob,
+    noise,
+    relaxed,
+    sample,
+    soft_grad,
+    softmax_grad,
+    straight_through,
+)
+from onehot_triton.kernels import log_prob_and_entropy as joint
 
 pytestmark = pytest.mark.usefixtures("one_thread", "numpy_as_quiet_as_a_gpu")
 
@@ -107,8 +118,8 @@ def laid_out(guards: Guards, tensor: Tensor, layout: str) -> Tensor:
 
 
 class Given(NamedTuple):
-    """What an operation takes; grad, row_grad, index and value are for two draws. One draw is the second: what is read
-    beyond its last row is not the other draw."""
+    """What an operation takes; grad, row_grad, index, value and soft are for two draws. One draw is the second: what is
+    read beyond its last row is not the other draw."""
 
     x: Tensor
     mask: Tensor | None
@@ -119,6 +130,7 @@ class Given(NamedTuple):
     index: Tensor
     value: Tensor
     temperature: Tensor
+    soft: Tensor
 
 
 class Operation(NamedTuple):
@@ -149,6 +161,14 @@ def _tile(*others: str, draws: int = 1, twice: bool = False):
     return tile
 
 
+def _soft_tile(draws: int):
+    def tile(given: Given) -> tuple[bool, int, int, int]:
+        t = launch.tile(given.soft[0], given.grad[0], draws=draws)
+        return t.one, t.rows, t.columns, t.parts
+
+    return tile
+
+
 def _noise_tile(draws: int):
     def tile(given: Given) -> tuple[bool, int, int, int]:
         t = launch.noise_tile(given.x, 4, draws)
@@ -166,9 +186,30 @@ def _sample_tile(given: Given) -> tuple[bool, int, int, int]:
     return block >= columns, 1, block, launch.splits(given.x, rows, -(-columns // block))
 
 
-def _relaxed_grad_twin(given: Given) -> tuple[Tensor, Tensor]:
-    noise = posterior_noise(SEED, OFFSET, 2, *given.x.shape, ROW_OFFSET)
-    return eager.relaxed_grad_with(given.x, given.index, given.grad, given.temperature, *noise)
+def _relaxed_grad(samples: int) -> tuple[Callable, Callable]:
+    def kernel(given: Given) -> tuple[Tensor, Tensor]:
+        args = given.index, given.grad, given.temperature, SEED, OFFSET, ROW_OFFSET, given.mask, True, samples
+        return relaxed.relaxed_grad(given.x, given.logsumexp, *args)
+
+    def twin(given: Given) -> tuple[Tensor, Tensor]:
+        noise = posterior_noise(SEED, OFFSET, 2 * samples, *given.x.shape, ROW_OFFSET)
+        return eager.relaxed_grad_with(given.x, given.index, given.grad, given.temperature, *noise, samples)
+
+    return kernel, twin
+
+
+def _straight_through(name: str, draws: int, number: float | None = None) -> tuple[Callable, Callable]:
+    """At a temperature for each row, or at a number."""
+
+    def kernel(given: Given) -> tuple[Tensor]:
+        args = given.index[-draws:], given.grad[-draws:], number or given.temperature, given.mask
+        return (getattr(straight_through, name)(given.x, given.logsumexp, *args),)
+
+    def twin(given: Given) -> tuple[Tensor]:
+        args = given.index[-draws:], given.grad[-draws:], number or given.temperature
+        return (getattr(eager, name)(given.x, *args),)
+
+    return kernel, twin
 
 
 def _sample(draws: int, dtype: torch.dtype | None) -> tuple[Callable, Callable]:
@@ -198,6 +239,23 @@ def _log_prob(draws: int, known: bool) -> tuple[Callable, Callable]:
     return kernel, twin
 
 
+def _joint(log_prob: Tensor, entropy: Tensor, logsumexp: Tensor) -> tuple[Tensor, ...]:
+    return log_prob, entropy, logsumexp.sum(0)
+
+
+def _joint_grad(draws: int, of_draw: bool) -> tuple[Callable, Callable]:
+    def kernel(g: Given) -> tuple[Tensor, ...]:
+        args = g.index[-draws:], g.row_grad[-draws:], g.row_grad[0], g.mask, g.grad[1] if of_draw else None
+        return (joint.log_prob_and_entropy_grad(g.x, g.logsumexp, g.entropy, *args),)
+
+    def twin(g: Given) -> tuple[Tensor, ...]:
+        grad = g.grad[1] if of_draw else None
+        args = g.index[-draws:], g.row_grad[-draws:], g.row_grad[0]
+        return (_nothing_where_masked(eager.log_prob_and_entropy_grad(g.x, *args, grad=grad), g),)
+
+    return kernel, twin
+
+
 ONE = {"TILE": 1024, "ONE_TILE": 2048}
 TWO = {"TILE": 1024, "ONE_TILE": 4096}
 NOISE = {"TILE": 2048, "ONE_TILE": 2048}
@@ -216,22 +274,28 @@ OPERATIONS = [
         draws=2,
         takes_mask=False,
     ),
-    Operation(
-        "relaxed_grad",
-        lambda g: relaxed.relaxed_grad(
-            g.x, g.logsumexp, g.index, g.grad, g.temperature, SEED, OFFSET, ROW_OFFSET, g.mask, True
-        ),
-        lambda g: _relaxed_grad_twin(g),
-        _noise_tile(2),
-        NOISE,
-        draws=2,
-    ),
+    Operation("relaxed_grad", *_relaxed_grad(1), _noise_tile(2), NOISE, draws=2),
+    Operation("relaxed_samples", *_relaxed_grad(2), _noise_tile(4), NOISE, draws=4),
     Operation(
         "softmax_grad",
         lambda g: (softmax_grad.softmax_grad(g.x, g.logsumexp, g.grad[1], g.mask),),
         lambda g: (eager.softmax_grad(g.x, g.grad[1]),),
         _tile("grad", twice=True),
         TWO,
+    ),
+    Operation("reinmax_grad", *_straight_through("reinmax_grad", 1), _tile("grad", twice=True), TWO),
+    Operation("reinmax_grad_at_1", *_straight_through("reinmax_grad", 1, 1.0), _tile("grad", twice=True), TWO),
+    Operation("gapped_grad", *_straight_through("gapped_grad", 2), _tile("grad", draws=2, twice=True), TWO, draws=2),
+    *(
+        Operation(
+            f"soft_grad_{draws}",
+            lambda g, n=draws: soft_grad.soft_grad(g.soft[-n:], g.grad[-n:], g.temperature, True),
+            lambda g, n=draws: eager.soft_grad(g.soft[-n:], g.grad[-n:], g.temperature, True),
+            _soft_tile(draws),
+            TWO,
+            draws=draws,
+        )
+        for draws in (1, 2)
     ),
     Operation("log_prob", *_log_prob(1, False), _tile("value"), TWO),
     Operation("log_prob_known", *_log_prob(2, True), _tile("value", draws=2), TWO, draws=2),
@@ -273,6 +337,16 @@ OPERATIONS = [
         _tile(),
         ONE,
     ),
+    Operation(
+        "log_prob_and_entropy",
+        lambda g: _joint(*joint.log_prob_and_entropy(g.x, g.index, g.mask)),
+        lambda g: _joint(eager.log_prob_index(g.x, g.index)[0], eager.entropy(g.x)[0], eager.logsumexp(g.x)),
+        _tile(),
+        ONE,
+    ),
+    Operation("gradient_of_both_1", *_joint_grad(1, False), _tile(), ONE),
+    Operation("gradient_of_both_2", *_joint_grad(2, False), _tile(), ONE),
+    Operation("gradient_of_both_and_a_draw", *_joint_grad(1, True), _tile("grad"), TWO),
 ]
 
 
@@ -322,9 +396,14 @@ def numbers_of(case: Case) -> tuple[Given, Given]:
     temperature = temperature if case.temperature else temperature[:1].expand(rows)
     row_grad = torch.randn(2, rows, dtype=compute)
     logsumexp, h = eager.logsumexp(exact).to(compute), eager.entropy(exact)[0].to(compute)
-    given = Given(x, mask, logsumexp, h, grad, row_grad, index, value, temperature)
+    soft = (4 * torch.randn(2, rows, columns)).softmax(-1)
+    soft[:, :, 0] = 0
+    if rows > 2:
+        soft[:, 1] = torch.nan
+    soft = soft.to(dtype)
+    given = Given(x, mask, logsumexp, h, grad, row_grad, index, value, temperature, soft)
     return given, given._replace(
-        x=exact, grad=grad.double(), row_grad=row_grad.double(), temperature=temperature.double()
+        x=exact, grad=grad.double(), row_grad=row_grad.double(), temperature=temperature.double(), soft=soft.double()
     )
 
 
@@ -338,6 +417,7 @@ def guarded(guards: Guards, case: Case, given: Given) -> Given:
         x=laid_out(guards, given.x, case.layout),
         mask=mask,
         grad=laid_out(guards, given.grad, case.layout),
+        soft=laid_out(guards, given.soft, "contiguous" if case.layout == "expanded" else case.layout),
         value=guards.place(given.value),
         temperature=guards.place(given.temperature, (case.temperature,)),
         **others,
@@ -370,8 +450,15 @@ def assert_same(found: Tensor, expected: Tensor, case: Case) -> None:
     torch.testing.assert_close(found.double(), expected.double(), rtol=eps, atol=1e-2 * eps, equal_nan=True)
 
 
-@pytest.mark.parametrize("case", CASES, ids=case_id)
-@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
+# Several samples go the ways of several draws: one case of each.
+LAUNCHED = [
+    (o, c) for o in OPERATIONS for c in CASES if o.name != "relaxed_samples" or (c.layout, c.mask) == ("padded", "full")
+]
+
+
+@pytest.mark.parametrize(
+    ("operation", "case"), LAUNCHED, ids=lambda of: of.name if isinstance(of, Operation) else case_id(of)
+)
 def test_launch(operation: Operation, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
     fill = {"shared": 3, "walked": 1, "split": 10**6, "split in few": 2 * case.rows * operation.draws}
     sizes = {**operation.sizes, "FILL": fill.get(case.kind, 264), "MULTIPROCESSORS": 2}

@@ -19,7 +19,8 @@ from onehot_triton import blocks, tensors
 from onehot_triton._backends import cpu, eager
 
 pytest.importorskip("triton")
-from onehot_triton.kernels import entropy, launch, log_prob, relaxed, sample, softmax_grad
+from onehot_triton.kernels import entropy, launch, log_prob, relaxed, sample, softmax_grad, straight_through
+from onehot_triton.kernels import log_prob_and_entropy as joint
 
 pytestmark = pytest.mark.usefixtures("one_thread", "numpy_as_quiet_as_a_gpu")
 
@@ -53,10 +54,21 @@ def _index(columns: int, rows: int) -> Tensor:
     return torch.arange(2 * rows).view(2, rows) * 7 % columns
 
 
+def _drawn(x: Tensor, grad: Tensor) -> tuple[Tensor, Tensor, float]:
+    """The index of one draw, its incoming gradient, and the temperature 1."""
+    return _index(x.shape[1], x.shape[0])[:1], grad[None], 1.0
+
+
 def _hot(x: Tensor, draws: int) -> Tensor:
     """One-hots of `_index`, [draws, rows, columns]."""
     index = _index(x.shape[1], x.shape[0])[:draws]
     return torch.zeros(*index.shape, x.shape[1]).scatter_(-1, index[..., None], 1)
+
+
+def _joint_grad(x: Tensor, grad: Tensor | None, r: Tensor, mask: Tensor | None = None) -> Tensor:
+    index = _index(x.shape[1], x.shape[0])[: len(r)]
+    _, h, kept = joint.log_prob_and_entropy(x, index, mask)
+    return joint.log_prob_and_entropy_grad(x, kept, h, index, r, r[0], mask, grad)
 
 
 CASES = [
@@ -73,9 +85,27 @@ CASES = [
         lambda x, g, r: eager.entropy_grad(x, r[0]),
     ),
     Case(
+        "gradient_of_both",
+        lambda x, g, r: _joint_grad(x, None, r),
+        lambda x, g, r: eager.log_prob_and_entropy_grad(x, _index(x.shape[1], x.shape[0]), r, r[0]),
+    ),
+    Case(
+        "gradient_of_both_and_a_draw",
+        lambda x, g, r: _joint_grad(x, g, r[:1]),
+        lambda x, g, r: eager.log_prob_and_entropy_grad(x, _index(x.shape[1], x.shape[0])[:1], r[:1], r[0], grad=g),
+    ),
+    Case(
         "softmax_grad",
         lambda x, g, r: softmax_grad.softmax_grad(x, entropy.logsumexp(x), g),
         lambda x, g, r: eager.softmax_grad(x, g),
+    ),
+    *(
+        Case(
+            name,
+            lambda x, g, r, name=name: getattr(straight_through, name)(x, entropy.logsumexp(x), *_drawn(x, g)),
+            lambda x, g, r, name=name: getattr(eager, name)(x, *_drawn(x, g)),
+        )
+        for name in ("reinmax_grad", "gapped_grad")
     ),
     Case(
         "log_prob",
@@ -202,7 +232,10 @@ WITH_MASK: dict[str, Callable[[Tensor, Tensor | None], tuple[Tensor, ...]]] = {
     "logsumexp": lambda x, m: (entropy.logsumexp(x, m),),
     "entropy": lambda x, m: entropy.entropy(x, m),
     "entropy_grad": lambda x, m: (entropy.entropy_grad(x, *reversed(entropy.entropy(x, m)), torch.ones(len(x)), m),),
+    "log_prob_and_entropy": lambda x, m: joint.log_prob_and_entropy(x, _index(x.shape[1], len(x)), m),
     "softmax_grad": lambda x, m: (softmax_grad.softmax_grad(x, entropy.logsumexp(x, m), _ramp(x), m),),
+    "reinmax_grad": lambda x, m: (straight_through.reinmax_grad(x, entropy.logsumexp(x, m), *_drawn(x, _ramp(x)), m),),
+    "gapped_grad": lambda x, m: (straight_through.gapped_grad(x, entropy.logsumexp(x, m), *_drawn(x, _ramp(x)), m),),
     "log_prob": lambda x, m: log_prob.log_prob(x, None, _one_hot(x, 1), m),
     "log_prob_of_several_draws": lambda x, m: log_prob.log_prob(x, None, _one_hot(x, 3), m),
     "log_prob_known": lambda x, m: log_prob.log_prob(x, entropy.logsumexp(x, m), _one_hot(x, 1), m),
@@ -323,10 +356,18 @@ def test_a_common_offset_changes_nothing(columns: int) -> None:
             "log_prob's twin": eager.log_prob_index(x, index)[0],
             "softmax_grad": softmax_grad.softmax_grad(x, kept, grad),
             "softmax_grad's twin": eager.softmax_grad(x, grad),
+            "reinmax_grad": straight_through.reinmax_grad(x, kept, index, grad[None], 1.5),
+            "reinmax_grad's twin": eager.reinmax_grad(x, index, grad[None], 1.5),
+            "gapped_grad": straight_through.gapped_grad(x, kept, index, grad[None], 0.5),
+            "gapped_grad's twin": eager.gapped_grad(x, index, grad[None], 0.5),
             "log_prob_grad": log_prob.log_prob_grad(x, kept, index, ones),
             "log_prob_grad's twin": eager.log_prob_grad(x, index, ones),
             "entropy_grad": entropy.entropy_grad(x, kept, entropy.entropy(x)[0], ones[0]),
             "entropy_grad's twin": eager.entropy_grad(x, ones[0]),
+            "log_prob of both": joint.log_prob_and_entropy(x, index)[0],
+            "entropy of both": joint.log_prob_and_entropy(x, index)[1],
+            "gradient of both": joint.log_prob_and_entropy_grad(x, kept, entropy.entropy(x)[0], index, ones, ones[0]),
+            "gradient of both's twin": eager.log_prob_and_entropy_grad(x, index, ones, ones[0]),
             "relaxed_grad": relaxed.relaxed_grad(x, kept, index, grad[None], ones[0], *SEED)[0],
             "relaxed_grad's twin": eager.relaxed_grad_with(x, index, grad[None], ones[0], *noise)[0],
         }
@@ -337,7 +378,7 @@ def test_a_common_offset_changes_nothing(columns: int) -> None:
     for offset in (0.0, -1e4, 500.0, 1e4):
         for name, found in results(logits + offset).items():
             torch.testing.assert_close(found, expected[name], rtol=1e-6, atol=1e-7, msg=f"{name}, {offset}")
-            if name in ("log_prob", "log_prob's twin"):
+            if name in ("log_prob", "log_prob's twin", "log_prob of both"):
                 assert found.max() <= 0
 
 
@@ -381,6 +422,10 @@ def test_logits_as_large_as_a_dtype_has(dtype: torch.dtype, columns: int) -> Non
         ),
         (softmax_grad.softmax_grad(logits, logsumexp, grad), eager.softmax_grad(logits, grad)),
         (entropy.entropy_grad(logits, logsumexp, h, ones), eager.entropy_grad(logits, ones)),
+        (
+            joint.log_prob_and_entropy_grad(logits, logsumexp, h, index, ones[None], ones, None, grad),
+            eager.log_prob_and_entropy_grad(logits, index, ones[None], ones, grad=grad),
+        ),
     )
     for found, twin in pairs:
         torch.testing.assert_close(found, twin, rtol=4 * info.eps, atol=1e-6)

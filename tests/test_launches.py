@@ -13,7 +13,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from onehot_triton import OneHotCategorical, ReparamGradientStrategy, use_backend
+from onehot_triton import (
+    MaskedOneHotCategorical,
+    OneHotCategorical,
+    RelaxedOneHotCategorical,
+    ReparamGradientStrategy,
+    use_backend,
+)
 
 interpreter = pytest.importorskip("triton.runtime.interpreter")
 
@@ -222,10 +228,11 @@ def test_many_draws_share_the_sums_of_their_row(columns: int) -> None:
     [
         lambda x: OneHotCategorical(x, grad_method=ReparamGradientStrategy.PassThrough).rsample(),
         lambda x: OneHotCategorical(x, grad_method=ReparamGradientStrategy.RelaxedOneHot).rsample(),
+        lambda x: RelaxedOneHotCategorical(0.5, logits=x).rsample(),
         lambda x: OneHotCategorical(x).log_prob_index(torch.zeros(ROWS, dtype=torch.int64)),
         lambda x: OneHotCategorical(x).entropy(),
     ],
-    ids=["PassThrough", "RelaxedOneHot", "log_prob", "entropy"],
+    ids=["PassThrough", "RelaxedOneHot", "soft", "log_prob", "entropy"],
 )
 def test_cpu_backward_allocates_blocks_alone(logits: Tensor, call: Callable[[Tensor], Tensor]) -> None:
     out = call(logits.requires_grad_())
@@ -234,3 +241,146 @@ def test_cpu_backward_allocates_blocks_alone(logits: Tensor, call: Callable[[Ten
         (result,) = torch.autograd.grad(out, logits, given)
     extra = allocations.most_beside(result)
     assert extra <= SCRATCH, f"{extra / 2**20:.1f} MiB"
+
+
+@pytest.mark.parametrize("columns", [32, 5000])
+def test_the_backward_of_soft_samples_is_kernels_that_read_what_is_there(
+    monkeypatch: pytest.MonkeyPatch, columns: int
+) -> None:
+    """Sample and gradient as they are, a gradient that is one for all draws too; new are the results and a few numbers
+    a row."""
+    read = []
+
+    def launch(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        read.append((kwargs["y_ptr"].data_ptr(), kwargs["grad_ptr"].data_ptr()))
+
+    x, t = torch.randn(8, columns, requires_grad=True), torch.ones(8, 1, requires_grad=True)
+    with use_backend("triton"):
+        monkeypatch.setattr(interpreter.InterpretedFunction, "run", lambda *args, **kwargs: None)
+        y = RelaxedOneHotCategorical(t.squeeze(-1), logits=x).rsample((3,))
+        monkeypatch.setattr(interpreter.InterpretedFunction, "run", launch)
+        for grad in (torch.ones_like(y), torch.ones(8, columns).expand(3, -1, -1)):
+            with Allocations(x, t, y, grad) as allocations:
+                dx, _ = torch.autograd.grad(y, (x, t), grad, retain_graph=True)
+            assert set(read) == {(y.data_ptr(), grad.data_ptr())}
+            assert allocations.most_beside(dx) <= 100 * len(x)
+            read.clear()
+
+
+# Expanded batches: [R, V] given as [100, R, V] or [R, 8, V] by a stride of 0. What is allowed beside the result is a
+# part of the R rows, where a copy of the batch would be many times them.
+
+EXPANDED = {
+    "sample_index of many": lambda x: OneHotCategorical(x).expand((100, len(x))).sample_index(),
+    "sample_index beside each other": lambda x: OneHotCategorical(x.unsqueeze(1).expand(-1, 8, -1)).sample_index(),
+    "rsample": lambda x: (
+        OneHotCategorical(x.requires_grad_().expand(8, -1, -1), grad_method=ReparamGradientStrategy.PassThrough)
+        .rsample()
+        .detach()
+    ),
+    "log_prob_index of many": lambda x: (
+        OneHotCategorical(x)
+        .expand((100, len(x)))
+        .log_prob_index(torch.zeros((), dtype=torch.int64).expand(100, len(x)))
+    ),
+    "log_prob_index, wider": lambda x: OneHotCategorical(x.unsqueeze(1)).log_prob_index(
+        torch.zeros((), dtype=torch.int64).expand(len(x), 8)
+    ),
+    "entropy": lambda x: OneHotCategorical(x).expand((100, len(x))).entropy(),
+}
+expanded = pytest.mark.parametrize("call", EXPANDED.values(), ids=EXPANDED)
+
+
+@expanded
+def test_cpu_path_copies_no_expanded_batch(call: Callable[[Tensor], Tensor]) -> None:
+    x = torch.randn(16, 40_000)
+    with use_backend("eager"), Allocations(x) as allocations:
+        result = call(x)
+    # Three blocks of scratch, that are no more than the rows here, and their sums in float64.
+    extra = allocations.most_beside(result)
+    assert extra <= 3.1 * x.nbytes, f"{extra / x.nbytes:.2f} times the rows"
+
+
+def test_cpu_path_masks_an_expanded_batch_once() -> None:
+    x, mask = torch.randn(16, 1, 40_000), torch.rand(16, 1, 40_000) > 0.5
+    with use_backend("eager"), Allocations(x, mask) as allocations:
+        result = MaskedOneHotCategorical(x.expand(-1, 8, -1), mask=mask).sample_index()
+    assert allocations.most_beside(result) <= 4.1 * x.nbytes
+    # Beside logits of their own, each row of the mask is read eight times; what is made are the masked logits.
+    x = torch.randn(16, 8, 5000)
+    with use_backend("eager"), Allocations(x, mask) as allocations:
+        MaskedOneHotCategorical(x, mask=mask[..., :5000])
+    assert max(size for _, size in allocations.changes) <= x.nbytes
+    assert sum(size > x.nbytes / 8 for _, size in allocations.changes) == 1
+
+
+@pytest.mark.parametrize("columns", [32, 5000])
+@expanded
+def test_kernels_read_an_expanded_batch_where_it_is(
+    monkeypatch: pytest.MonkeyPatch, call: Callable[[Tensor], Tensor], columns: int
+) -> None:
+    read: list[int] = []
+
+    def launch(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        logits = kwargs["logits_ptr"] if "logits_ptr" in kwargs else args[0]
+        read.append(logits.data_ptr())
+        assert len(logits) == 16
+
+    monkeypatch.setattr(interpreter.InterpretedFunction, "run", launch)
+    x = torch.randn(16, columns)
+    with use_backend("triton"), Allocations(x) as allocations:
+        result = call(x)
+    assert set(read) == {x.data_ptr()}
+    assert allocations.most_beside(result) < 8 * 4 * 8 * len(x) + 100 * len(x) * 8
+
+
+@pytest.mark.interpreted
+@pytest.mark.parametrize("shape", [(4, 3, 2), (3, 4, 2)], ids=str)
+def test_an_expanded_batch_is_computed_as_its_copy_is(shape: tuple[int, ...], backend: str) -> None:
+    """Densities, entropies and gradients; and draws that differ from one repetition to the next."""
+    columns = 37
+    at = shape.index(4)
+    x = torch.randn([1 if d == at else size for d, size in enumerate(shape)] + [columns])
+    results = []
+    for logits in (x.expand(*shape, columns), x.repeat([4 if d == at else 1 for d in range(4)])):
+        leaf = (logits if logits.is_contiguous() else x.clone()).requires_grad_()
+        dist = OneHotCategorical(leaf.expand(*shape, columns))
+        torch.manual_seed(0)
+        draw = dist.sample((2,))
+        index = torch.arange(2 * 24).view(2, *shape) % columns
+        h, p = dist.entropy(), dist.log_prob_index(index)
+        grad = torch.autograd.grad([h, p], leaf, [torch.linspace(1, 2, 24).view(shape), torch.ones_like(p)])[0]
+        results.append((h, p, dist.log_prob(draw), draw, grad))
+    (h, p, log_p, draw, grad), (h2, p2, _, _, grad2) = results
+    torch.testing.assert_close((h, p), (h2, p2))
+    torch.testing.assert_close(grad, grad2.sum(at, keepdim=True))
+    assert draw.shape == (2, *shape, columns)
+    assert torch.equal(draw.sum(-1), torch.ones(2, *shape, dtype=torch.int64))
+    torch.testing.assert_close(log_p, OneHotCategorical(x.expand(*shape, columns).clone()).log_prob(draw.clone()))
+    repetitions = draw.argmax(-1).movedim(1 + at, 0)
+    assert all((a != b).any() for i, a in enumerate(repetitions) for b in repetitions[:i])
+
+
+@pytest.mark.interpreted
+def test_draws_of_an_expanded_batch_are_draws_of_its_rows(backend: str) -> None:
+    x = torch.randn(3, 37)
+
+    def drawn(dist: OneHotCategorical, *args: Any) -> Tensor:
+        torch.manual_seed(0)
+        return dist.sample_index(*args)
+
+    expected = drawn(OneHotCategorical(x), (8,))
+    assert torch.equal(drawn(OneHotCategorical(x).expand((8, 3))), expected)
+    assert torch.equal(drawn(OneHotCategorical(x).expand((4, 3)), (2,)), expected.view(2, 4, 3))
+    if backend == "triton":
+        assert torch.equal(drawn(OneHotCategorical(x.unsqueeze(1).expand(-1, 8, -1))), expected.t())
+
+
+@pytest.mark.interpreted
+def test_what_an_expanded_batch_repeats_has_a_mask_of_its_own(backend: str) -> None:
+    mask = (torch.arange(4).unsqueeze(-1) == torch.arange(5)).unsqueeze(1).expand(4, 3, 5)
+    dist = MaskedOneHotCategorical(torch.randn(3, 5).expand(4, 3, 5), mask=mask)
+    expected = torch.arange(4).unsqueeze(-1).expand(4, 3)
+    assert torch.equal(dist.sample_index(), expected)
+    assert torch.equal(dist.log_prob_index(expected), torch.zeros(4, 3))
+    assert torch.equal(dist.entropy(), torch.zeros(4, 3))

@@ -62,6 +62,10 @@ def _allowed(logits: Tensor) -> Tensor:
     return (torch.arange(logits.shape[1], device=logits.device) % 3 != 1).expand(logits.shape)
 
 
+def _soft(logits: Tensor) -> Tensor:
+    return logits.expand(DRAWS, *logits.shape).softmax(-1)
+
+
 HOST_SEED = (None, 11, 4, 0)
 
 # Operator -> its arguments, as functions of the logits.
@@ -71,15 +75,33 @@ CASES: dict[str, list[Callable[[Tensor], tuple[Any, ...]]]] = {
         lambda x: (x, 1, torch.bool, *HOST_SEED, None),
         lambda x: (x, DRAWS, None, *_seed(x), None),
     ],
+    "shard_race": [lambda x: (x, DRAWS, *_seed(x), 3), lambda x: (x, 1, *HOST_SEED, 0)],
+    "philox": [
+        lambda x: (
+            torch.tensor(5),
+            torch.arange(3),
+            torch.arange(2).unsqueeze(-1),
+            torch.zeros(1, dtype=torch.int64),
+        )
+    ],
     "relaxed": [
         lambda x: (x, _temperature(x), 1.0, DRAWS, *_seed(x)),
         lambda x: (x, None, 0.7, 1, *HOST_SEED),
     ],
     "relaxed_grad": [
-        lambda x: (x, _logsumexp(x), _index(x), _grad(x, DRAWS), _temperature(x), 1.0, *_seed(x), _allowed(x), True),
-        lambda x: (x, _logsumexp(x), _index(x), _grad(x, DRAWS), None, 0.7, *HOST_SEED, None, False),
+        lambda x: (x, _logsumexp(x), _index(x), _grad(x, DRAWS), _temperature(x), 1.0, *_seed(x), _allowed(x), True, 2),
+        lambda x: (x, _logsumexp(x), _index(x), _grad(x, DRAWS), None, 0.7, *HOST_SEED, None, False, 1),
+    ],
+    "soft_grad": [
+        lambda x: (_soft(x), _grad(x, DRAWS), _temperature(x), 1.0, True),
+        lambda x: (x.unsqueeze(0).softmax(-1), _grad(x, 1), None, 0.7, False),
     ],
     "softmax_grad": [lambda x: (x, _logsumexp(x), _grad(x), _allowed(x))],
+    "reinmax_grad": [
+        lambda x: (x, _logsumexp(x), _index(x), _grad(x, DRAWS), _temperature(x), 1.0, _allowed(x)),
+        lambda x: (x, _logsumexp(x), _index(x)[:1], _grad(x, 1), None, 1.5, None),
+    ],
+    "gapped_grad": [lambda x: (x, _logsumexp(x), _index(x), _grad(x, DRAWS), _temperature(x), 1.0, _allowed(x))],
     "log_prob": [
         lambda x: (x, None, _value(x, torch.int64), _allowed(x), _index(x)),
         lambda x: (x, _logsumexp(x), _value(x, torch.bool), None, None),
@@ -89,6 +111,11 @@ CASES: dict[str, list[Callable[[Tensor], tuple[Any, ...]]]] = {
     "logsumexp": [lambda x: (x, _allowed(x))],
     "entropy": [lambda x: (x, _allowed(x)), lambda x: (x, None)],
     "entropy_grad": [lambda x: (x, *reversed(library.operators.entropy(x, None)), _row_grad(x), _allowed(x))],
+    "log_prob_and_entropy": [lambda x: (x, _index(x), _allowed(x))],
+    "log_prob_and_entropy_grad": [
+        lambda x: (x, _logsumexp(x), _row_grad(x), _index(x), _row_grad(x, DRAWS), _row_grad(x), _allowed(x), None),
+        lambda x: (x, _logsumexp(x), _row_grad(x), _index(x), _row_grad(x, DRAWS), _row_grad(x), None, _grad(x)),
+    ],
     "seeded_exponential": [lambda x: (torch.tensor(5, device=x.device), [DRAWS, *x.shape])],
 }
 
@@ -106,7 +133,7 @@ def test_opcheck(name: str, case: int, dtype: torch.dtype, device: torch.device)
     torch.library.opcheck(getattr(library.operators, name).default, CASES[name][case](logits))
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name != "seeded_exponential"])
+@pytest.mark.parametrize("name", [name for name in CASES if name not in ("seeded_exponential", "philox")])
 def test_opcheck_of_rows_with_a_stride(name: str, device: torch.device) -> None:
     """A slice of a wider tensor, an expanded row, a transposed one: fake results have the strides of real ones."""
     wide = torch.randn(ROWS, 2, COLUMNS, device=device)[:, 1]
@@ -117,7 +144,7 @@ def test_opcheck_of_rows_with_a_stride(name: str, device: torch.device) -> None:
 
 # vmap -----------------------------------------------------------------------------------------------------------------
 
-RANDOM = ("sample", "relaxed", "relaxed_grad", "seeded_exponential")
+RANDOM = ("sample", "shard_race", "relaxed", "relaxed_grad", "seeded_exponential", "philox")
 
 
 def batched(name: str, case: int, dim: int) -> tuple[list[tuple[Any, ...]], list[Any], list[int | None]]:
@@ -180,11 +207,11 @@ def test_vmap_of_the_random_operators_takes_all_rows_at_once() -> None:
     soft = torch.vmap(lambda x, t: ops.relaxed(x, t, 1.0, DRAWS, *HOST_SEED), **different)(x, t)
     assert torch.equal(soft.transpose(0, 1).flatten(1, 2), ops.relaxed(rows, flat_t, 1.0, DRAWS, *HOST_SEED))
     grad = torch.randn(2, DRAWS, ROWS, COLUMNS)
-    found = torch.vmap(lambda *a: ops.relaxed_grad(*a[:5], 1.0, *HOST_SEED, a[5], True), **different)(
+    found = torch.vmap(lambda *a: ops.relaxed_grad(*a[:5], 1.0, *HOST_SEED, a[5], True, 2), **different)(
         x, logsumexp, index, grad, t, allowed
     )
     flat = (rows, expected[2], expected[1], grad.transpose(0, 1).flatten(1, 2), flat_t, 1.0, *HOST_SEED, flat_allowed)
-    for f, e in zip(found, ops.relaxed_grad(*flat, True), strict=True):
+    for f, e in zip(found, ops.relaxed_grad(*flat, True, 2), strict=True):
         torch.testing.assert_close(f.flatten(0, 1), e)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import sharded_cases
 import torch
-import torch.multiprocessing as mp
+from torch.multiprocessing.spawn import ProcessExitedException, ProcessRaisedException, spawn
 
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without torch.distributed")
 
@@ -23,8 +23,8 @@ def worlds(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict[str,
     for world in (2, 3, 4):
         folder = tmp_path_factory.mktemp(f"world{world}")
         try:
-            mp.spawn(sharded_cases.run, (world, str(folder)), world)
-        except (mp.ProcessExitedException, mp.ProcessRaisedException) as error:
+            spawn(sharded_cases.run, (world, str(folder)), world)
+        except (ProcessExitedException, ProcessRaisedException) as error:
             files = [folder / f"{world}-{rank}" for rank in range(world)]
             if not any(file.exists() and json.loads(file.read_text()) for file in files):
                 raise error

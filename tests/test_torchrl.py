@@ -40,7 +40,7 @@ from onehot_triton.integrations.torchrl import NAMES, register
 Distribution.set_default_validate_args(__debug__)
 
 ROWS, OBSERVATIONS, ACTIONS = 6, 5, 4
-METHODS = [None, *ReparamGradientStrategy]
+METHODS = [None, ReparamGradientStrategy.PassThrough, ReparamGradientStrategy.RelaxedOneHot]
 RANDOM, MODE, MEAN, DETERMINISTIC = (
     InteractionType.RANDOM,
     InteractionType.MODE,

@@ -6,13 +6,14 @@ Shapes and results are those of `interface.py`. What is a gradient here is itsel
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import torch
 from torch import Tensor
 
 from .. import rng
 from ..blocks import blocks, by_rows, joined, part_of
+from ..grad_method import ReparamGradientStrategy
 from ..rng import Seed
 from ..tensors import can_look_at, compute_dtype, in_transform, is_differentiated, loses_functions
 from . import eager
@@ -25,6 +26,9 @@ _SMALL = 2**16
 _ONE_THREAD = 2**12
 # Rows up to this length are one group, and torch's sums of them, one term after the other, lose less than 2e-6.
 _ONE_GROUP = 512
+# The float32 numbers of a vector register, and rows enough for two views more.
+_LANES = 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8
+_MANY_ROWS = 128
 # Rows up to this length are drawn by a race, as on other devices: the README's example promises its numbers.
 _RACED = 4
 
@@ -60,35 +64,51 @@ def is_short(logits: Tensor) -> bool:
     return logits.shape[-1] <= _ONE_GROUP
 
 
+def _is_narrow(tensor: Tensor) -> bool:
+    """Whether torch's softmax of the columns takes one number at a time, and that of a transposed tensor a register:
+    1024 x 6 in 119 us, transposed and back in 19; 64 x 6 in 8.5, and 4.9, but with the graph of two views more."""
+    if torch.compiler.is_compiling() or tensor.dim() != 2:
+        return False
+    return tensor.shape[1] < _LANES and tensor.shape[0] >= _MANY_ROWS
+
+
 def softmax(logits: Tensor) -> Tensor:
     p = nearly_softmax(logits)
     if is_short(logits):
-        return p
+        return p.contiguous()
     total = p.detach().sum(-1, keepdim=True)
     return p / total if is_differentiated(logits) else p.div_(total)
 
 
 def log_softmax(logits: Tensor) -> Tensor:
-    log_p = torch.log_softmax(logits, -1, dtype=compute_dtype(logits.dtype))
+    log_p = nearly_log_softmax(logits)
     if is_short(logits):
-        return log_p
+        return log_p.contiguous()
     log_total = log_p.detach().exp().sum(-1, keepdim=True).log()
     return log_p - log_total if is_differentiated(logits) else log_p.sub_(log_total)
 
 
 def nearly_softmax(logits: Tensor) -> Tensor:
     """softmax(x) but for that loss, which is one number for a row: weights need not add up to 1, and of a gradient it
-    is a part of 1e-3 at most, as in torch's own backward."""
-    return torch.softmax(logits, -1, dtype=compute_dtype(logits.dtype))
+    is a part of 1e-3 at most, as in torch's own backward. Of any strides."""
+    dtype = compute_dtype(logits.dtype)
+    if _is_narrow(logits):
+        return torch.softmax(logits.t(), 0, dtype=dtype).t()
+    return torch.softmax(logits, -1, dtype=dtype)
 
 
-def _log_total(weight: Tensor, total: Tensor) -> Tensor:
-    """log sum_j exp(x_j - max x), [rows], from weights w in proportion to softmax(x), and their sum."""
-    return (total / weight.amax(-1)).log()
+def nearly_log_softmax(logits: Tensor) -> Tensor:
+    """log_softmax(x) but for that loss, of any strides."""
+    dtype = compute_dtype(logits.dtype)
+    if _is_narrow(logits):
+        return torch.log_softmax(logits.t(), 0, dtype=dtype).t()
+    return torch.log_softmax(logits, -1, dtype=dtype)
 
 
 def softmax_backward(probs: Tensor, grad: Tensor) -> Tensor:
     """y (g - <y, g>): torch's own fused operator, which is differentiable in both."""
+    if _is_narrow(probs):
+        return torch.ops.aten._softmax_backward_data(grad.t(), probs.t(), 0, probs.dtype).t()
     return torch.ops.aten._softmax_backward_data(grad, probs, -1, probs.dtype)
 
 
@@ -285,12 +305,17 @@ def straight_through(
     draws: int,
     dtype: torch.dtype | None,
     seed: Seed,
-    temperature: Tensor | float | None,
+    method: ReparamGradientStrategy,
+    temperature: Tensor | float,
+    samples: int,
 ) -> Sample:
-    if temperature is not None:
-        return eager.straight_through(logits, mask, draws, dtype, seed, temperature)
     x = masked(logits, mask)
-    return eager.with_gradient_of(sample(x.detach(), None, draws, dtype, seed, False), nearly_softmax(x))
+    if method is ReparamGradientStrategy.PassThrough:
+        return eager.with_gradient_of(sample(x.detach(), None, draws, dtype, seed, False), nearly_softmax(x))
+    if method is ReparamGradientStrategy.RelaxedOneHot and samples == 1:
+        return eager.relaxed_first(x, draws, dtype, seed, temperature)
+    drawn = sample(x.detach(), None, draws, dtype, seed, False)
+    return eager.with_gradient_of(drawn, eager.smooth(x, drawn, seed, method, temperature, samples))
 
 
 def softmax_grad(logits: Tensor, grad: Tensor, mask: Tensor | None = None, logsumexp: Tensor | None = None) -> Tensor:
@@ -310,16 +335,18 @@ def relaxed_grad(
     mask: Tensor | None = None,
     logsumexp: Tensor | None = None,
     with_temperature: bool = False,
+    samples: int = 1,
 ) -> tuple[Tensor, Tensor | None]:
     assert seed.tensor is not None
     noise, draws, columns = rng.noise_again(seed.tensor), index.shape[0], logits.shape[-1]
 
     def block(g: Tensor, x: Tensor, k: Tensor, t: Tensor | float = temperature) -> Tensor:
-        e = noise((draws, x.shape[0], columns + 1), None)
+        e = noise((draws * samples, x.shape[0], columns + 1), None)
         p = nearly_softmax(x)
         inverse = 1 / eager.by_row(t, p.dtype)
-        z = eager.scores_given(p, k.t(), e[..., :-1], e[..., -1]) * inverse
-        dz = softmax_backward(nearly_softmax(z), g.transpose(0, 1).to(p.dtype))
+        z = eager.scores_given(p, eager.for_each_sample(k.t(), samples), e[..., :-1], e[..., -1]) * inverse
+        dz = softmax_backward(nearly_softmax(z), eager.for_each_sample(g.transpose(0, 1), samples).to(p.dtype))
+        dz = dz if samples == 1 else dz / samples
         dx = (dz * inverse).sum(0)
         if not with_temperature:
             return dx.to(x.dtype)
@@ -327,8 +354,67 @@ def relaxed_grad(
         return torch.cat([dx, -(dz * z.clamp_min(-1e30)).sum((0, 2)).unsqueeze(-1) * inverse], -1)
 
     of_rows = (temperature,) if isinstance(temperature, Tensor) else ()
-    out = by_rows(block, grad.transpose(0, 1), masked(logits, mask), index.t(), *of_rows, scratch=4)
+    out = by_rows(block, grad.transpose(0, 1), masked(logits, mask), index.t(), *of_rows, scratch=4 * samples)
     return (out[:, :-1].to(logits.dtype), out[:, -1]) if with_temperature else (out, None)
+
+
+def _of_draws(
+    formula: Callable[..., Tensor],
+    logits: Tensor,
+    index: Tensor,
+    grad: Tensor,
+    temperature: Tensor | float,
+    mask: Tensor | None,
+) -> Tensor:
+    """A gradient of the formulas, some rows at a time."""
+
+    def block(g: Tensor, x: Tensor, k: Tensor, t: Tensor | float = temperature) -> Tensor:
+        return formula(x, k.t(), g.transpose(0, 1), t)
+
+    of_rows = (temperature,) if isinstance(temperature, Tensor) else ()
+    return by_rows(block, grad.transpose(0, 1), masked(logits, mask), index.t(), *of_rows, scratch=4)
+
+
+def reinmax_grad(
+    logits: Tensor,
+    index: Tensor,
+    grad: Tensor,
+    temperature: Tensor | float,
+    mask: Tensor | None = None,
+    logsumexp: Tensor | None = None,
+) -> Tensor:
+    return _of_draws(eager.reinmax_grad, logits, index, grad, temperature, mask)
+
+
+def gapped_grad(
+    logits: Tensor,
+    index: Tensor,
+    grad: Tensor,
+    temperature: Tensor | float,
+    mask: Tensor | None = None,
+    logsumexp: Tensor | None = None,
+) -> Tensor:
+    return _of_draws(eager.gapped_grad, logits, index, grad, temperature, mask)
+
+
+def soft_grad(
+    y: Tensor, grad: Tensor, temperature: Tensor | float, with_temperature: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    def block(y: Tensor, g: Tensor, t: Tensor | float = temperature) -> Tensor:
+        dtype = compute_dtype(y.dtype)
+        p = y.to(dtype)
+        dz = torch.ops.aten._softmax_backward_data(g.to(dtype), p, -1, dtype)
+        inverse = 1 / eager.by_row(t, dtype)
+        dx = dz.sum(1) * inverse
+        if not with_temperature:
+            return dx.to(y.dtype)
+        # dt as one column more. Where y is 0, so is dz, and 0 -inf would be NaN.
+        log_y = p.clamp(min=torch.finfo(dtype).tiny).log()
+        return torch.cat([dx, -(dz * log_y).sum((1, 2)).unsqueeze(-1) * inverse], -1)
+
+    of_rows = (temperature,) if isinstance(temperature, Tensor) else ()
+    out = by_rows(block, y.transpose(0, 1), grad.transpose(0, 1), *of_rows, scratch=4)
+    return (out[:, :-1].to(y.dtype), out[:, -1]) if with_temperature else (out, None)
 
 
 # Densities ------------------------------------------------------------------------------------------------------------
@@ -390,29 +476,44 @@ def log_prob_grad(
 
 
 def entropy(logits: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    """Short rows, and what is differentiated, by the formula. Else, with d = x - max x and w in proportion to exp d,
-    H = log sum exp d - (sum w d) / sum w: two numbers that are not negative, and one exponential."""
+    """Short rows, and what is differentiated, by the formula."""
     x = masked(logits, mask)
     if is_short(x) or is_differentiated(x):
         return by_rows(_entropy_by_formula, x), None
-    rows, columns = x.shape
+    return _entropy_and_logsumexp(x)
+
+
+def _entropy_and_logsumexp(x: Tensor) -> tuple[Tensor, Tensor]:
+    """With d = x - max x and w in proportion to exp d, H = log sum exp d - (sum w d) / sum w: two numbers that are not
+    negative, and one exponential."""
     dtype = compute_dtype(x.dtype)
-    parts = blocks(rows, columns)
-    entropies, maxima, log_sums = out = x.new_empty((3, rows), dtype=dtype)
-    # The same memory for each block: fresh pages cost more than the work on them.
-    scratch = x.new_empty((2, parts[0].stop, columns), dtype=dtype)
-    for part in parts:
-        some = part_of(x, part)
-        d, weight = scratch[:, : some.shape[0]]
-        m = some.amax(-1, keepdim=True).to(dtype)
-        torch.sub(some, m, out=d)
-        torch.softmax(d, -1, out=weight)
+    entropies, maxima, log_sums = out = x.new_empty((3, x.shape[0]), dtype=dtype)
+    for part, d, weight, m in _weights(x):
         total = weight.sum(-1)
-        log_total = _log_total(weight, total)
+        log_total = total.log()
         # 0 -inf is NaN, and counts 0. In a row that is no distribution, the total is NaN.
         entropies[part] = log_total - weight.mul_(d).nansum(-1) / total
         maxima[part], log_sums[part] = m.squeeze(-1), log_total
     return entropies, out[1:]
+
+
+def _weights(x: Tensor, maximum: Tensor | None = None) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
+    """Blocks of rows: which they are, d = x - max x, exp d, both to be written over, and max x, where it is not known.
+
+    All blocks have the same memory, since fresh pages cost more than the work on them. In it, exp of 2^19 numbers takes
+    75 us, softmax 166; and half precision is converted first, in 35: the maximum of bfloat16 takes 81, of float32 24.
+    """
+    rows, columns = x.shape
+    dtype = compute_dtype(x.dtype)
+    parts = blocks(rows, columns)
+    scratch = x.new_empty((2, parts[0].stop, columns), dtype=dtype)
+    for part in parts:
+        some = part_of(x, part)
+        d, weight = scratch[:, : some.shape[0]]
+        some = some if some.dtype == dtype else d.copy_(some)
+        m = some.amax(-1, keepdim=True) if maximum is None else maximum[part].unsqueeze(-1)
+        torch.sub(some, m, out=d)
+        yield part, d, torch.exp(d, out=weight), m
 
 
 def _entropy_by_formula(logits: Tensor) -> Tensor:
@@ -436,3 +537,60 @@ def entropy_grad(
         return (softmax_backward(nearly_softmax(d), d) * -g.unsqueeze(-1)).to(x.dtype)
 
     return by_rows(block, masked(logits, mask), grad)
+
+
+def log_prob_and_entropy(
+    logits: Tensor, index: Tensor, mask: Tensor | None = None, inside: bool = False
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """By the logsumexp that comes with the entropy. What is differentiated, or compiled, has one log_softmax."""
+    x = masked(logits, mask)
+    if not (is_differentiated(x) or torch.compiler.is_compiling()):
+        h, logsumexp = _entropy_and_logsumexp(x)
+        return log_prob_index(x, index, None, logsumexp, inside)[0], h, logsumexp
+    inner = index if inside else index.clamp(0, x.shape[-1] - 1)
+    log_p = log_softmax(x)
+    chosen = eager.by_draw(log_p.gather(-1, eager.columns_at(inner)), index)
+    # As in `log_prob_index` and in `entropy`.
+    chosen = chosen if is_short(x) else chosen - chosen.detach().clamp_min(0.0)
+    h = (log_p.exp() * log_p.clamp_min(eager.LOWEST)).sum(-1).abs()
+    return chosen if inside else torch.where(inner == index, chosen, torch.nan), h, None
+
+
+def log_prob_and_entropy_grad(
+    logits: Tensor,
+    index: Tensor,
+    grad_log_prob: Tensor,
+    grad_entropy: Tensor,
+    mask: Tensor | None = None,
+    logsumexp: Tensor | None = None,
+    entropy: Tensor | None = None,
+    grad: Tensor | None = None,
+) -> Tensor:
+    """`eager`'s formula, with the two numbers of a row that are known, in as few passes as they leave over a block."""
+    differentiated = any(tensor is not None and is_differentiated(tensor) for tensor in (logits, grad_log_prob, grad))
+    if differentiated or is_differentiated(grad_entropy) or logsumexp is None or entropy is None:
+        args = index, grad_log_prob, grad_entropy, mask, logsumexp, entropy, grad
+        return eager.log_prob_and_entropy_grad(logits, *args)
+    x = masked(logits, mask)
+    m, log_sum = logsumexp
+    dtype, out = m.dtype, torch.empty_like(x, memory_format=torch.contiguous_format)
+    k, g_k = index.clamp(0, x.shape[1] - 1).t(), grad_log_prob.t().to(dtype)
+    over_sum, slope, total = (-log_sum).exp(), -grad_entropy.to(dtype), g_k.sum(-1)
+    # Of a row, with w = exp d: p = w / sum w, and -g_H (log p + H) - sum g_s = -g_H d + constant.
+    constant = slope * (entropy - log_sum) - total
+    over_sum, slope, total, constant = (t.unsqueeze(-1) for t in (over_sum, slope, total, constant))
+    factor, offset = slope * over_sum, constant * over_sum
+    for part, d, weight, _ in _weights(x, m):
+        d.clamp_(min=eager.LOWEST)
+        result = out[part] if out.dtype == dtype else d
+        if grad is None:
+            torch.mul(d.mul_(factor[part]).add_(offset[part]), weight, out=result)
+        else:
+            # The constant is not of use where <p, g> must be found: p (h - <p, h>) does not know of it.
+            p, h = weight.mul_(over_sum[part]), d.mul_(slope[part]).add_(part_of(grad, part))
+            h.mul_(p)
+            torch.sub(h, p.mul_(h.sum(-1, keepdim=True).add_(total[part])), out=result)
+        result.scatter_add_(-1, k[part], g_k[part])
+        if result is d:
+            out[part] = d
+    return out if mask is None else torch.where(mask, out, 0.0)

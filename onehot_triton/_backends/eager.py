@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import rng
+from ..grad_method import ReparamGradientStrategy
 from ..rng import Noise, Seed
 from ..tensors import compute_dtype, is_differentiated, loses_functions
 from .interface import Sample, ShardRace
@@ -193,17 +194,28 @@ def scores_given(probs: Tensor, index: Tensor, e: Tensor, e_winner: Tensor) -> T
 
 
 def relaxed_grad_with(
-    logits: Tensor, index: Tensor, grad: Tensor, temperature: Tensor | float, e: Tensor, e_winner: Tensor
+    logits: Tensor,
+    index: Tensor,
+    grad: Tensor,
+    temperature: Tensor | float,
+    e: Tensor,
+    e_winner: Tensor,
+    samples: int = 1,
 ) -> tuple[Tensor, Tensor]:
-    """`relaxed_grad`, of that noise, with both its gradients. No gradient flows through the noise, which does not
-    depend on the logits. A z off by a number is as good for dt: dz sums to 0."""
+    """`relaxed_grad`, of that noise, [draws * samples, rows, columns], with both its gradients. No gradient flows
+    through the noise, which does not depend on the logits. A z off by a number is as good for dt: dz sums to 0."""
     p = softmax(logits)
     t = by_row(temperature, p.dtype)
-    z = scores_given(p, index, e, e_winner) / t
-    dz = softmax_backward(softmax(z), grad.to(p.dtype))
+    z = scores_given(p, for_each_sample(index, samples), e, e_winner) / t
+    dz = softmax_backward(softmax(z), for_each_sample(grad, samples).to(p.dtype)) / samples
     # Where y is 0, so is dz, and 0 -inf would be NaN.
     dt = -((dz * z.clamp_min(-1e30)).sum((0, 2), keepdim=True) / t).reshape(-1)
     return (dz / t).sum(0).to(logits.dtype), dt
+
+
+def for_each_sample(of_draws: Tensor, samples: int) -> Tensor:
+    """[draws, ...] -> [draws * samples, ...], the samples of a draw side by side."""
+    return of_draws if samples == 1 else of_draws.repeat_interleave(samples, 0)
 
 
 def relaxed_grad(
@@ -215,11 +227,116 @@ def relaxed_grad(
     mask: Tensor | None = None,
     logsumexp: Tensor | None = None,
     with_temperature: bool = False,
+    samples: int = 1,
 ) -> tuple[Tensor, Tensor | None]:
     assert seed.tensor is not None
-    e = rng.noise_again(seed.tensor)((*grad.shape[:-1], grad.shape[-1] + 1), None)
-    dx, dt = relaxed_grad_with(masked(logits, mask), index, grad, temperature, e[..., :-1], e[..., -1])
+    draws, rows, columns = grad.shape
+    e = rng.noise_again(seed.tensor)((draws * samples, rows, columns + 1), None)
+    dx, dt = relaxed_grad_with(masked(logits, mask), index, grad, temperature, e[..., :-1], e[..., -1], samples)
     return dx, dt if with_temperature else None
+
+
+def reinmax_grad(
+    logits: Tensor,
+    index: Tensor,
+    grad: Tensor,
+    temperature: Tensor | float,
+    mask: Tensor | None = None,
+    logsumexp: Tensor | None = None,
+) -> Tensor:
+    """By Heun's rule, second order where PassThrough is first: with h the draw, the gradient at (p + h) / 2 in the
+    place of the one at p (Liu et al. 2023, https://arxiv.org/abs/2304.08612)."""
+    x = masked(logits, mask)
+    p = softmax(x)
+    m = (softmax(shifted(x) / by_row(temperature, p.dtype)) + one_hot(index, x.shape[-1], p.dtype)) / 2
+    g = grad.to(p.dtype)
+    return (2 * softmax_backward(m, g) - softmax_backward(p, g) / 2).sum(0).to(logits.dtype)
+
+
+GAP = 1
+"""By how much a draw wins at the logits of GappedStraightThrough, as in Fan et al. 2022."""
+
+
+def gapped(logits: Tensor, index: Tensor) -> Tensor:
+    """x' - max x, [draws, rows, columns]: 0 at the draw, else min(x - max x, -gap), the derivative of both that of x:
+    a shift of x that is not differentiated (Fan et al. 2022, https://arxiv.org/abs/2206.07235)."""
+    d = shifted(logits.detach())
+    hot = index.unsqueeze(-1) == torch.arange(d.shape[-1], device=d.device)
+    # 0 at the draw, NaN where the row is no distribution.
+    return with_derivative_of(torch.where(hot, d.amax(-1, keepdim=True), d.clamp_max(-GAP)), logits)
+
+
+def with_derivative_of(score: Tensor, logits: Tensor) -> Tensor:
+    """`score`, with the derivative of x. Where x is infinite, x - x would be NaN."""
+    x = logits.masked_fill(logits.isinf(), 0.0).to(score.dtype)
+    return score.detach() + (x - x.detach())
+
+
+def gapped_grad(
+    logits: Tensor,
+    index: Tensor,
+    grad: Tensor,
+    temperature: Tensor | float,
+    mask: Tensor | None = None,
+    logsumexp: Tensor | None = None,
+) -> Tensor:
+    score = gapped(masked(logits, mask), index)
+    t = by_row(temperature, score.dtype)
+    return (softmax_backward(softmax(score / t), grad.to(score.dtype)) / t).sum(0).to(logits.dtype)
+
+
+# Straight-through in torch's own operations, for programs that keep no autograd Function: y whose first derivative is
+# the gradient of the method.
+
+
+def relaxed_given(logits: Tensor, drawn: Sample, temperature: Tensor | float, seed: Seed, samples: int) -> Tensor:
+    """The mean of relaxed samples y whose arg-max is the draw, [draws, rows, columns] in the compute dtype, in
+    operations whose derivatives are those of softmax((x + Gumbel) / t) for a fixed Gumbel."""
+    index = for_each_sample(drawn.index, samples)
+    with torch.no_grad():
+        e = rng.exponential((*index.shape, logits.shape[-1] + 1), logits.device, seed.generator)
+        score = scores_given(softmax(logits), index, e[..., :-1], e[..., -1]).clamp_min(-1e30)
+    y = softmax(with_derivative_of(score, logits) / by_row(temperature, score.dtype))
+    return y if samples == 1 else y.unflatten(0, (-1, samples)).mean(1)
+
+
+def reinmax_given(logits: Tensor, drawn: Sample, temperature: Tensor | float) -> Tensor:
+    """2 softmax(log m + x) - softmax(x) / 2, with x's derivative alone: that of softmax at m is J(m)."""
+    p = softmax(logits)
+    q = softmax(shifted(logits.detach()) / by_row(temperature, p.dtype))
+    log_m = ((q + one_hot(drawn.index, q.shape[-1], q.dtype)) / 2).log()
+    return 2 * softmax(with_derivative_of(log_m, logits)) - p / 2
+
+
+def smooth(
+    logits: Tensor,
+    drawn: Sample,
+    seed: Seed,
+    method: ReparamGradientStrategy,
+    temperature: Tensor | float,
+    samples: int,
+) -> Tensor:
+    """What a draw has the derivative of, [draws, rows, columns], or [rows, columns] for all draws."""
+    if method is ReparamGradientStrategy.PassThrough:
+        return softmax(logits)
+    if method is ReparamGradientStrategy.RelaxedOneHot:
+        return relaxed_given(logits, drawn, temperature, seed, samples)
+    if method is ReparamGradientStrategy.ReinMax:
+        return reinmax_given(logits, drawn, temperature)
+    score = gapped(logits, drawn.index)
+    return softmax(score / by_row(temperature, score.dtype))
+
+
+def soft_grad(
+    y: Tensor, grad: Tensor, temperature: Tensor | float, with_temperature: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """dt is -<dz, z> / t, where z and log y differ by one number per row, and dz sums to 0."""
+    dtype = compute_dtype(y.dtype)
+    y, t, out_dtype = y.to(dtype), by_row(temperature, dtype), y.dtype
+    dz = softmax_backward(y, grad.to(dtype)) / t
+    # Where y is 0, so is dz, and 0 -inf would be NaN.
+    log_y = y.clamp(min=torch.finfo(dtype).tiny).log()
+    return dz.sum(0).to(out_dtype), -(dz * log_y).sum((0, 2)) if with_temperature else None
 
 
 def perturbed(logits: Tensor, draws: int, seed: Seed) -> Tensor:
@@ -235,16 +352,26 @@ def straight_through(
     draws: int,
     dtype: torch.dtype | None,
     seed: Seed,
-    temperature: Tensor | float | None,
+    method: ReparamGradientStrategy,
+    temperature: Tensor | float,
+    samples: int,
 ) -> Sample:
-    assert dtype is not None
     x = masked(logits, mask)
-    if temperature is None:
-        return with_gradient_of(sample(x.detach(), None, draws, dtype, seed, False), softmax(x))
-    z = perturbed(x, draws, seed)
+    if method is ReparamGradientStrategy.RelaxedOneHot and samples == 1:
+        return relaxed_first(x, draws, dtype, seed, temperature)
+    drawn = sample(x.detach(), None, draws, dtype, seed, False)
+    return with_gradient_of(drawn, smooth(x, drawn, seed, method, temperature, samples))
+
+
+def relaxed_first(
+    logits: Tensor, draws: int, dtype: torch.dtype | None, seed: Seed, temperature: Tensor | float
+) -> Sample:
+    """RelaxedOneHot as it is defined: the draw is the arg-max of the relaxed sample."""
+    assert dtype is not None
+    z = perturbed(logits, draws, seed)
     top, index = z.detach().max(-1)
     index = index.masked_fill(top.isnan(), -1)
-    drawn = Sample(one_hot(index, x.shape[-1], dtype), index, None, False, None)
+    drawn = Sample(one_hot(index, logits.shape[-1], dtype), index, None, False, None)
     return with_gradient_of(drawn, softmax(z / by_row(temperature, z.dtype)))
 
 
@@ -315,3 +442,31 @@ def entropy_grad(
     x = masked(logits, mask)
     d = shifted(x).clamp_min(LOWEST)
     return (softmax_backward(softmax(x), d) * -grad.unsqueeze(-1)).to(logits.dtype)
+
+
+def log_prob_and_entropy(
+    logits: Tensor, index: Tensor, mask: Tensor | None = None, inside: bool = False
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    x = masked(logits, mask)
+    return log_prob_index(x, index, None, None, inside)[0], entropy(x)[0], None
+
+
+def log_prob_and_entropy_grad(
+    logits: Tensor,
+    index: Tensor,
+    grad_log_prob: Tensor,
+    grad_entropy: Tensor,
+    mask: Tensor | None = None,
+    logsumexp: Tensor | None = None,
+    entropy: Tensor | None = None,
+    grad: Tensor | None = None,
+) -> Tensor:
+    """The sum of `log_prob_grad`, `entropy_grad` and `softmax_grad`, the last two as one: the entropy's gradient is
+    PassThrough's of -g log p, or of that and any number."""
+    x = masked(logits, mask)
+    p, of_draw = softmax(x), shifted(x).clamp_min(LOWEST) * -grad_entropy.unsqueeze(-1)
+    of_draw = of_draw if grad is None else of_draw + grad
+    smooth = softmax_backward(p, of_draw) - p * grad_log_prob.sum(0).unsqueeze(-1)
+    at = index.clamp(0, logits.shape[-1] - 1).t()
+    out = smooth.scatter_add(-1, at, grad_log_prob.t().to(p.dtype)).to(logits.dtype)
+    return out if mask is None else torch.where(mask, out, 0.0)

@@ -20,6 +20,7 @@ from typing import NamedTuple, Protocol
 import torch
 from torch import Tensor
 
+from ..grad_method import ReparamGradientStrategy
 from ..rng import Seed
 
 
@@ -65,8 +66,8 @@ class Backend(Protocol):
     """Whether it reads a mask beside the logits at no cost; else logits are better masked once than in each call."""
 
     def records(self, logits: Tensor, relaxed: bool = False) -> bool:
-        """Whether autograd is to record the functions as they are, each a formula in differentiable operations; of
-        soft samples, where that is another question."""
+        """Whether autograd is to record the functions as they are, each a formula in differentiable operations;
+        `relaxed` for all but densities and PassThrough, where that is another question."""
         ...
 
     def relaxes_first(self, logits: Tensor, draws: int) -> bool:
@@ -120,10 +121,12 @@ class Backend(Protocol):
         draws: int,
         dtype: torch.dtype | None,
         seed: Seed,
-        temperature: Tensor | float | None,
+        method: ReparamGradientStrategy,
+        temperature: Tensor | float,
+        samples: int,
     ) -> Sample:
-        """`sample`, whose one-hot has a gradient that autograd records: PassThrough's, or RelaxedOneHot's at a
-        `temperature`."""
+        """`sample`, whose one-hot has the gradient of `method`, which autograd records. `samples`: see
+        `relaxed_grad`."""
         ...
 
     # Straight-through gradients of a draw, for `grad` [draws, rows, columns]
@@ -144,9 +147,44 @@ class Backend(Protocol):
         mask: Tensor | None = None,
         logsumexp: Tensor | None = None,
         with_temperature: bool = False,
+        samples: int = 1,
     ) -> tuple[Tensor, Tensor | None]:
         """RelaxedOneHot: with dz = y (g - <y, g>), y = softmax(z) drawn given that column k won, sum_s dz / t,
-        [rows, columns], and sum_s -<dz, z> / t, [rows] in the compute dtype, where it is wanted."""
+        [rows, columns], and sum_s -<dz, z> / t, [rows] in the compute dtype, where it is wanted. Each is the mean over
+        so many `samples` of y for each draw."""
+        ...
+
+    def reinmax_grad(
+        self,
+        logits: Tensor,
+        index: Tensor,
+        grad: Tensor,
+        temperature: Tensor | float,
+        mask: Tensor | None = None,
+        logsumexp: Tensor | None = None,
+    ) -> Tensor:
+        """ReinMax: sum_s 2 J(m) g - J(p) g / 2, [rows, columns], with J(m) g = m (g - <m, g>) and
+        m = (softmax(x / t) + onehot(k)) / 2."""
+        ...
+
+    def gapped_grad(
+        self,
+        logits: Tensor,
+        index: Tensor,
+        grad: Tensor,
+        temperature: Tensor | float,
+        mask: Tensor | None = None,
+        logsumexp: Tensor | None = None,
+    ) -> Tensor:
+        """GappedStraightThrough: sum_s y (g - <y, g>) / t, [rows, columns], with y = softmax(x' / t), x'_k = max x and
+        x'_j = min(x_j, max x - 1) elsewhere."""
+        ...
+
+    def soft_grad(
+        self, y: Tensor, grad: Tensor, temperature: Tensor | float, with_temperature: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """Of soft samples y = softmax(z), z = (x + Gumbel) / t, [draws, rows, columns]: with dz = y (g - <y, g>),
+        sum_s dz / t, [rows, columns], and sum_s -<dz, log y> / t, [rows] in the compute dtype, where it is wanted."""
         ...
 
     # Densities
@@ -195,4 +233,26 @@ class Backend(Protocol):
         entropy: Tensor | None = None,
     ) -> Tensor:
         """-g p_j (log p_j + H), [rows, columns], for `entropy` and `grad` [rows]."""
+        ...
+
+    def log_prob_and_entropy(
+        self, logits: Tensor, index: Tensor, mask: Tensor | None = None, inside: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """What `log_prob_index` and `entropy` give, of one reading of the logits: log p_k, [draws, rows], H, [rows],
+        and the logsumexp where it was made."""
+        ...
+
+    def log_prob_and_entropy_grad(
+        self,
+        logits: Tensor,
+        index: Tensor,
+        grad_log_prob: Tensor,
+        grad_entropy: Tensor,
+        mask: Tensor | None = None,
+        logsumexp: Tensor | None = None,
+        entropy: Tensor | None = None,
+        grad: Tensor | None = None,
+    ) -> Tensor:
+        """sum_s g_s (onehot(k_s) - p) - g_H p (log p + H), [rows, columns], for `grad_log_prob` [draws, rows] and
+        `grad_entropy` [rows], and beside them PassThrough's p (g - <p, g>) where there is a `grad` [rows, columns]."""
         ...

@@ -16,21 +16,27 @@ import torch
 from torch import Tensor
 
 from .. import rng
+from ..grad_method import ReparamGradientStrategy
 from ..rng import Seed
-from ..tensors import compute_dtype, is_differentiated
+from ..tensors import is_differentiated
 from . import cpu, eager
 from .cpu import (  # noqa: F401
     entropy_grad,
+    gapped_grad,
+    log_prob_and_entropy,
+    log_prob_and_entropy_grad,
     log_prob_grad,
     log_softmax,
     masked,
     new_seed,
     one_hot,
     reads_masks,
+    reinmax_grad,
     relaxed,
     relaxed_grad,
     relaxes_first,
     shard_race,
+    soft_grad,
     softmax,
     softmax_grad,
 )
@@ -93,14 +99,14 @@ def _sums(x: Tensor) -> tuple[Tensor, Tensor, bool]:
     """Sums of weights, [rows, columns] in float64, column by column, NaN for no distribution; the last of them, of the
     whole row, [rows, 1]; and whether all are distributions."""
     rows, last = x.shape[0], x.shape[1] - 1
-    if 0 < x.numel() <= cpu._ONE_THREAD:
-        # A softmax of so few costs three times as much as their exp, which is as exact wherever a row's sum shows it.
+    if x.numel() > 0:
+        # A softmax takes more time than their exp, which is as exact wherever a row's sum shows it.
         sums = (x.exp() if x.dtype == torch.float64 else x.double().exp_()).cumsum_(1)
         total = sums[:, last:]
         low, high = total.aminmax() if rows > 1 else (total, total)
         if low.item() > _LEAST and high.item() < math.inf:
             return sums, total, True
-    sums = cpu.nearly_softmax(x).cumsum(-1, dtype=torch.float64)
+    sums = cpu.softmax(x).cumsum(-1, dtype=torch.float64)
     total = sums[:, last:]
     return sums, total, math.isfinite(total.sum().item())
 
@@ -111,11 +117,15 @@ def straight_through(
     draws: int,
     dtype: torch.dtype | None,
     seed: Seed,
-    temperature: Tensor | float | None,
+    method: ReparamGradientStrategy,
+    temperature: Tensor | float,
+    samples: int,
 ) -> Sample:
     x = masked(logits, mask)
-    if temperature is not None:
+    if method is ReparamGradientStrategy.RelaxedOneHot and samples == 1:
         return _relaxed_first(x, draws, dtype, seed, temperature)
+    if method is not ReparamGradientStrategy.PassThrough:
+        return cpu.straight_through(x, None, draws, dtype, seed, method, temperature, samples)
     return _with_gradient_of(sample(x.detach(), None, draws, dtype, seed, False), cpu.nearly_softmax(x))
 
 
@@ -128,7 +138,7 @@ def _with_gradient_of(drawn: Sample, y: Tensor) -> Sample:
 
 
 def _relaxed_first(x: Tensor, draws: int, dtype: torch.dtype | None, seed: Seed, temperature: Tensor | float) -> Sample:
-    """`eager.straight_through` in the fewest calls, in float64, where no maximum need be subtracted."""
+    """`eager.relaxed_first` in the fewest calls, in float64, where no maximum need be subtracted."""
     assert dtype is not None
     u = rng.uniform_like(x if draws == 1 else x.expand(draws, *x.shape), seed.generator)
     z = x - rng.exponential_of(u).neg_().log_()
@@ -145,7 +155,7 @@ def _relaxed_first(x: Tensor, draws: int, dtype: torch.dtype | None, seed: Seed,
     drawn = Sample(hot, index.squeeze(-1), None, all_valid, None, hot.numel() > cpu._ONE_THREAD)
     if isinstance(temperature, Tensor) or temperature != 1:
         z = z / eager.by_row(temperature, z.dtype)
-    return _with_gradient_of(drawn, torch.softmax(z, -1)) if z.requires_grad else drawn
+    return _with_gradient_of(drawn, cpu.nearly_softmax(z)) if z.requires_grad else drawn
 
 
 # Densities ------------------------------------------------------------------------------------------------------------
@@ -156,7 +166,7 @@ def log_prob_index(
 ) -> tuple[Tensor, Tensor | None]:
     if not (inside and cpu.is_short(logits)):
         return cpu.log_prob_index(logits, index, mask, logsumexp, inside)
-    log_p = torch.log_softmax(masked(logits, mask), -1, dtype=compute_dtype(logits.dtype))
+    log_p = cpu.nearly_log_softmax(masked(logits, mask))
     return eager.by_draw(log_p.gather(-1, eager.columns_at(index)), index), None
 
 
@@ -175,6 +185,6 @@ def log_prob(
 def entropy(logits: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     if not cpu.is_short(logits):
         return cpu.entropy(logits, mask)
-    log_p = torch.log_softmax(masked(logits, mask), -1, dtype=compute_dtype(logits.dtype))
+    log_p = cpu.nearly_log_softmax(masked(logits, mask))
     # Not -sum, which is -0 for a certain outcome; no term is positive.
     return (log_p.exp() * log_p.clamp_min(eager.LOWEST)).sum(-1).abs(), None

@@ -7,13 +7,22 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .. import rng
-from ..library import operators
+from ..library import called
 from ..rng import Seed
 from ..tensors import compute_dtype
 from .eager import argmax, one_hot, straight_through  # noqa: F401
 from .interface import Sample, ShardRace
 
 reads_masks = True
+
+_sample, _relaxed, _relaxed_grad, _soft_grad = map(called, ("sample", "relaxed", "relaxed_grad", "soft_grad"))
+_softmax_grad, _logsumexp, _entropy, _entropy_grad = map(
+    called, ("softmax_grad", "logsumexp", "entropy", "entropy_grad")
+)
+_shard_race = called("shard_race")
+_reinmax_grad, _gapped_grad = map(called, ("reinmax_grad", "gapped_grad"))
+_log_prob, _log_prob_index, _log_prob_grad = map(called, ("log_prob", "log_prob_index", "log_prob_grad"))
+_log_prob_and_entropy, _log_prob_and_entropy_grad = map(called, ("log_prob_and_entropy", "log_prob_and_entropy_grad"))
 
 
 def records(logits: Tensor, relaxed: bool = False) -> bool:
@@ -42,12 +51,12 @@ def log_softmax(logits: Tensor) -> Tensor:
 def sample(
     logits: Tensor, mask: Tensor | None, draws: int, dtype: torch.dtype | None, seed: Seed, again: bool
 ) -> Sample:
-    hot, index, logsumexp = operators.sample(logits, draws, dtype, *seed.of_kernel, mask)
+    hot, index, logsumexp = _sample(logits, draws, dtype, seed.tensor, seed.key, seed.offset, seed.first_row, mask)
     return Sample(None if dtype is None else hot, index, logsumexp, False, None)
 
 
 def shard_race(logits: Tensor, draws: int, seed: Seed, first_group: int) -> ShardRace:
-    index, score, sums = operators.shard_race(logits, draws, *seed.of_kernel, first_group)
+    index, score, sums = _shard_race(logits, draws, seed.tensor, seed.key, seed.offset, seed.first_row, first_group)
     return ShardRace(index, score, *sums.unbind())
 
 
@@ -57,11 +66,11 @@ def _either(temperature: Tensor | float) -> tuple[Tensor | None, float]:
 
 
 def relaxed(logits: Tensor, temperature: Tensor | float, draws: int, seed: Seed) -> Tensor:
-    return operators.relaxed(logits, *_either(temperature), draws, *seed.of_kernel)
+    return _relaxed(logits, *_either(temperature), draws, seed.tensor, seed.key, seed.offset, seed.first_row)
 
 
 def softmax_grad(logits: Tensor, grad: Tensor, mask: Tensor | None = None, logsumexp: Tensor | None = None) -> Tensor:
-    return operators.softmax_grad(logits, logsumexp, grad, mask)
+    return _softmax_grad(logits, logsumexp, grad, mask)
 
 
 class _NoSecondDerivative(Function):
@@ -91,14 +100,55 @@ def relaxed_grad(
     mask: Tensor | None = None,
     logsumexp: Tensor | None = None,
     with_temperature: bool = False,
+    samples: int = 1,
 ) -> tuple[Tensor, Tensor | None]:
-    args = index, grad, *_either(temperature), *seed.of_kernel, mask, with_temperature
+    args = (
+        index,
+        grad,
+        *_either(temperature),
+        seed.tensor,
+        seed.key,
+        seed.offset,
+        seed.first_row,
+        mask,
+        with_temperature,
+        samples,
+    )
     # It must have the noise of its draw, which torch's operations do not draw.
     with torch.no_grad():
-        out, dt = operators.relaxed_grad(logits, logsumexp, *args)
+        out, dt = _relaxed_grad(logits, logsumexp, *args)
     if torch.is_grad_enabled():
         out, dt = (_NoSecondDerivative.apply(gradient, logits, grad, temperature) for gradient in (out, dt))
     return out, dt if with_temperature else None
+
+
+def reinmax_grad(
+    logits: Tensor,
+    index: Tensor,
+    grad: Tensor,
+    temperature: Tensor | float,
+    mask: Tensor | None = None,
+    logsumexp: Tensor | None = None,
+) -> Tensor:
+    return _reinmax_grad(logits, logsumexp, index, grad, *_either(temperature), mask)
+
+
+def gapped_grad(
+    logits: Tensor,
+    index: Tensor,
+    grad: Tensor,
+    temperature: Tensor | float,
+    mask: Tensor | None = None,
+    logsumexp: Tensor | None = None,
+) -> Tensor:
+    return _gapped_grad(logits, logsumexp, index, grad, *_either(temperature), mask)
+
+
+def soft_grad(
+    y: Tensor, grad: Tensor, temperature: Tensor | float, with_temperature: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    dx, dt = _soft_grad(y, grad, *_either(temperature), with_temperature)
+    return dx, dt if with_temperature else None
 
 
 def _with_draws(tensor: Tensor, dim: int) -> Tensor:
@@ -114,25 +164,25 @@ def log_prob(
     hint: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     hint = None if hint is None else _with_draws(hint, 2)
-    out, index, new = operators.log_prob(logits, logsumexp, _with_draws(value, 3), mask, hint)
+    out, index, new = _log_prob(logits, logsumexp, _with_draws(value, 3), mask, hint)
     return out, index, new if logsumexp is None else None
 
 
 def log_prob_index(
     logits: Tensor, index: Tensor, mask: Tensor | None = None, logsumexp: Tensor | None = None, inside: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    new = operators.logsumexp(logits, mask) if logsumexp is None else None
-    return operators.log_prob_index(logits, new if logsumexp is None else logsumexp, _with_draws(index, 2), mask), new
+    new = _logsumexp(logits, mask) if logsumexp is None else None
+    return _log_prob_index(logits, new if logsumexp is None else logsumexp, _with_draws(index, 2), mask), new
 
 
 def log_prob_grad(
     logits: Tensor, index: Tensor, grad: Tensor, mask: Tensor | None = None, logsumexp: Tensor | None = None
 ) -> Tensor:
-    return operators.log_prob_grad(logits, logsumexp, index, grad, mask)
+    return _log_prob_grad(logits, logsumexp, index, grad, mask)
 
 
 def entropy(logits: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    return operators.entropy(logits, mask)
+    return _entropy(logits, mask)
 
 
 def entropy_grad(
@@ -142,4 +192,24 @@ def entropy_grad(
     logsumexp: Tensor | None = None,
     entropy: Tensor | None = None,
 ) -> Tensor:
-    return operators.entropy_grad(logits, logsumexp, entropy, grad, mask)
+    return _entropy_grad(logits, logsumexp, entropy, grad, mask)
+
+
+def log_prob_and_entropy(
+    logits: Tensor, index: Tensor, mask: Tensor | None = None, inside: bool = False
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    return _log_prob_and_entropy(logits, _with_draws(index, 2), mask)
+
+
+def log_prob_and_entropy_grad(
+    logits: Tensor,
+    index: Tensor,
+    grad_log_prob: Tensor,
+    grad_entropy: Tensor,
+    mask: Tensor | None = None,
+    logsumexp: Tensor | None = None,
+    entropy: Tensor | None = None,
+    grad: Tensor | None = None,
+) -> Tensor:
+    args = index, grad_log_prob, grad_entropy, mask, grad
+    return _log_prob_and_entropy_grad(logits, logsumexp, entropy, *args)

@@ -22,7 +22,9 @@ def _in(file: str) -> Callable[..., Mutant]:
     return lambda *row: Mutant(f"onehot_triton/{file}", *row)
 
 
-_cpu, _formulas, _kernels, _choice = (_in(f"_backends/{name}.py") for name in ("cpu", "eager", "triton", "__init__"))
+_cpu, _small, _formulas, _kernels, _choice = (
+    _in(f"_backends/{name}.py") for name in ("cpu", "small", "eager", "triton", "__init__")
+)
 _ops, _library, _rng, _parameters = (_in(f"{name}.py") for name in ("ops", "library", "rng", "parameters"))
 _blocks, _checks = _in("blocks.py"), _in("checks.py")
 
@@ -53,13 +55,55 @@ MUTANTS = [
         "a row with +inf behind its first column is drawn from",
         "tests/test_backends.py -k no_distribution",
     ),
-    _cpu(
+    _small(
         "at = torch.searchsorted(cumulative, (u * total).contiguous(), right=True)",
         "at = torch.searchsorted(cumulative, (u * total).contiguous(), right=False)",
         "a small batch: a category of probability 0 for a uniform of 0",
-        hard("uniforms_at_both_ends or beside_a_border"),
+        hard("uniforms_at_both_ends"),
+    ),
+    _small(
+        "rng.uniform_like(total, generator).mul_(total), right=True)",
+        "rng.uniform_like(total, generator).mul_(total), right=False)",
+        "a small batch, one draw: a category of probability 0 for a uniform of 0",
+        hard("one_draw_at_both_ends"),
+    ),
+    _small(
+        "z = x - rng.exponential_of(u).neg_().log_()",
+        "z = x + rng.exponential_of(u).neg_().log_()",
+        "the sign of the Gumbel variate of a small batch",
+        gradients("has_the_law and small"),
+    ),
+    _small(
+        "index.masked_fill(~valid, -1), valid.to(dtype)",
+        "index, valid.to(dtype)",
+        "a relaxed sample of a row that is no distribution has an index",
+        hard("bad_row_has_no_relaxed_draw"),
+    ),
+    _small(
+        "zero if drawn.all_valid else zero.nan_to_num(0.0)",
+        "zero",
+        "a row that is no distribution makes NaN of its draw",
+        hard("bad_row_has_no_relaxed_draw"),
+    ),
+    _small(
+        "z = z.clamp_min(-1e20)",
+        "pass",
+        "the temperature's gradient is 0 inf beside a category that is off",
+        gradients("temperature_has_its_shape"),
     ),
     _cpu(
+        "return torch.softmax(logits.t(), 0, dtype=dtype).t()",
+        "return torch.softmax(logits.t(), 1, dtype=dtype).t()",
+        "few columns: a distribution over the rows",
+        eager("few_columns"),
+    ),
+    _cpu(
+        "grad.t(), probs.t(), 0, probs.dtype).t()",
+        "grad.t(), probs.t(), 1, probs.dtype).t()",
+        "few columns: a gradient over the rows",
+        eager("few_columns"),
+    ),
+    _small(
         "at.masked_fill(invalid, -1), at.masked_fill(invalid, 0)",
         "at, at.masked_fill(invalid, 0)",
         "a small batch: a row that is no distribution has an index",
@@ -90,7 +134,7 @@ MUTANTS = [
         "Inductor gives searchsorted a transposed tensor, which warns",
         _of("test_ways_of_differentiating.py")("compile-8"),
     ),
-    _cpu("_LEAST = 1e-290", "_LEAST = -1.0", "weights that are all 0", eager("large_logits")),
+    _small("_LEAST = 1e-290", "_LEAST = -1.0", "weights that are all 0", eager("large_logits")),
     _formulas("LOWEST = -10_000", "LOWEST = -10", "small terms of the entropy cut off", eager("small_probabilities")),
     _cpu("_RACED = 4", "_RACED = 0", "other numbers from a seed than README shows", "tests/test_readme.py"),
     _cpu(
@@ -134,10 +178,22 @@ MUTANTS = [
         "return log_p - log_total if", "return log_p + log_total if", "the sign of a correction", hard("no_small_term")
     ),
     _cpu(
-        "(total / weight.amax(-1)).log()",
-        "total.log()",
-        "the largest weight taken for 1",
-        eager("by_blocks or entropy_of_a_long_row"),
+        "log_total - weight.mul_(d).nansum(-1) / total",
+        "log_total - weight.mul_(d).nansum(-1)",
+        "a mean of log p that is not divided by its weights",
+        "tests/test_log_prob_and_entropy.py -k 'in_blocks'",
+    ),
+    _cpu(
+        "constant = slope * (entropy - log_sum) - total",
+        "constant = slope * entropy - total",
+        "log p that is not normalised",
+        "tests/test_log_prob_and_entropy.py -k 'in_blocks'",
+    ),
+    _cpu(
+        "p.mul_(h.sum(-1, keepdim=True).add_(total[part]))",
+        "p.mul_(h.sum(-1, keepdim=True))",
+        "the log_prob's p left out of a joint gradient",
+        "tests/test_log_prob_and_entropy.py -k 'in_blocks'",
     ),
     _rng(
         "-(2.0**-54), alpha=1 - 2.0**-52", "-(2.0**-54), alpha=1", "noise of an infinite variate", hard("float64_noise")
@@ -150,7 +206,7 @@ MUTANTS = [
         "the wrong tail of the noise",
         hard("float32_noise"),
     ),
-    _rng("lo.float() + 0.5", "lo.float()", "noise that is 0", hard("float32_noise")),
+    _rng("lo.to(dtype) + 0.5", "lo.to(dtype)", "noise that is 0", hard("float32_noise")),
     _formulas(
         "(weight / e).argmin(-1)",
         "(weight / e).argmax(-1)",
@@ -193,9 +249,9 @@ MUTANTS = [
         "sums in float32",
         eager("small_weights_behind"),
     ),
-    _cpu(
-        "if columns > _RACED and is_small(x):",
-        "if is_small(x):",
+    _small(
+        "logits.shape[-1] <= cpu._RACED:",
+        "False:",
         "the two ways of drawing exchanged",
         "tests/test_readme.py",
     ),
@@ -250,7 +306,7 @@ MUTANTS = [
         eager("drawn_nowhere"),
         "amax keeps NaN, as the sum does",
     ),
-    _cpu(" and high.item() < math.inf", "", "sums that are infinite", eager("large_logits")),
+    _small(" and high.item() < math.inf", "", "sums that are infinite", eager("large_logits")),
     _cpu(
         "logsumexp(-1) - share.log()",
         "logsumexp(-1) + share.log()",
@@ -274,7 +330,7 @@ MUTANTS = [
         hard("argmax_is_the_first"),
     ),
     _cpu(
-        "torch.where(index == at.t(), chosen, torch.nan)",
+        "torch.where(index == inner, chosen, torch.nan)",
         "chosen",
         "an index out of bounds counts as the next",
         hard("index_out_of_bounds"),
@@ -339,26 +395,26 @@ MUTANTS = [
         eager("create_graph"),
     ),
     _rng(
-        "seeded_exponential(seed + next(requests), shape)",
-        "_kernels.seeded_exponential(seed, shape)",
+        "seeded_exponential(drawn + next(requests), shape)",
+        "_kernels.seeded_exponential(drawn, shape)",
         "compiled RelaxedOneHot with one noise for both stages",
         eager("noise_of_their_own"),
     ),
     _ops(
-        "Seed(seed_tensor, ctx.key, ctx.offset)",
-        "Seed(seed_tensor, ctx.key, 0)",
+        "Seed(seed_tensor, ctx.key, ctx.offset, None",
+        "Seed(seed_tensor, ctx.key, 0, None",
         "the offset left out of the backward",
         eager("reads_the_noise"),
     ),
     _ops(
-        "Seed(seed_tensor, ctx.key, ctx.offset)",
-        "Seed(seed_tensor, ctx.key + 1, ctx.offset)",
+        "Seed(seed_tensor, ctx.key, ctx.offset, None",
+        "Seed(seed_tensor, ctx.key + 1, ctx.offset, None",
         "another seed in the backward",
         eager("reads_the_noise"),
     ),
     _ops(
-        "grad = grad[0] if draws == 1 else grad.sum(0)",
-        "grad = grad[0]",
+        "PassThrough:\n                grad = grad[0] if draws == 1 else grad.sum(0)",
+        "PassThrough:\n                grad = grad[0]",
         "the gradient of the first draw alone",
         gradients("test_pass_through_gradient"),
     ),
@@ -399,17 +455,29 @@ MUTANTS = [
         "a tensor of temperatures taken for one",
         relaxed("rsample_gradient"),
     ),
-    _ops(
-        "dx = (dz.sum(0) / divisor",
-        "dx = (dz.sum(0) * divisor",
+    _cpu(
+        "dx = dz.sum(1) * inverse",
+        "dx = dz.sum(1) / inverse",
         "times the temperature",
         relaxed("rsample_gradient"),
     ),
-    _ops(
-        "dt = -(dz * log_y).sum((0, 2)) / temperature",
-        "dt = (dz * log_y).sum((0, 2)) / temperature",
+    _cpu(
+        "-(dz * log_y).sum((1, 2)).unsqueeze(-1) * inverse",
+        "(dz * log_y).sum((1, 2)).unsqueeze(-1) * inverse",
         "the sign of the temperature's gradient",
         relaxed("rsample_gradient"),
+    ),
+    _ops(
+        "if batch[d] > 1 and all(t.stride(d) == 0 for t in tensors)",
+        "if batch[d] > 1 and logits.stride(d) == 0",
+        "one mask for all that an expanded batch repeats",
+        "tests/test_launches.py -k expanded",
+    ),
+    _ops(
+        "[len(lead) + d for d in dims])",
+        "list(range(len(lead), len(lead) + len(dims))))",
+        "draws of repetitions in the place of the rows",
+        "tests/test_launches.py -k expanded",
     ),
     _ops(
         "    if temperature.numel() == 1:",
@@ -445,7 +513,7 @@ MUTANTS = [
     _library('"rr>d"', '"r.>d"', "vmap: logsumexp's mask", operators("vmap")),
     _library('"r..s...r>ddd"', '"r..s....>ddd"', "vmap: sample's mask", operators("vmap")),
     _library('"rr..s...>d"', '"r...s...>d"', "vmap: the temperatures of relaxed", operators("vmap")),
-    _library('"rdddr.s...r.>rr"', '"rdddr.s.....>rr"', "vmap: relaxed_grad's mask", operators("vmap")),
+    _library('"rdddr.s...r..>rr"', '"rdddr.s......>rr"', "vmap: relaxed_grad's mask", operators("vmap")),
     _library(
         'info.randomness == "error" and not seeds_are_batched',
         'info.randomness == "error" and seeds_are_batched',

@@ -37,7 +37,8 @@ from torch import Tensor
 
 from onehot_triton import tensors
 from onehot_triton._backends import eager
-from onehot_triton.kernels import entropy, launch, log_prob, relaxed, sample, softmax_grad
+from onehot_triton.kernels import entropy, launch, log_prob, relaxed, sample, soft_grad, softmax_grad, straight_through
+from onehot_triton.kernels import log_prob_and_entropy as joint
 
 F16, BF16, F32, F64 = torch.float16, torch.bfloat16, torch.float32, torch.float64
 COLUMNS = (1, 2, 6, 18, 32, 100, 1000, 1023, 1024, 1025, 4096, 5000, 20000, 33000, 140000)
@@ -234,10 +235,70 @@ def run_entropy_grad(tally: Tally, case: Case) -> float:
     )
 
 
+def run_log_prob_and_entropy(tally: Tally, case: Case) -> float:
+    log_prob, entropy, logsumexp = joint.log_prob_and_entropy(case.logits, case.index, case.allowed)
+    seen, exact = case.seen, case.seen.double()
+    return max(
+        as_good_as(log_prob, *(eager.log_prob_index(x, case.index)[0] for x in (seen, exact)), case.dtype),
+        as_good_as(entropy, *(eager.entropy(x)[0] for x in (seen, exact)), case.dtype),
+        logsumexp_as_good_as(case, logsumexp),
+    )
+
+
+def run_log_prob_and_entropy_grad(tally: Tally, case: Case) -> float:
+    worst = 0.0
+    exact_entropy = eager.entropy(case.seen.double())[0].to(case.compute)
+    for grad in (None, case.grad):
+        given = case.index, case.row_grad, case.row_grad[0]
+        found = joint.log_prob_and_entropy_grad(case.logits, case.logsumexp, exact_entropy, *given, case.allowed, grad)
+        twin = eager.log_prob_and_entropy_grad(case.seen, *given, case.allowed, grad=grad)
+        given = case.index, case.row_grad.double(), case.row_grad[0].double()
+        grad = None if grad is None else grad.double()
+        exact = eager.log_prob_and_entropy_grad(case.seen.double(), *given, case.allowed, grad=grad)
+        worst = max(worst, as_good_as(found, twin, exact, case.dtype))
+    return worst
+
+
 def run_softmax_grad(tally: Tally, case: Case) -> float:
     found = softmax_grad.softmax_grad(case.logits, case.logsumexp, case.grad, case.allowed)
     exact = eager.softmax_grad(case.seen.double(), case.grad.double())
     return as_good_as(found, eager.softmax_grad(case.seen, case.grad), exact, case.dtype)
+
+
+def run_reinmax_grad(tally: Tally, case: Case) -> float:
+    # Of one draw 1, which has a variant of the kernel.
+    return run_straight_through(case, "reinmax_grad", 1.0 if case.draws == 1 else case.temperature)
+
+
+def run_gapped_grad(tally: Tally, case: Case) -> float:
+    return run_straight_through(case, "gapped_grad", case.temperature)
+
+
+def run_straight_through(case: Case, name: str, t: Tensor | float) -> float:
+    grad = torch.randn(case.draws, case.rows, case.columns, generator=case.random).to(case.dtype)
+    found = getattr(straight_through, name)(case.logits, case.logsumexp, case.index, grad, t, case.allowed)
+    twin = getattr(eager, name)(case.seen, case.index, grad, t)
+    exact_t = t.double() if isinstance(t, Tensor) else t
+    exact = getattr(eager, name)(case.seen.double(), case.index, grad.double(), exact_t)
+    return as_good_as(found, twin, exact, case.dtype)
+
+
+def run_soft_grad(tally: Tally, case: Case) -> float:
+    shape = (case.draws, case.rows, case.columns)
+    y = (4 * torch.randn(shape, generator=case.random)).softmax(-1).to(case.dtype)
+    # Also where it is 0, and in a row that is no distribution.
+    y[..., 0] = 0
+    y[:, 1:2] = torch.nan
+    grad = torch.randn(shape, generator=case.random).to(case.dtype)
+    found = soft_grad.soft_grad(y, grad, case.temperature, True)
+    twin = eager.soft_grad(y, grad, case.temperature, True)
+    exact = eager.soft_grad(y.double(), grad.double(), case.temperature.double(), True)
+    # lg2.approx is off by 2^-22 where its result is near 0: of each product, where y is near 1.
+    unit = 4 * y.double().nan_to_num().sum((0, 2)) * grad.double().abs().amax((0, 2)) / case.temperature.double()
+    dt = (found[1].double() - exact[1]).abs() / (4 * (twin[1].double() - exact[1]).abs() + 2.0**-20 * unit)
+    if not torch.equal(found[1].isnan(), exact[1].isnan()):
+        raise AssertionError("NaN of dt")
+    return max(as_good_as(found[0], twin[0], exact[0], case.dtype), dt.nan_to_num().max().item())
 
 
 def run_log_prob(tally: Tally, case: Case) -> float:
@@ -274,8 +335,8 @@ def run_log_prob_grad(tally: Tally, case: Case) -> float:
     return as_good_as(found, twin, exact, case.dtype)
 
 
-def relaxed_noise(case: Case, stage: int) -> np.ndarray:
-    draw = np.arange(case.draws)[:, None, None]
+def relaxed_noise(case: Case, stage: int, samples: int = 1) -> np.ndarray:
+    draw = np.arange(case.draws * samples)[:, None, None]
     row = case.row_offset + np.arange(case.rows)[None, :, None]
     seed = case.seed % 2**64
     return relaxed_exponential(
@@ -305,14 +366,15 @@ def run_relaxed(tally: Tally, case: Case) -> float:
 def run_relaxed_grad(tally: Tally, case: Case) -> float:
     index = case.index
     grad = torch.randn(case.draws, case.rows, case.columns, generator=case.random).to(case.dtype)
+    samples = 1 + case.columns % 2
     found, dt = relaxed.relaxed_grad(
-        case.logits, case.logsumexp, index, grad, case.temperature, *case.noise, case.allowed, True
+        case.logits, case.logsumexp, index, grad, case.temperature, *case.noise, case.allowed, True, samples
     )
-    draw, row = np.arange(case.draws)[:, None], case.row_offset + np.arange(case.rows)[None, :]
+    draw, row = np.arange(case.draws * samples)[:, None], case.row_offset + np.arange(case.rows)[None, :]
     high, low, _, _ = words(case.seed % 2**64, case.offset, 3, 2**30 - 1, row, draw)
-    noise = torch.from_numpy(relaxed_noise(case, 3)), torch.from_numpy(exponential(high, low))
+    noise = torch.from_numpy(relaxed_noise(case, 3, samples)), torch.from_numpy(exponential(high, low))
     args = case.seen.double(), index, grad.double(), case.temperature.double(), *noise
-    exact, exact_dt = eager.relaxed_grad_with(*args)
+    exact, exact_dt = eager.relaxed_grad_with(*args, samples)
     if dt.dtype != case.compute or not torch.equal(dt.isnan(), exact_dt.isnan()):
         raise AssertionError("NaN or dtype of dt")
     if found.dtype != case.dtype or not torch.equal(found.isnan(), exact.isnan()):
@@ -332,7 +394,9 @@ def run_relaxed_grad(tally: Tally, case: Case) -> float:
 OPERATIONS = {
     "sample": run_sample, "relaxed": run_relaxed, "relaxed_grad": run_relaxed_grad, "log_prob": run_log_prob,
     "log_prob_index": run_log_prob_index, "log_prob_grad": run_log_prob_grad, "entropy": run_entropy,
-    "entropy_grad": run_entropy_grad, "softmax_grad": run_softmax_grad,
+    "entropy_grad": run_entropy_grad, "softmax_grad": run_softmax_grad, "soft_grad": run_soft_grad,
+    "log_prob_and_entropy": run_log_prob_and_entropy, "log_prob_and_entropy_grad": run_log_prob_and_entropy_grad,
+    "reinmax_grad": run_reinmax_grad, "gapped_grad": run_gapped_grad,
 }  # fmt: skip
 NOISY = ("sample", "relaxed", "relaxed_grad")
 
@@ -379,7 +443,7 @@ def cases(operation: str, quick: bool) -> list[Case]:
         for columns, dtype in ((32, BF16), (1000, F32), (4096, BF16), (5000, F16)):
             if not quick or (columns, layout) in ((32, "odd"), (4096, "wide"), (1000, "expanded")):
                 add(5, columns, dtype, layout=layout)
-    if operation != "relaxed":
+    if operation not in ("relaxed", "soft_grad"):
         for mask, (rows, columns, dtype) in itertools.product(
             ("full", "shared"), ((70, 6, BF16), (5, 1024, F32), (4, 1025, F16), (3, 20000, BF16))
         ):

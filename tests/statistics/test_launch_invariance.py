@@ -48,13 +48,13 @@ def draw(logits: Tensor, draws: int, row_offset: int = 0, seed=SEED, mask: Tenso
 
 
 def grad(logits: Tensor, index: Tensor, rows: slice = slice(None), mask: Tensor | None = None) -> Tensor:
-    """The RelaxedOneHot backward, whose noise has the rows' numbers too."""
+    """The RelaxedOneHot backward of two samples a draw, whose noise has the rows' numbers too."""
     g = torch.randn(*index.shape, logits.shape[-1], generator=torch.Generator().manual_seed(1)).to(DEVICE)
     x = logits[rows]
     temperature = torch.full((x.shape[0],), 0.7, device=DEVICE)
     masked = x if mask is None else torch.where(mask, x, -torch.inf)
     args = (eager.logsumexp(masked), index[:, rows].contiguous(), g[:, rows].contiguous(), temperature, 1.0)
-    return torch.ops.onehot_triton.relaxed_grad(x, *args, *SEED, rows.start or 0, mask, False)[0]
+    return torch.ops.onehot_triton.relaxed_grad(x, *args, *SEED, rows.start or 0, mask, False, 2)[0]
 
 
 def assert_same(found: list[Tensor], expected: list[Tensor]) -> None:

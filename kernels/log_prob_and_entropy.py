@@ -1,0 +1,270 @@
+"""Log-probabilities of given columns and the entropy of their row together, and their gradient in one.
+
+    log p_k = x_k - logsumexp
+    H = -sum_j p_j log p_j
+    dx_j = sum_s g_s (1[j = k_s] - p_j) - g_H p_j (log p_j + H)
+         = sum_s g_s 1[j = k_s] - p_j (sum_s g_s + g_H (log p_j + H))
+
+Forward, it is the entropy's walk over the row (`entropy.py`), after which the logsumexp is there, and a log-probability
+is one number more. Backward, each logit is read once, each number of the gradient written once, and no two are added in
+memory: not by a scatter, which in half precision would round in between, and whose atomics come in any order.
+
+A draw's own gradient, PassThrough's p_j (g_j - <p, g>), joins these where there is one.
+"""
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from . import launch
+from .entropy import _add_tile, _join, _log2_of_sum
+from .noise import LN2, LOG2E
+from .rows import (
+    FAR,
+    allowed_arguments,
+    compute_dtype,
+    compute_type,
+    has_tail,
+    lane_sum,
+    load_chosen,
+    load_grad,
+    load_logits,
+    load_logsumexp,
+    load_parts,
+    log2_probs,
+    log_sum_of,
+    over_tile,
+    store_logsumexp,
+    store_part,
+    tile_columns,
+    with_unit_stride,
+)
+from .softmax_grad import _dot_kernel
+
+
+@triton.jit
+def _store(
+    logits_ptr, allowed_ptr, index_ptr, log_prob_ptr, entropy_ptr, logsumexp_ptr, row, row_stride, allowed_stride,
+    rows, columns, draws, inside, maximum, total, rest, moment, TYPE: tl.constexpr,
+):  # fmt: skip
+    """What is wanted of rows whose sums are known."""
+    log_sum = log_sum_of(total)
+    store_logsumexp(logsumexp_ptr, row, rows, inside, maximum, log_sum)
+    entropy = (_log2_of_sum(total, rest) - moment / total) * LN2
+    tl.store(entropy_ptr + row, tl.where(total > 0, entropy, float("nan")), mask=inside)
+    for draw in range(draws):
+        at = draw * rows + row
+        index = tl.load(index_ptr + at, mask=inside, other=-1)
+        exists = inside & (index >= 0) & (index < columns)
+        x = load_chosen(logits_ptr, row * row_stride + index, exists, TYPE, allowed_ptr, row * allowed_stride + index)
+        tl.store(log_prob_ptr + at, x - maximum - log_sum, mask=inside)
+
+
+@triton.jit(do_not_specialize=["rows", "draws"])
+def _forward_kernel(
+    logits_ptr, allowed_ptr, index_ptr, log_prob_ptr, entropy_ptr, logsumexp_ptr, parts_ptr, row_stride: tl.int64,
+    allowed_stride: tl.int64, rows: tl.int64, columns, draws,
+    TYPE: tl.constexpr, SPLIT: tl.constexpr,
+    ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    inside = row < rows
+    column = tile_columns(DEPTH, LANES, VECTOR)
+    ptrs = logits_ptr + over_tile(row * row_stride) + column
+    allowed_at = over_tile(row * allowed_stride) + column
+    maximum = tl.full([ROWS, LANES], float("-inf"), TYPE)
+    total = tl.zeros([ROWS, LANES], TYPE)
+    rest = tl.zeros([ROWS, LANES], TYPE)
+    moment = tl.zeros([ROWS, LANES], TYPE)
+    # Whole tiles without a mask (a program of several rows has one tile, under a mask), and one more with it.
+    BLOCK: tl.constexpr = DEPTH * LANES * VECTOR
+    whole = columns // BLOCK * BLOCK if ROWS == 1 else 0
+    for start in range(tl.program_id(1) * BLOCK, whole, tl.num_programs(1) * BLOCK):
+        x = load_logits(ptrs + start, None, TYPE, allowed_ptr, allowed_at + start)
+        maximum, total, rest, moment = _add_tile(x, maximum, total, rest, moment)
+    if has_tail(whole, columns, BLOCK):
+        mask = over_tile(inside) & (whole + column < columns)
+        x = load_logits(ptrs + whole, mask, TYPE, allowed_ptr, allowed_at + whole)
+        maximum, total, rest, moment = _add_tile(x, maximum, total, rest, moment)
+    maximum, total, rest, moment = _join(maximum, total, rest, moment)
+    if SPLIT:
+        store_part(parts_ptr, 4 * row, maximum)
+        store_part(parts_ptr, 4 * row + 1, total)
+        store_part(parts_ptr, 4 * row + 2, rest)
+        store_part(parts_ptr, 4 * row + 3, moment)
+    else:
+        _store(
+            logits_ptr, allowed_ptr, index_ptr, log_prob_ptr, entropy_ptr, logsumexp_ptr, row, row_stride,
+            allowed_stride, rows, columns, draws, inside, maximum, total, rest, moment, TYPE,
+        )  # fmt: skip
+
+
+@triton.jit(do_not_specialize=["parts", "draws"])
+def _join_kernel(
+    logits_ptr, allowed_ptr, index_ptr, log_prob_ptr, entropy_ptr, logsumexp_ptr, parts_ptr, row_stride: tl.int64,
+    allowed_stride: tl.int64, columns, draws, parts, TYPE: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    # One row a program, from what the programs that shared it left.
+    row = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
+    maximum, total, rest, moment = _join(
+        load_parts(parts_ptr, 4 * row, parts, float("-inf"), PARTS),
+        load_parts(parts_ptr, 4 * row + 1, parts, 0.0, PARTS),
+        load_parts(parts_ptr, 4 * row + 2, parts, 0.0, PARTS),
+        load_parts(parts_ptr, 4 * row + 3, parts, 0.0, PARTS),
+    )
+    _store(
+        logits_ptr, allowed_ptr, index_ptr, log_prob_ptr, entropy_ptr, logsumexp_ptr, row, row_stride, allowed_stride,
+        tl.num_programs(0), columns, draws, row >= 0, maximum, total, rest, moment, TYPE,
+    )  # fmt: skip
+
+
+@triton.jit
+def _given(
+    index_ptr, grad_log_prob_ptr, allowed_ptr, at, row, allowed_stride, columns, inside, TYPE: tl.constexpr
+):  # fmt: skip
+    """(gradient of the log-probability, index) of a draw from each row; -1 for an index that has no gradient."""
+    index = tl.load(index_ptr + at, mask=inside, other=-1)
+    if allowed_ptr is not None:
+        # A category that is switched off has gradient 0, also where its log-probability of -inf was asked for.
+        exists = inside & (index >= 0) & (index < columns)
+        index = tl.where(tl.load(allowed_ptr + row * allowed_stride + index, mask=exists, other=0) != 0, index, -1)
+    return tl.load(grad_log_prob_ptr + at, mask=inside, other=0.0).to(TYPE), index
+
+
+@triton.jit(do_not_specialize=["rows", "draws", "parts"])
+def _backward_kernel(
+    logits_ptr, allowed_ptr, logsumexp_ptr, entropy_ptr, index_ptr, grad_log_prob_ptr, grad_entropy_ptr, grad_ptr,
+    parts_ptr, out_ptr, row_stride: tl.int64, allowed_stride: tl.int64, grad_stride: tl.int64, rows: tl.int64, columns,
+    draws, parts,
+    ONE_DRAW: tl.constexpr, PARTS: tl.constexpr, TYPE: tl.constexpr,
+    ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    # One tile a program.
+    BLOCK: tl.constexpr = DEPTH * LANES * VECTOR
+    tiles = tl.cdiv(columns, BLOCK)
+    row = (tl.program_id(0) // tiles).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    inside = row < rows
+    start = tl.program_id(0) % tiles * BLOCK
+    column = start + tile_columns(DEPTH, LANES, VECTOR)
+    mask = over_tile(inside) & (column < columns)
+    allowed_at = over_tile(row * allowed_stride) + column
+    x = load_logits(logits_ptr + over_tile(row * row_stride) + column, mask, TYPE, allowed_ptr, allowed_at)
+    maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, inside)
+    log2_p = log2_probs(x, maximum, log_sum)
+    p = tl.exp2(log2_p)
+    entropy = tl.load(entropy_ptr + row, mask=inside) * LOG2E
+    grad_entropy = tl.load(grad_entropy_ptr + row, mask=inside).to(TYPE) * LN2
+    # -g_H (log p + H), times p below, and 0 where p is.
+    slope = -over_tile(grad_entropy) * (tl.maximum(log2_p, FAR) + over_tile(entropy))
+    if grad_ptr is not None:
+        grad = load_grad(grad_ptr + over_tile(row * grad_stride) + column, mask, TYPE)
+        # A row in one tile gives <p, g> itself, a longer one has left the sums of its parts.
+        if parts_ptr is None:
+            dot = tl.sum(lane_sum(p * grad), 1)
+        else:
+            dot = tl.sum(load_parts(parts_ptr, row, parts, 0.0, PARTS), 1)
+        slope += grad - over_tile(dot)
+    if ONE_DRAW:
+        total, index = _given(
+            index_ptr, grad_log_prob_ptr, allowed_ptr, row, row, allowed_stride, columns, inside, TYPE
+        )
+        at_index = tl.where(column == over_tile(index), over_tile(total), 0.0)
+    else:
+        total = tl.zeros([ROWS], TYPE)
+        at_index = tl.zeros([DEPTH, ROWS, LANES, VECTOR], TYPE)
+        for draw in range(draws):
+            at = draw * rows + row
+            grad_log_prob, index = _given(
+                index_ptr, grad_log_prob_ptr, allowed_ptr, at, row, allowed_stride, columns, inside, TYPE
+            )
+            total += grad_log_prob
+            # Of a long row, most tiles do not have it.
+            if tl.sum(((index >= start) & (index < start + BLOCK)).to(tl.int32), 0) > 0:
+                at_index += tl.where(column == over_tile(index), over_tile(grad_log_prob), 0.0)
+    out = at_index + p * (slope - over_tile(total))
+    tl.store(out_ptr + over_tile(row * columns) + column, out.to(out_ptr.dtype.element_ty), mask=mask)
+
+
+@launch.on_its_device
+def log_prob_and_entropy(logits: Tensor, index: Tensor, allowed: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Densities of rows, in the compute dtype.
+
+    Args:
+        logits: [rows, columns].
+        index: int64 [draws, rows].
+        allowed: see `rows.allowed_arguments`.
+
+    Returns:
+        log_prob: [draws, rows], NaN where the index is no column.
+        entropy: [rows], in nats.
+        logsumexp: [2, rows].
+    """
+    logits = with_unit_stride(logits)
+    rows, columns = logits.shape
+    logsumexp = torch.empty((2, rows), dtype=compute_dtype(logits.dtype), device=logits.device)
+    log_prob, entropy = logsumexp.new_empty(index.shape), logsumexp.new_empty(rows)
+    if rows:
+        tile = launch.tile(logits)
+        split = tile.parts > 1
+        common = {
+            "logits_ptr": logits, "index_ptr": index.contiguous(), "log_prob_ptr": log_prob, "entropy_ptr": entropy,
+            "logsumexp_ptr": logsumexp, "parts_ptr": entropy.new_empty((rows, 4, tile.parts)) if split else entropy,
+            "row_stride": logits.stride(0), "columns": columns, "draws": index.shape[0],
+            "TYPE": compute_type(logits.dtype), **allowed_arguments(allowed),
+        }  # fmt: skip
+        _forward_kernel[(launch.cdiv(rows, tile.rows), tile.parts)](
+            rows=rows, SPLIT=split, num_warps=tile.warps, **tile.shape, **common
+        )
+        if split:
+            _join_kernel[(rows,)](parts=tile.parts, PARTS=launch.next_power_of_2(tile.parts), **common)
+    return log_prob, entropy, logsumexp
+
+
+@launch.on_its_device
+def log_prob_and_entropy_grad(
+    logits: Tensor,
+    logsumexp: Tensor,
+    entropy: Tensor,
+    index: Tensor,
+    grad_log_prob: Tensor,
+    grad_entropy: Tensor,
+    allowed: Tensor | None = None,
+    grad: Tensor | None = None,
+) -> Tensor:
+    """sum_s g_s (onehot(k_s) - p) - g_H p (log p + H), and p (g - <p, g>) where there is a `grad`.
+
+    Args:
+        logits: [rows, columns].
+        logsumexp, entropy: [2, rows] and [rows].
+        index: int64 [draws, rows].
+        grad_log_prob, grad_entropy: [draws, rows] and [rows].
+        allowed: see `rows.allowed_arguments`.
+        grad: of a draw from each row, [rows, columns].
+
+    Returns:
+        [rows, columns] in the logits' dtype.
+    """
+    logits = with_unit_stride(logits)
+    rows, columns = logits.shape
+    out = torch.empty((rows, columns), dtype=logits.dtype, device=logits.device)
+    if not rows:
+        return out
+    grad = None if grad is None else with_unit_stride(grad)
+    tile = launch.tile(logits) if grad is None else launch.tile(logits, grad)
+    parts, logsumexp = None, logsumexp.contiguous()
+    common = {
+        "logits_ptr": logits, "logsumexp_ptr": logsumexp, "grad_ptr": grad, "row_stride": logits.stride(0),
+        "grad_stride": 0 if grad is None else grad.stride(0), "columns": columns, "TYPE": compute_type(logits.dtype),
+        "num_warps": tile.warps, **tile.row_shape, **allowed_arguments(allowed),
+    }  # fmt: skip
+    if grad is not None and not tile.one:
+        parts = logsumexp.new_empty((rows, tile.parts))
+        _dot_kernel[(rows, tile.parts)](parts_ptr=parts, **common)
+    _backward_kernel[(launch.cdiv(rows, tile.rows) * launch.cdiv(columns, tile.columns),)](
+        entropy_ptr=entropy.contiguous(), index_ptr=index.contiguous(), grad_log_prob_ptr=grad_log_prob.contiguous(),
+        grad_entropy_ptr=grad_entropy.contiguous(), parts_ptr=parts, out_ptr=out, rows=rows, draws=index.shape[0],
+        parts=tile.parts, ONE_DRAW=index.shape[0] == 1, PARTS=launch.next_power_of_2(tile.parts), ROWS=tile.rows,
+        **common,
+    )  # fmt: skip
+    return out

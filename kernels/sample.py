@@ -155,8 +155,19 @@ def _sum_groups(
 
 
 @triton.jit
-def _race_groups(maximum_ptr, total_ptr, row, draw, key, counter3, columns, TYPE: tl.constexpr, RACE: tl.constexpr):
-    """The winning group of a row, and its (maximum, total), sum exp x = total exp(maximum)."""
+def _number(group, first_group):
+    """The number by which the noise knows a group of this shard of a row; None: the row is whole."""
+    if first_group is not None:
+        group += first_group
+    return group
+
+
+@triton.jit
+def _race_groups(
+    maximum_ptr, total_ptr, first_group, row, draw, key, counter3, columns, TYPE: tl.constexpr, RACE: tl.constexpr
+):
+    """The winning group of a row, its E / sum exp(x - maximum), and the row's (maximum, total), sum exp x =
+    total exp(maximum)."""
     groups = tl.cdiv(columns, _GROUP)
     maximum = tl.full([], float("-inf"), TYPE)
     row_total = tl.full([], 0.0, TYPE)
@@ -168,7 +179,7 @@ def _race_groups(maximum_ptr, total_ptr, row, draw, key, counter3, columns, TYPE
         total = tl.load(total_ptr + group, mask=group < groups, other=0.0)
         new = tl.maximum(maximum, tl.max(group_maximum, 0))
         base = or_zero(new)
-        w0, w1, _, _ = words(GROUPS, group, row, draw, key, counter3)
+        w0, w1, _, _ = words(GROUPS, _number(group, first_group), row, draw, key, counter3)
         # A group that is all -inf has a total of 0 and ends at inf.
         result = exponential64(w0, w1) * (tl.exp2((base - group_maximum) * LOG2E) / total).to(tl.float32)
         value, at = tl.min(result, 0, return_indices=True)
@@ -179,31 +190,43 @@ def _race_groups(maximum_ptr, total_ptr, row, draw, key, counter3, columns, TYPE
             total * tl.exp2((group_maximum - base) * LOG2E), 0
         )
         maximum = new
-    return best_group, maximum, row_total
+    return best_group, best, maximum, row_total
 
 
 @triton.jit
-def _race_elements(logits_ptr, allowed_ptr, allowed_at, group, row, draw, key, counter3, columns, TYPE: tl.constexpr):
+def _race_elements(
+    logits_ptr, allowed_ptr, allowed_at, first_group, group, row, draw, key, counter3, columns, TYPE: tl.constexpr
+):
     """The winning column of the winning group."""
     i, call = _halves(1, 128, _HALF // 128)
     column = group * _GROUP + i
     x = load_logits(tile_ptrs(logits_ptr, column), column < columns, TYPE, allowed_ptr, allowed_at + column)
     row += tl.arange(0, 1)
-    return tl.min(_winner(x, tl.max(lane_max(x), 1), column, group * _HALF + call, row, draw, key, counter3), 0)
+    call += _number(group, first_group) * _HALF
+    return tl.min(_winner(x, tl.max(lane_max(x), 1), column, call, row, draw, key, counter3), 0)
 
 
 @triton.jit
 def _select(
     logits_ptr, allowed_ptr, allowed_at, one_hot_ptr, index_ptr, logsumexp_ptr, maximum_ptr, total_ptr, row, rows,
     draw, key, counter3, columns, ONE_HOT: tl.constexpr, TYPE: tl.constexpr, RACE: tl.constexpr,
+    first_group=None, score_ptr=None,
 ):  # fmt: skip
     """One draw of one row, from the sums of its groups. The pointers are to the row and the draw; the row's part of the
-    category mask starts at `allowed_at`."""
-    group, maximum, total = _race_groups(maximum_ptr, total_ptr, row, draw, key, counter3, columns, TYPE, RACE)
-    winner = _race_elements(logits_ptr, allowed_ptr, allowed_at, group, row, draw, key, counter3, columns, TYPE)
+    category mask starts at `allowed_at`. Of a shard of a row, the winner's score, and the total for its logarithm."""
+    group, score, maximum, total = _race_groups(
+        maximum_ptr, total_ptr, first_group, row, draw, key, counter3, columns, TYPE, RACE
+    )
+    winner = _race_elements(
+        logits_ptr, allowed_ptr, allowed_at, first_group, group, row, draw, key, counter3, columns, TYPE
+    )
     valid = total > 0
     tl.store(index_ptr, tl.where(valid, winner, -1).to(tl.int64))
-    store_logsumexp(logsumexp_ptr, 0, rows, draw == 0, maximum, log_sum_of(total))
+    if score_ptr is None:
+        store_logsumexp(logsumexp_ptr, 0, rows, draw == 0, maximum, log_sum_of(total))
+    else:
+        store_logsumexp(logsumexp_ptr, 0, rows, draw == 0, maximum, total)
+        tl.store(score_ptr, score)
     if ONE_HOT:
         tl.store(one_hot_ptr + winner, _zero_or_one(valid, one_hot_ptr), mask=valid)
 
@@ -253,13 +276,15 @@ def _sums_kernel(
     )  # fmt: skip
 
 
-@triton.jit(do_not_specialize=[*PER_CALL, *_SUMS])
+@triton.jit(do_not_specialize=[*PER_CALL, *_SUMS, "first_group"])
 def _select_kernel(
     logits_ptr, one_hot_ptr, index_ptr, logsumexp_ptr, maximum_ptr, total_ptr, allowed_ptr, seed_ptr, key: tl.int64,
     counter3: tl.int64, row_offset: tl.int64, row_stride: tl.int64, allowed_stride: tl.int64, rows: tl.int64, columns,
-    ONE_HOT: tl.constexpr, TYPE: tl.constexpr, RACE: tl.constexpr,
+    first_group, score_ptr, ONE_HOT: tl.constexpr, TYPE: tl.constexpr, RACE: tl.constexpr,
 ):  # fmt: skip
     # One draw of one long row a program.
+    if score_ptr is not None:
+        score_ptr += tl.program_id(0)
     at = tl.program_id(0).to(tl.int64)
     draw = at // rows
     row = at % rows
@@ -267,7 +292,7 @@ def _select_kernel(
     _select(
         logits_ptr + row * row_stride, allowed_ptr, row * allowed_stride, one_hot_ptr + at * columns, index_ptr + at,
         logsumexp_ptr + row, maximum_ptr + row * groups, total_ptr + row * groups, row + row_offset, rows,
-        draw, load_key(seed_ptr, key), counter3, columns, ONE_HOT, TYPE, RACE,
+        draw, load_key(seed_ptr, key), counter3, columns, ONE_HOT, TYPE, RACE, first_group, score_ptr,
     )  # fmt: skip
 
 
@@ -333,5 +358,54 @@ def sample(
         logits, one_hot_ptr=one_hot, maximum_ptr=sums[0], total_ptr=sums[1], row_stride=logits.stride(0),
         columns=columns, ZERO=wanted and one_draw, TYPE=race["TYPE"], **tile, **choice,
     )  # fmt: skip
-    _select_kernel[(draws * rows,)](*out, *sums, rows=rows, columns=columns, num_warps=4, **race)
+    _select_kernel[(draws * rows,)](
+        *out, *sums, rows=rows, columns=columns, first_group=None, score_ptr=None, num_warps=4, **race
+    )
     return one_hot, index, logsumexp
+
+
+@launch.on_its_device
+def shard_race(
+    logits: Tensor,
+    draws: int,
+    seed: int | Tensor,
+    offset: int,
+    row_offset: int,
+    first_group: int,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The draw of a long row, as far as one shard of its columns decides it.
+
+    Args:
+        logits: [rows, columns] of the shard, at least one column, any row stride.
+        draws, seed, offset, row_offset: see `sample`.
+        first_group: the number of the shard's first group of 1024 columns.
+
+    Returns:
+        index: int64 [draws, rows], the winner's column in the shard; -1 where it has nothing to draw.
+        score: float32 [draws, rows], E / sum exp(x - maximum) of its group: the shard of a row with the least
+            score exp(-maximum) has the row's winner.
+        sums: [2, rows], maximum and total, sum exp x = total exp(maximum), in the compute dtype.
+    """
+    logits = with_unit_stride(logits)
+    rows, columns = logits.shape
+    noise = seed_arguments(seed, offset, row_offset, rows, first_group * GROUP + columns, draws)
+    index = torch.empty((draws, rows), dtype=torch.int64, device=logits.device)
+    score = torch.empty((draws, rows), dtype=torch.float32, device=logits.device)
+    result = torch.empty((2, rows), dtype=compute_dtype(logits.dtype), device=logits.device)
+    if not (rows and draws):
+        return index, score, result
+    count = launch.cdiv(columns, GROUP)
+    sums = torch.empty((2, rows, count), dtype=result.dtype, device=logits.device).unbind()
+    groups, kind, choice = launch.sample_groups(logits), compute_type(logits.dtype), allowed_arguments(None)
+    parts = launch.splits(logits, rows, launch.cdiv(columns, groups * GROUP))
+    _sums_kernel[(rows, parts)](
+        logits, one_hot_ptr=logits, maximum_ptr=sums[0], total_ptr=sums[1], row_stride=logits.stride(0),
+        columns=columns, ZERO=False, TYPE=kind, TILE=groups, WIDTH=32 * launch.vector(logits), num_warps=groups,
+        **choice,
+    )  # fmt: skip
+    _select_kernel[(draws * rows,)](
+        logits, logits, index, result, *sums, rows=rows, columns=columns, row_stride=logits.stride(0), ONE_HOT=False,
+        TYPE=kind, RACE=min(launch.RACE, launch.next_power_of_2(count)), first_group=first_group, score_ptr=score,
+        num_warps=4, **noise, **choice,
+    )  # fmt: skip
+    return index, score, result

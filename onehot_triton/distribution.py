@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,7 +15,10 @@ from . import _backends as backends
 from . import checks, ops, parameters, rng
 from ._backends.interface import Sample
 from .grad_method import ReparamGradientStrategy
-from .tensors import compute_dtype, in_transform, is_recorded
+from .tensors import compute_dtype, in_transform, is_recorded, is_sharded
+
+if TYPE_CHECKING:
+    from . import sharded
 
 SampleShape = int | Sequence[int] | None
 """The leading dimensions of a draw."""
@@ -71,6 +74,8 @@ class OneHotCategorical(Distribution):
     _drawn: tuple[weakref.ref[Tensor], int, Tensor, bool] | None = None
     """The last one-hot draw, how often it had been changed in place, where its ones were, a column in every row, and
     whether a CUDA graph was being captured."""
+    _last: sharded.Last | None = None
+    """The last draw of sharded parameters."""
 
     def __init__(
         self,
@@ -92,13 +97,17 @@ class OneHotCategorical(Distribution):
         self.unimix = checks.unimix(unimix)
         self.dtype = self._default_dtype if dtype is None else dtype
         shape = self._param.shape
+        # `is_sharded`, without a call.
+        self._is_sharded = type(self._param).__name__ == "DTensor"
         # Not torch's validation: it checks normalised parameters, and reads the row several times.
         super().__init__(shape[:-1], shape[-1:], validate_args=False)
         self._validate_args = checks.resolve(validate_args, self._param)
         device, validate = self._param.device, self._validate_args
         self.temperature = checks.temperature(temperature, shape[:-1], device, validate, self.grad_method)
         self._compute_logits()
-        if self._validate_args:
+        if self._validate_args and self._is_sharded:
+            _sharded().check_rows(self._logits, self._name)
+        elif self._validate_args:
             logits = parameters.masked(self._logits, self._mask_to_apply)
             checks.rows(logits.detach(), self._param, self._name, self._mask)
 
@@ -107,8 +116,9 @@ class OneHotCategorical(Distribution):
     def _compute_logits(self) -> None:
         """Sets the unnormalised logits that everything is computed from, with the mask that is still to be applied to
         them."""
+        logits_of = _sharded().logits_of if self._is_sharded else parameters.logits_of
         is_probs = self._name == "probs"
-        self._logits, self._mask_to_apply = parameters.logits_of(self._param, is_probs, self.unimix, self._mask)
+        self._logits, self._mask_to_apply = logits_of(self._param, is_probs, self.unimix, self._mask)
         # Logits that are the parameter itself are as it is.
         self._made_of = None if self._logits is self._param else _state(self._param, self._mask)
 
@@ -133,7 +143,7 @@ class OneHotCategorical(Distribution):
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        for name in ("_logits", "_mask_to_apply", "_made_of", "_drawn"):
+        for name in ("_logits", "_mask_to_apply", "_made_of", "_drawn", "_last"):
             state.pop(name, None)
         return state
 
@@ -146,8 +156,12 @@ class OneHotCategorical(Distribution):
     @property
     def logits(self) -> Tensor:
         """Normalised log-probabilities, [*batch, columns]: computed when asked for."""
+        return self._in_param_dtype(self._log_probs())
+
+    def _log_probs(self) -> Tensor:
+        """Normalised log-probabilities in float32 at least, with -inf where the probability is 0."""
         logits = self._masked_logits()
-        return self._in_param_dtype(backends.of(logits).log_softmax(logits))
+        return _sharded().log_softmax(logits) if self._is_sharded else backends.of(logits).log_softmax(logits)
 
     @property
     def probs(self) -> Tensor:
@@ -155,6 +169,8 @@ class OneHotCategorical(Distribution):
         return self._in_param_dtype(self._probs())
 
     def _probs(self) -> Tensor:
+        if self._is_sharded:
+            return self._log_probs().exp()
         logits = self._masked_logits()
         return backends.of(logits).softmax(logits)
 
@@ -175,20 +191,33 @@ class OneHotCategorical(Distribution):
 
     # Samples ----------------------------------------------------------------------------------------------------------
 
-    def _sample(self, shape: Any, dtype: torch.dtype | None, generator: torch.Generator | None) -> Sample:
+    def _sample(
+        self, shape: Any, dtype: torch.dtype | None, generator: torch.Generator | None
+    ) -> Sample | sharded.Drawn:
         logits = self._current_logits()
         checks.generator(generator, logits.device)
         draw = ops.Draw(checks.sample_shape(shape), dtype, generator)
+        if self._is_sharded:
+            drawn = _sharded().sample(logits, draw)
+            self._last = _sharded().remember(logits, drawn)
+            return drawn
         drawn = ops.sample(logits, self._mask_to_apply, draw)
         self._remember(drawn)
         return drawn
 
-    def _rsample(self, shape: Any, generator: torch.Generator | None) -> Sample:
+    def _rsample(self, shape: Any, generator: torch.Generator | None) -> Sample | sharded.Drawn:
         logits = self._current_logits()
         checks.generator(generator, logits.device)
         draw = ops.Draw(checks.sample_shape(shape), logits.dtype, generator)
         method = self.grad_method or ReparamGradientStrategy.PassThrough
-        drawn = ops.rsample(logits, self._mask_to_apply, draw, method, self.temperature, self.relaxed_samples)
+        samples = self.relaxed_samples
+        if self._is_sharded:
+            drawn = _sharded().rsample(logits, draw, method, self.temperature, samples)
+            assert drawn.one_hot is not None
+            drawn = drawn._replace(one_hot=self._in_param_dtype(drawn.one_hot))
+            self._last = _sharded().remember(logits, drawn)
+            return drawn
+        drawn = ops.rsample(logits, self._mask_to_apply, draw, method, self.temperature, samples)
         return self._straight_through(drawn)
 
     def _straight_through(self, drawn: Sample) -> Sample:
@@ -302,8 +331,8 @@ class OneHotCategorical(Distribution):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`rsample`, its `log_prob` and `entropy()`: of two readings of the logits, and with one gradient in place of
         three and their sum. It is one node of the graph: of losses that are differentiated one after the other, all
-        but the last need `retain_graph=True`. That is of PassThrough; another gradient is a node of its own, beside the
-        one of the densities.
+        but the last need `retain_graph=True`. That is of PassThrough; another gradient is a node of its own, beside
+        that of the densities.
 
         Returns:
             [*sample_shape, *batch, columns] in the parameters' dtype, [*sample_shape, *batch], and [*batch].
@@ -312,8 +341,11 @@ class OneHotCategorical(Distribution):
             >>> OneHotCategorical(torch.tensor([0.0, float("-inf")])).rsample_log_prob_and_entropy()
             (tensor([1., 0.]), tensor(0.), tensor(0.))
         """
-        if self.grad_method not in (None, ReparamGradientStrategy.PassThrough):
+        if self._is_sharded:
             drawn = self._rsample(sample_shape, generator)
+            return *self._with_log_prob(drawn), self.entropy()
+        if self.grad_method not in (None, ReparamGradientStrategy.PassThrough):
+            drawn: Any = self._rsample(sample_shape, generator)
             log_prob, entropy = self._log_prob_and_entropy_at(drawn.index, drawn.all_valid)
         else:
             logits = self._current_logits()
@@ -324,9 +356,16 @@ class OneHotCategorical(Distribution):
         assert drawn.one_hot is not None
         return drawn.one_hot, log_prob, entropy
 
-    def _with_log_prob(self, drawn: Sample) -> tuple[Tensor, Tensor]:
+    def _with_log_prob(self, drawn: Sample | sharded.Drawn) -> tuple[Tensor, Tensor]:
         assert drawn.one_hot is not None
+        if not isinstance(drawn, Sample):
+            log_prob = _sharded().log_prob_of(self._current_logits(), drawn, self._lead(drawn.index.shape))
+            return drawn.one_hot, self._log_prob_result(log_prob)
         return drawn.one_hot, self._log_prob_at(drawn.index, drawn.logsumexp, drawn.all_valid)
+
+    def _lead(self, shape: torch.Size) -> torch.Size:
+        """The dimensions in front of the batch."""
+        return shape[: len(shape) - len(self._batch_shape)]
 
     @property
     def mode(self) -> Tensor:
@@ -336,6 +375,8 @@ class OneHotCategorical(Distribution):
             >>> OneHotCategorical(torch.tensor([0.0, 1.0, 1.0])).mode
             tensor([0, 1, 0])
         """
+        if self._is_sharded:
+            return _sharded().mode(self._current_logits(), self.dtype)
         logits = self._masked_logits().detach()
         backend = backends.of(logits)
         index = backend.argmax(logits)
@@ -351,6 +392,8 @@ class OneHotCategorical(Distribution):
     def enumerate_support(self, expand: bool = True) -> Tensor:
         """Every one-hot vector, [columns, *batch, columns] of `dtype`; [columns, 1, ..., columns] without `expand`."""
         columns = self.num_samples
+        if self._is_sharded:
+            return _sharded().enumerate_support(self._param, self._name, self.dtype, expand)
         values = torch.eye(columns, dtype=self.dtype, device=self._param.device)
         values = values.view(columns, *(1,) * len(self._batch_shape), columns)
         return values.expand(columns, *self._batch_shape, columns) if expand else values
@@ -376,6 +419,14 @@ class OneHotCategorical(Distribution):
             tensor(-1.3863)
         """
         checks.value_shape(value, self._batch_shape, self._event_shape, self._param.device)
+        if self._is_sharded:
+            logits = self._current_logits()
+            drawn = _sharded().recall(self._last, logits, value)
+            if drawn is not None:
+                out = _sharded().log_prob_of(logits, drawn, self._lead(value.shape[:-1]))
+            else:
+                out = _sharded().log_prob(logits, value, self._validate_args)
+            return self._log_prob_result(out)
         hint = self._hint(value)
         if hint is not None and not backends.uses_kernels(value.device):
             ones = value.detach().gather(-1, hint.unsqueeze(-1)) == 1
@@ -409,7 +460,16 @@ class OneHotCategorical(Distribution):
             >>> OneHotCategorical(probs=torch.tensor([0.25, 0.75])).log_prob_index(torch.tensor([0, 1]))
             tensor([-1.3863, -0.2877])
         """
-        checks.index(index, self._batch_shape, self.num_samples, self._param.device, self._validate_args)
+        validate = self._validate_args and not self._is_sharded
+        checks.index(index, self._batch_shape, self.num_samples, self._param.device, validate)
+        if self._is_sharded:
+            logits = self._current_logits()
+            drawn = _sharded().recall(self._last, logits, index)
+            if drawn is not None:
+                out = _sharded().log_prob_of(logits, drawn, self._lead(index.shape))
+            else:
+                out = _sharded().log_prob_index(logits, index, self._validate_args)
+            return self._log_prob_result(out)
         return self._log_prob_at(index.long(), inside=self._validate_args)
 
     def _log_prob_at(self, index: Tensor, logsumexp: Tensor | None = None, inside: bool = False) -> Tensor:
@@ -435,6 +495,8 @@ class OneHotCategorical(Distribution):
             >>> OneHotCategorical(probs=torch.tensor([0.5, 0.5, 0.0])).entropy()
             tensor(0.6931)
         """
+        if self._is_sharded:
+            return _sharded().entropy(self._current_logits())
         return ops.entropy(self._current_logits(), self._mask_to_apply)
 
     def log_prob_and_entropy(self, value: Tensor) -> tuple[Tensor, Tensor]:
@@ -446,6 +508,8 @@ class OneHotCategorical(Distribution):
             >>> OneHotCategorical(probs=torch.tensor([0.5, 0.5, 0.0])).log_prob_and_entropy(torch.tensor([0, 1, 0]))
             (tensor(-0.6931), tensor(0.6931))
         """
+        if self._is_sharded:
+            return self.log_prob(value), self.entropy()
         checks.value_shape(value, self._batch_shape, self._event_shape, self._param.device)
         hint, batch = self._hint(value), self._batch_shape
         has_batch = value.shape[max(value.dim() - 1 - len(batch), 0) : -1] == batch
@@ -470,6 +534,8 @@ class OneHotCategorical(Distribution):
             >>> logits.grad
             tensor([-0.5000,  0.5000])
         """
+        if self._is_sharded:
+            return self.log_prob_index(index), self.entropy()
         checks.index(index, self._batch_shape, self.num_samples, self._param.device, self._validate_args)
         return self._log_prob_and_entropy_at(index.long(), inside=self._validate_args)
 
@@ -513,7 +579,7 @@ class OneHotCategorical(Distribution):
             setattr(new, name, None if tensor is None else tensor.expand(batch + self._event_shape))
         for name in ("_name", "grad_method", "temperature", "relaxed_samples", "unimix", "dtype"):
             setattr(new, name, getattr(self, name))
-        new._param = self._param.expand(batch + self._event_shape)
+        new._param, new._is_sharded = self._param.expand(batch + self._event_shape), self._is_sharded
         new._logits = new._param if logits is self._param else logits.expand(batch + self._event_shape)
         new._made_of = None if self._made_of is None else _state(new._param, new._mask)
         Distribution.__init__(new, batch, self._event_shape, validate_args=False)
@@ -533,6 +599,13 @@ class OneHotCategorical(Distribution):
         if self.dtype != self._default_dtype:
             options.append(f"dtype: {self.dtype}")
         return f"{type(self).__name__}({', '.join(options)})"
+
+
+def _sharded() -> Any:
+    """The module of sharded parameters, which only who has some imports."""
+    from . import sharded
+
+    return sharded
 
 
 def _is_same_memory(value: Tensor, other: Tensor) -> bool:
@@ -557,8 +630,7 @@ def _state(param: Tensor, mask: Tensor | None) -> Any:
 def _log_probs(dist: OneHotCategorical | TorchOneHotCategorical) -> Tensor:
     """Normalised log-probabilities in float32 at least, with -inf where the probability is 0."""
     if isinstance(dist, OneHotCategorical):
-        logits = dist._masked_logits()
-        return backends.of(logits).log_softmax(logits)
+        return dist._log_probs()
     # torch clamps the logarithm of a probability.
     logits = torch.where(dist.probs == 0, -torch.inf, dist.logits)
     return logits.to(compute_dtype(logits.dtype))
@@ -575,6 +647,8 @@ def _kl_one_hot(p: OneHotCategorical | TorchOneHotCategorical, q: OneHotCategori
     if p.event_shape != q.event_shape:
         raise ValueError(f"q: expected {p.event_shape[0]} categories, as in p, found {q.event_shape[0]}")
     log_p, log_q = _log_probs(p), _log_probs(q)
+    if is_sharded(log_p) or is_sharded(log_q):
+        return _sharded().kl(log_p, log_q)
     # Taken out before the subtraction: -inf - -inf is NaN, and so would be its gradient.
     never = log_p == -torch.inf
     return (log_p.exp() * (log_p.masked_fill(never, 0.0) - log_q.masked_fill(never, 0.0))).sum(-1)

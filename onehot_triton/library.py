@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .rng import seeded_exponential
+from .rng import philox, seeded_exponential
 from .tensors import compute_dtype, is_plain
 
 operators = torch.ops.onehot_triton
@@ -156,6 +156,16 @@ _define(
     ),
 )
 _define(
+    f"shard_race(Tensor logits, SymInt draws, {_SEED}, int first_group) -> (Tensor, Tensor, Tensor)",
+    "r.s....>ddd",
+    _launch_with_either("sample", "shard_race", 2),
+    lambda logits, draws, *_: (
+        logits.new_empty((draws, logits.shape[0]), dtype=torch.int64),
+        logits.new_empty((draws, logits.shape[0]), dtype=torch.float32),
+        _per_row(logits, 2),
+    ),
+)
+_define(
     f"relaxed(Tensor logits, {_TEMPERATURE}, SymInt draws, {_SEED}) -> Tensor",
     "rr..s...>d",
     _launch_with_either("relaxed", "relaxed", 1, 4),
@@ -249,4 +259,11 @@ _define(
     "s.>d",
     seeded_exponential,
     lambda seed, shape: seed.new_empty(shape, dtype=torch.float64),
+)
+# The eager noise of a place.
+_define(
+    "philox(Tensor seed, Tensor c0, Tensor row, Tensor draw) -> Tensor",
+    "s...>d",
+    philox,
+    lambda seed, *counter: seed.new_empty((4, *torch.broadcast_shapes(*(word.shape for word in counter)))),
 )

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from . import checks
-from .distribution import OneHotCategorical
+from .distribution import OneHotCategorical, _sharded
 from .grad_method import ReparamGradientStrategy
+from .tensors import is_sharded
 
 
 class MaskedOneHotCategorical(OneHotCategorical):
@@ -73,7 +74,10 @@ class MaskedOneHotCategorical(OneHotCategorical):
             )
             allowed = _mask_of(allowed, padding_value, param.shape[-1])
         checks.mask(allowed, name, param.shape, param.device)
-        self._mask = allowed.expand(param.shape)
+        if is_sharded(param):
+            self._mask = _sharded().place_mask(allowed, param, "logits" if probs is None else "probs")
+        else:
+            self._mask = allowed.expand(param.shape)
         super().__init__(
             logits,
             probs,

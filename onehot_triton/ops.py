@@ -163,13 +163,14 @@ def _in_shape(drawn: Sample, draw: Draw, logits: Tensor) -> Sample:
     return drawn._replace(one_hot=one_hot, index=drawn.index.reshape(shape))
 
 
-def sample(logits: Tensor, mask: Tensor | None, draw: Draw) -> Sample:
+def sample(logits: Tensor, mask: Tensor | None, draw: Draw, seed: Seed | None = None) -> Sample:
     """Draws from softmax(logits), without a gradient.
 
     Args:
         logits: [*batch, columns].
         mask: of the logits' shape, or None.
         draw: what is wanted.
+        seed: in place of a new one of the draw's generator.
 
     Returns:
         one_hot [*sample_shape, *batch, columns] and index [*sample_shape, *batch]; the logsumexp stays inside of the
@@ -177,7 +178,8 @@ def sample(logits: Tensor, mask: Tensor | None, draw: Draw) -> Sample:
     """
     backend = backends.of(logits)
     logits = logits.detach() if logits.requires_grad else logits
-    return _drawn(backend, logits, mask, draw, backend.new_seed(logits, draw.generator))
+    seed = backend.new_seed(logits, draw.generator) if seed is None else seed
+    return _drawn(backend, logits, mask, draw, seed)
 
 
 class _StraightThrough(Function):
@@ -186,14 +188,15 @@ class _StraightThrough(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(logits, mask, temperature, seed_tensor, key, offset, backend, draw, method, samples):
-        seed = Seed(seed_tensor, key, offset, draw.generator)
+    def forward(logits, mask, temperature, seed_tensor, key, offset, first_row, backend, draw, method, samples):
+        seed = Seed(seed_tensor, key, offset, draw.generator, first_row)
         drawn = _drawn(backend, logits, mask, draw, seed, method is ReparamGradientStrategy.RelaxedOneHot)
         return drawn.one_hot, drawn.index, drawn.logsumexp, drawn.seed
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        logits, mask, temperature, seed_tensor, ctx.key, ctx.offset, ctx.backend, _, ctx.method, ctx.samples = inputs
+        logits, mask, temperature, seed_tensor, ctx.key, ctx.offset, ctx.first_row, ctx.backend, *rest = inputs
+        _, ctx.method, ctx.samples = rest
         # A tensor is kept by autograd, which sees where it is changed in place.
         tensor, ctx.temperature = (temperature, None) if isinstance(temperature, Tensor) else (None, temperature)
         _, index, logsumexp, seed_again = output
@@ -215,14 +218,14 @@ class _StraightThrough(Function):
             else:
                 args = x, _shaped(index, draws, x.shape[0]), grad, temperature
                 if ctx.method is ReparamGradientStrategy.RelaxedOneHot:
-                    seed, with_dt = Seed(seed_tensor, ctx.key, ctx.offset), ctx.needs_input_grad[2]
+                    seed, with_dt = Seed(seed_tensor, ctx.key, ctx.offset, None, ctx.first_row), ctx.needs_input_grad[2]
                     dx, dt = ctx.backend.relaxed_grad(*args, seed, mask, logsumexp, with_dt, ctx.samples)
                 elif ctx.method is ReparamGradientStrategy.ReinMax:
                     dx = _of_backward(ctx.backend).reinmax_grad(*args, mask, logsumexp)
                 else:
                     dx = _of_backward(ctx.backend).gapped_grad(*args, mask, logsumexp)
             dx = _shaped(dx, *logits.shape)
-        return dx, None, dt, None, None, None, None, None, None, None
+        return dx, None, dt, None, None, None, None, None, None, None, None
 
 
 def rsample(
@@ -232,6 +235,7 @@ def rsample(
     method: ReparamGradientStrategy,
     temperature: Tensor | float,
     samples: int,
+    seed: Seed | None = None,
 ) -> Sample:
     """`sample` in the logits' dtype, with the gradient of `method` in the logits.
 
@@ -242,20 +246,22 @@ def rsample(
         method: the gradient.
         temperature: of all but PassThrough; a tensor broadcasts to the batch, and has a gradient of RelaxedOneHot.
         samples: of RelaxedOneHot, for each draw.
+        seed: in place of a new one of the draw's generator.
     """
     backend, draws = backends.of(logits), math.prod(draw.sample_shape)
     of_softmax = method is ReparamGradientStrategy.PassThrough
     relaxed = method is ReparamGradientStrategy.RelaxedOneHot
-    relaxes_first = relaxed and samples == 1 and backend.relaxes_first(logits, draws)
+    relaxes_first = relaxed and seed is None and samples == 1 and backend.relaxes_first(logits, draws)
     learned = relaxed and isinstance(temperature, Tensor) and is_differentiated(temperature)
     if not (learned or relaxes_first or is_differentiated(logits)):
-        return sample(logits, mask, draw)
+        return sample(logits, mask, draw, seed)
     t = 1.0 if of_softmax else _temperature(temperature, logits)
-    seed = backend.new_seed(logits, draw.generator)
-    if relaxes_first or backend.records(logits, not of_softmax):
+    is_given = seed is not None
+    seed = backend.new_seed(logits, draw.generator) if seed is None else seed
+    if relaxes_first or (not is_given and backend.records(logits, not of_softmax)):
         args = draws, draw.dtype, seed, method, t, samples
         return _in_shape(backend.straight_through(_rows(logits), _mask_rows(mask), *args), draw, logits)
-    args = seed.tensor, seed.key, seed.offset, backend, draw, method, samples
+    args = seed.tensor, seed.key, seed.offset, seed.first_row, backend, draw, method, samples
     one_hot, index, logsumexp, _ = apply(_StraightThrough, logits, mask, t, *args)
     return Sample(one_hot, index, logsumexp, False, None)
 
@@ -280,8 +286,8 @@ class _Relaxed(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(logits, temperature, seed_tensor, key, offset, backend, draw):
-        seed = Seed(seed_tensor, key, offset, draw.generator)
+    def forward(logits, temperature, seed_tensor, key, offset, first_row, backend, draw):
+        seed = Seed(seed_tensor, key, offset, draw.generator, first_row)
         out = backend.relaxed(_rows(logits), temperature, math.prod(draw.sample_shape), seed)
         return _shaped(out, *draw.sample_shape, *logits.shape)
 
@@ -300,22 +306,24 @@ class _Relaxed(Function):
         shape = math.prod(y.shape[: y.dim() - 1 - len(ctx.batch)]), math.prod(ctx.batch), columns
         y, grad = _shaped(y, *shape), _shaped(grad, *shape)
         dx, dt = _of_backward(ctx.backend).soft_grad(y, grad, temperature, ctx.needs_input_grad[1])
-        return _shaped(dx, *ctx.batch, columns), dt, None, None, None, None, None
+        return _shaped(dx, *ctx.batch, columns), dt, None, None, None, None, None, None
 
 
-def relaxed_sample(logits: Tensor, temperature: Tensor | float, draw: Draw) -> Tensor:
+def relaxed_sample(logits: Tensor, temperature: Tensor | float, draw: Draw, seed: Seed | None = None) -> Tensor:
     """A point of the simplex, softmax((logits + Gumbel) / temperature), in the logits' dtype.
 
     Args:
         logits: [*batch, columns].
         temperature: a number, or a tensor that broadcasts to the batch.
         draw: what is wanted, but for a dtype.
+        seed: in place of a new one of the draw's generator.
 
     Returns:
         [*sample_shape, *batch, columns], with gradients in the logits and the temperature.
     """
     backend = backends.of(logits)
-    args = _temperature(temperature, logits), *backend.new_seed(logits, draw.generator)[:3], backend, draw
+    seed = backend.new_seed(logits, draw.generator) if seed is None else seed
+    args = _temperature(temperature, logits), seed.tensor, seed.key, seed.offset, seed.first_row, backend, draw
     return _Relaxed.forward(logits, *args) if backend.records(logits, True) else apply(_Relaxed, logits, *args)
 
 

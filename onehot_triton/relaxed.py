@@ -12,8 +12,8 @@ from torch.distributions import Distribution, constraints
 
 from . import _backends as backends
 from . import checks, ops, parameters
-from .distribution import SampleShape
-from .tensors import compute_dtype
+from .distribution import SampleShape, _sharded
+from .tensors import compute_dtype, is_sharded
 
 
 class RelaxedOneHotCategorical(Distribution):
@@ -62,21 +62,30 @@ class RelaxedOneHotCategorical(Distribution):
             temperature = torch.full((), temperature, dtype=dtype, device=self._param.device)
         self.temperature = temperature
         if self._validate_args:
-            checks.rows(self._logits().detach(), self._param, self._name)
+            logits = self._logits().detach()
+            if is_sharded(logits):
+                _sharded().check_rows(logits, self._name)
+            else:
+                checks.rows(logits, self._param, self._name)
 
     def _logits(self) -> Tensor:
+        if is_sharded(self._param):
+            return _sharded().logits_of(self._param, self._name == "probs", 0.0)[0]
         return parameters.logits_of(self._param, self._name == "probs", 0.0)[0]
 
     @property
     def logits(self) -> Tensor:
         """Normalised log-probabilities, [*batch, columns]."""
         logits = self._logits()
-        return backends.of(logits).log_softmax(logits).to(self._param.dtype)
+        log_probs = _sharded().log_softmax(logits) if is_sharded(logits) else backends.of(logits).log_softmax(logits)
+        return log_probs.to(self._param.dtype)
 
     @property
     def probs(self) -> Tensor:
         """Probabilities, [*batch, columns]."""
         logits = self._logits()
+        if is_sharded(logits):
+            return _sharded().log_softmax(logits).exp().to(self._param.dtype)
         return backends.of(logits).softmax(logits).to(self._param.dtype)
 
     @property
@@ -94,7 +103,8 @@ class RelaxedOneHotCategorical(Distribution):
         """
         checks.generator(generator, self._param.device)
         draw = ops.Draw(checks.sample_shape(sample_shape), None, generator)
-        return ops.relaxed_sample(self._logits(), self.temperature, draw).to(self._param.dtype)
+        relaxed_sample = _sharded().relaxed_sample if is_sharded(self._param) else ops.relaxed_sample
+        return relaxed_sample(self._logits(), self.temperature, draw).to(self._param.dtype)
 
     def sample(self, sample_shape: SampleShape = (), *, generator: torch.Generator | None = None) -> Tensor:
         """`rsample` without gradient."""
@@ -115,8 +125,10 @@ class RelaxedOneHotCategorical(Distribution):
             The broadcast leading dimensions, in float32, or float64 for parameters in float64.
         """
         checks.value_shape(value, self._batch_shape, self._event_shape, self._param.device)
-        if self._validate_args:
+        if self._validate_args and not is_sharded(self._param):
             self._validate_sample(value)
+        if is_sharded(self._param):
+            return _sharded().relaxed_log_prob(self._logits(), self.temperature, value)
         dtype = compute_dtype(self._param.dtype)
         columns = self._event_shape[0]
         t = self.temperature

@@ -36,12 +36,14 @@ class Seed(NamedTuple):
         tensor: one int64 element on the device; where it is not None, nothing else counts.
         key, offset: the host integers of a kernel.
         generator: of eager torch; None for the device's default one.
+        first_row: the number by which the noise knows the first row: what is drawn from is a part of a batch.
     """
 
     tensor: Tensor | None = None
     key: int = 0
     offset: int = 0
     generator: torch.Generator | None = None
+    first_row: int = 0
 
 
 def seed_tensor(device: torch.device, generator: torch.Generator | None) -> Tensor:
@@ -120,12 +122,14 @@ def exponential_float32(
     full relative precision, which the 24 bits of a float32 uniform do not.
     """
     hi, lo = torch.randint(2**32, (2, *shape), device=device, generator=generator, dtype=torch.int64).unbind()
-    top = 2**32 - 1
+    return _of_words(hi, lo, torch.float32)
 
-    def of_words(hi: Tensor, lo: Tensor) -> Tensor:
-        return (hi.float() + (lo.float() + 0.5) * 2.0**-32) * 2.0**-32
 
-    v, complement = of_words(hi, lo), of_words(top - hi, top - lo)
+def _of_words(hi: Tensor, lo: Tensor, dtype: torch.dtype) -> Tensor:
+    def fraction(hi: Tensor, lo: Tensor) -> Tensor:
+        return (hi.to(dtype) + (lo.to(dtype) + 0.5) * 2.0**-32) * 2.0**-32
+
+    v, complement = fraction(hi, lo), fraction(_LOW - hi, _LOW - lo)
     return torch.where(v < 0.5, torch.log1p(-v), torch.log(complement))
 
 
@@ -134,30 +138,37 @@ def seeded_exponential(seed: Tensor, shape: tuple[int, ...]) -> Tensor:
     return exponential(shape, seed.device, torch.Generator(seed.device).manual_seed(int(seed.item())))
 
 
-def noise_from(device: torch.device, generator: torch.Generator | None) -> Noise:
-    """Fresh noise from the generator."""
-    return lambda shape, winner: exponential(shape, device, generator)
+def noise_from(device: torch.device, seed: Seed) -> Noise:
+    """Fresh noise from the generator; of a seed that is a tensor, its noise of that place."""
+    if seed.tensor is not None:
+        return noise_again(seed_of_place(seed))
+    return lambda shape, winner: exponential(shape, device, seed.generator)
 
 
-def noise_of_draw(
-    device: torch.device, generator: torch.Generator | None, again: bool
-) -> tuple[Noise, Callable[[], Tensor]]:
+def noise_of_draw(logits: Tensor, seed: Seed, again: bool) -> tuple[Noise, Callable[[], Tensor]]:
     """The noise of a draw, and the seed, to be asked for after the draw, of what is drawn again if `again`.
 
     The seed comes after the draw, which is therefore the same with one and without. Not so in a compiled program: a
     seed that no output needs would be left to the backward, and be another at each pass. There the draw is made of it.
     """
+    if seed.tensor is not None:
+        return noise_of_place(seed, logits.shape[-1]), lambda: seed_of_place(seed)
+    device, generator = logits.device, seed.generator
     if not (again and torch.compiler.is_compiling()):
-        return noise_from(device, generator), lambda: seed_tensor(device, generator)
-    seed, requests = seed_tensor(device, generator), itertools.count(1)
-    return lambda shape, winner: torch.ops.onehot_triton.seeded_exponential(seed + next(requests), shape), lambda: seed
+        return noise_from(device, seed), lambda: seed_tensor(device, generator)
+    drawn, requests = seed_tensor(device, generator), itertools.count(1)
+    return (
+        lambda shape, winner: torch.ops.onehot_triton.seeded_exponential(drawn + next(requests), shape),
+        lambda: drawn,
+    )
 
 
 def noise_again(seed: Tensor) -> Noise:
     """The noise of a backward, the same at each pass; a compiler and a transform see an operator."""
     if not can_look_at(seed):
         return lambda shape, winner: torch.ops.onehot_triton.seeded_exponential(seed, shape)
-    noise = noise_from(seed.device, torch.Generator(seed.device).manual_seed(int(seed.item())))
+    generator = torch.Generator(seed.device).manual_seed(int(seed.item()))
+    noise = noise_from(seed.device, Seed(generator=generator))
 
     def again(shape: tuple[int, ...], winner: Tensor | None) -> Tensor:
         # A batch of gradients (is_grads_batched) refuses random operators; what the seed alone decides is not one.
@@ -165,3 +176,71 @@ def noise_again(seed: Tensor) -> Noise:
             return noise(shape, winner)
 
     return again
+
+
+# Noise of a place -----------------------------------------------------------------------------------------------------
+#
+# Ranks that draw parts of one batch, or of one row, cannot share a generator's next numbers. There eager noise is the
+# kernels' (docs/noise.md): a pure function of the seed and of the row, draw and column that it is for.
+
+_LOW = 2**32 - 1
+_HALF = 512
+"""Elements of half a group, which share their Philox calls with the other half."""
+_ELEMENT, _GROUPS, _PLACE = 0, 1 << 30, 3 << 30
+"""The stages; the last one is that of the kernels' RelaxedOneHot backward, which has no such noise here."""
+
+
+def _product(a: Tensor, m: int) -> tuple[Tensor, Tensor]:
+    """High and low word of a 32 x 32 bit product, in halves: no intermediate number reaches 2^63."""
+    high, low = (a >> 16) * m, (a & 0xFFFF) * m
+    return (high + (low >> 16)) >> 16, (((high & 0xFFFF) << 16) + low) & _LOW
+
+
+def philox(seed: Tensor, c0: Tensor, row: Tensor, draw: Tensor) -> Tensor:
+    """Philox 4x32-10 at the counter of `kernels/noise.py`, for an offset of 0: four words of 32 bits, int64, in front
+    of the shape to which the arguments broadcast."""
+    c1, c2, c3 = row, draw, torch.full_like(seed, 1 << 31)
+    k0, k1 = seed & _LOW, (seed >> 32) & _LOW
+    for _ in range(10):
+        (high0, low0), (high1, low1) = _product(c0, 0xD2511F53), _product(c2, 0xCD9E8D57)
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = (k0 + 0x9E3779B9) & _LOW, (k1 + 0xBB67AE85) & _LOW
+    return torch.stack(torch.broadcast_tensors(c0, c1, c2, c3))
+
+
+def _words(seed: Tensor, c0: Tensor, row: Tensor, draw: Tensor) -> tuple[Tensor, ...]:
+    # One operator to a compiler, which would take seconds to trace the rounds.
+    function = torch.ops.onehot_triton.philox if torch.compiler.is_compiling() else philox
+    return function(seed, c0, row, draw).unbind()
+
+
+def noise_of_place(seed: Seed, columns: int | None, first_group: int = 0) -> Noise:
+    """The kernels' noise of rows of `columns`; None: of a shard of longer ones, whose groups start at `first_group`."""
+    assert seed.tensor is not None
+    key = seed.tensor
+    stages = columns is None or columns > 2 * _HALF
+    half = _HALF if columns is None else max(1, min(_HALF, (1 << max(0, columns - 1).bit_length()) // 2))
+
+    def noise(shape: tuple[int, ...], winner: Tensor | None) -> Tensor:
+        draws, rows, n = shape
+        draw = torch.arange(draws, device=key.device).view(draws, 1, 1)
+        row = seed.first_row + torch.arange(rows, device=key.device).view(1, rows, 1)
+        i = torch.arange(n, device=key.device)
+        if stages and winner is None:
+            high, low, *_ = _words(key, _GROUPS + first_group + i, row, draw)
+        else:
+            group = 0 if winner is None else (winner + first_group).unsqueeze(-1)
+            words = _words(key, _ELEMENT + group * _HALF + i[:half], row, draw)
+            w0, w1, w2, w3 = (word.expand(draws, rows, -1) for word in words)
+            high, low = torch.cat([w0, w2], -1)[..., :n], torch.cat([w1, w3], -1)[..., :n]
+        return _of_words(high, low, torch.float32 if key.device.type in ("mps", "xpu") else torch.float64)
+
+    return noise
+
+
+def seed_of_place(seed: Seed, first_group: int = 0) -> Tensor:
+    """63 bits for noise of the rows and columns that start there, as one int64 element."""
+    assert seed.tensor is not None
+    at = (torch.full_like(seed.tensor, number) for number in (_PLACE, seed.first_row, first_group))
+    high, low, *_ = _words(seed.tensor, *at)
+    return (high << 31) ^ (low >> 1)

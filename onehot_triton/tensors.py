@@ -25,6 +25,11 @@ def is_recorded(tensor: Tensor) -> bool:
     )
 
 
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether it is a DTensor, known by its name: to import the class takes seconds, and who has none never does."""
+    return type(tensor).__name__ == "DTensor"
+
+
 def is_plain(tensor: Tensor) -> bool:
     """Whether what is called with `tensor` runs now and as it is: nothing records, transforms or differentiates it, and
     no profiler or mode watches. A non-strict export shows in the type or as a mode."""

@@ -75,6 +75,15 @@ CASES: dict[str, list[Callable[[Tensor], tuple[Any, ...]]]] = {
         lambda x: (x, 1, torch.bool, *HOST_SEED, None),
         lambda x: (x, DRAWS, None, *_seed(x), None),
     ],
+    "shard_race": [lambda x: (x, DRAWS, *_seed(x), 3), lambda x: (x, 1, *HOST_SEED, 0)],
+    "philox": [
+        lambda x: (
+            torch.tensor(5),
+            torch.arange(3),
+            torch.arange(2).unsqueeze(-1),
+            torch.zeros(1, dtype=torch.int64),
+        )
+    ],
     "relaxed": [
         lambda x: (x, _temperature(x), 1.0, DRAWS, *_seed(x)),
         lambda x: (x, None, 0.7, 1, *HOST_SEED),
@@ -124,7 +133,7 @@ def test_opcheck(name: str, case: int, dtype: torch.dtype, device: torch.device)
     torch.library.opcheck(getattr(library.operators, name).default, CASES[name][case](logits))
 
 
-@pytest.mark.parametrize("name", [name for name in CASES if name != "seeded_exponential"])
+@pytest.mark.parametrize("name", [name for name in CASES if name not in ("seeded_exponential", "philox")])
 def test_opcheck_of_rows_with_a_stride(name: str, device: torch.device) -> None:
     """A slice of a wider tensor, an expanded row, a transposed one: fake results have the strides of real ones."""
     wide = torch.randn(ROWS, 2, COLUMNS, device=device)[:, 1]
@@ -135,7 +144,7 @@ def test_opcheck_of_rows_with_a_stride(name: str, device: torch.device) -> None:
 
 # vmap -----------------------------------------------------------------------------------------------------------------
 
-RANDOM = ("sample", "relaxed", "relaxed_grad", "seeded_exponential")
+RANDOM = ("sample", "shard_race", "relaxed", "relaxed_grad", "seeded_exponential", "philox")
 
 
 def batched(name: str, case: int, dim: int) -> tuple[list[tuple[Any, ...]], list[Any], list[int | None]]:

@@ -84,7 +84,7 @@ def test_a_cpu_has_a_seed_tensor() -> None:
     seed = rng.next_seed(torch.zeros(2), generator)
     assert seed.tensor is not None
     assert int(seed.tensor) == int(rng.seed_tensor(CPU, torch.Generator().manual_seed(1)))
-    assert seed[1:] == (0, 0, None)
+    assert seed[1:] == (0, 0, None, 0)
 
 
 def test_a_gpu_generator_gives_two_integers_and_is_advanced(gpu: list[Generator]) -> None:

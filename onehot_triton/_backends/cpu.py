@@ -17,7 +17,7 @@ from ..grad_method import ReparamGradientStrategy
 from ..rng import Seed
 from ..tensors import can_look_at, compute_dtype, in_transform, is_differentiated, loses_functions
 from . import eager
-from .eager import masked, new_seed, reads_masks  # noqa: F401
+from .eager import masked, new_seed, reads_masks, shard_race  # noqa: F401
 from .interface import Sample
 
 # Up to so many elements, calls cost more than passes do, and `small.py` computes.
@@ -268,8 +268,10 @@ def sample_index(logits: Tensor, draws: int, choose: Choice, group: int) -> tupl
 def sample(
     logits: Tensor, mask: Tensor | None, draws: int, dtype: torch.dtype | None, seed: Seed, again: bool
 ) -> Sample:
+    if seed.tensor is not None:
+        return eager.sample(logits, mask, draws, dtype, seed, again)
     x, columns = masked(logits, mask), logits.shape[-1]
-    noise, seed_again = rng.noise_of_draw(x.device, seed.generator, again)
+    noise, seed_again = rng.noise_of_draw(x, seed, again)
     # Compiled, a draw whose noise is drawn again is made of a seed, and `inversion` is not.
     # Nor has ONNX a search in sums.
     by_race = columns <= _RACED or (again and torch.compiler.is_compiling()) or torch.onnx.is_in_onnx_export()
@@ -285,7 +287,7 @@ def sample(
 
 
 def relaxed(logits: Tensor, temperature: Tensor | float, draws: int, seed: Seed) -> Tensor:
-    noise = rng.noise_from(logits.device, seed.generator)
+    noise = rng.noise_from(logits.device, seed)
 
     def block(x: Tensor, t: Tensor | float = temperature) -> Tensor:
         return softmax(eager.relaxed_scores(x, t, draws, noise)).to(x.dtype)

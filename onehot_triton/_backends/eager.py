@@ -14,7 +14,7 @@ from .. import rng
 from ..grad_method import ReparamGradientStrategy
 from ..rng import Noise, Seed
 from ..tensors import compute_dtype, is_differentiated, loses_functions
-from .interface import Sample
+from .interface import Sample, ShardRace
 
 GROUP = 1024
 """The columns of a group, as in the kernels (docs/noise.md)."""
@@ -109,11 +109,31 @@ def sample_index(logits: Tensor, draws: int, noise: Noise, group: int = GROUP) -
     return index.masked_fill(weight.sum(-1).isnan(), -1)
 
 
+def shard_race(logits: Tensor, draws: int, seed: Seed, first_group: int) -> ShardRace:
+    rows, columns = logits.shape
+    x = logits.to(compute_dtype(logits.dtype))
+    maximum = x.amax(-1)
+    # Of a shard that has nothing to draw, all weights are 0.
+    weight = (x - maximum.masked_fill(maximum == -torch.inf, 0.0).unsqueeze(-1)).exp()
+    groups = -(-columns // GROUP)
+    in_groups = torch.nn.functional.pad(weight, (0, groups * GROUP - columns)).view(rows, groups, GROUP).sum(-1)
+    noise = rng.noise_of_place(seed, None, first_group)
+    rate = in_groups / noise((draws, rows, groups), None)
+    best, winner = rate.min(-1)
+    width = min(GROUP, columns)
+    column = winner.unsqueeze(-1) * GROUP + torch.arange(width, device=x.device)
+    inside = x.expand(draws, rows, columns).gather(-1, column.clamp(max=columns - 1))
+    weight_inside = shifted(torch.where(column < columns, inside, -torch.inf)).exp()
+    index = winner * GROUP + race(weight_inside, noise((draws, rows, width), winner))
+    total = in_groups.sum(-1)
+    return ShardRace(index.masked_fill(~(total > 0), -1), (-1 / best).float(), maximum, total)
+
+
 def sample(
     logits: Tensor, mask: Tensor | None, draws: int, dtype: torch.dtype | None, seed: Seed, again: bool
 ) -> Sample:
     x = masked(logits, mask)
-    noise, seed_again = rng.noise_of_draw(x.device, seed.generator, again)
+    noise, seed_again = rng.noise_of_draw(x, seed, again)
     index = sample_index(x, draws, noise)
     hot = None if dtype is None else one_hot(index, x.shape[-1], dtype)
     return Sample(hot, index, None, False, seed_again() if again else None)
@@ -138,7 +158,7 @@ def relaxed_with(logits: Tensor, temperature: Tensor | float, draws: int, noise:
 
 
 def relaxed(logits: Tensor, temperature: Tensor | float, draws: int, seed: Seed) -> Tensor:
-    return relaxed_with(logits, temperature, draws, rng.noise_from(logits.device, seed.generator))
+    return relaxed_with(logits, temperature, draws, rng.noise_from(logits.device, seed))
 
 
 # Straight-through gradients -------------------------------------------------------------------------------------------

@@ -43,6 +43,22 @@ class Sample(NamedTuple):
     hints: bool = True
 
 
+class ShardRace(NamedTuple):
+    """The draw of a row, as far as one shard of its columns decides it.
+
+    Attributes:
+        index: int64 [draws, rows], the winner's column in the shard; -1 where there is nothing to draw.
+        score: float32 [draws, rows], E / sum exp(x - maximum) of the winner's group, up to a constant: the winner of a
+            row is in the shard with the least score exp(-maximum).
+        maximum, total: [rows] in the compute dtype, sum exp x = total exp(maximum).
+    """
+
+    index: Tensor
+    score: Tensor
+    maximum: Tensor
+    total: Tensor
+
+
 class Backend(Protocol):
     """See the head of this file."""
 
@@ -87,6 +103,11 @@ class Backend(Protocol):
         self, logits: Tensor, mask: Tensor | None, draws: int, dtype: torch.dtype | None, seed: Seed, again: bool
     ) -> Sample:
         """Draws from softmax(x), one-hot rows of `dtype`, None for none; `again` where `relaxed_grad` will follow."""
+        ...
+
+    def shard_race(self, logits: Tensor, draws: int, seed: Seed, first_group: int) -> ShardRace:
+        """Draws from a shard of long rows, with what decides between the shards; its groups are numbered from
+        `first_group`. The seed is one of a kernel."""
         ...
 
     def relaxed(self, logits: Tensor, temperature: Tensor | float, draws: int, seed: Seed) -> Tensor:

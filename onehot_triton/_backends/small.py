@@ -35,6 +35,7 @@ from .cpu import (  # noqa: F401
     relaxed,
     relaxed_grad,
     relaxes_first,
+    shard_race,
     soft_grad,
     softmax,
     softmax_grad,
@@ -61,7 +62,7 @@ def argmax(tensor: Tensor) -> Tensor:
 def sample(
     logits: Tensor, mask: Tensor | None, draws: int, dtype: torch.dtype | None, seed: Seed, again: bool
 ) -> Sample:
-    if logits.shape[-1] <= cpu._RACED:
+    if seed.tensor is not None or logits.shape[-1] <= cpu._RACED:
         return cpu.sample(logits, mask, draws, dtype, seed, again)
     drawn = _search(masked(logits, mask), draws, dtype, seed.generator)
     return drawn._replace(seed=rng.seed_tensor(logits.device, seed.generator)) if again else drawn

@@ -11,7 +11,7 @@ from ..library import called
 from ..rng import Seed
 from ..tensors import compute_dtype
 from .eager import argmax, one_hot, straight_through  # noqa: F401
-from .interface import Sample
+from .interface import Sample, ShardRace
 
 reads_masks = True
 
@@ -19,6 +19,7 @@ _sample, _relaxed, _relaxed_grad, _soft_grad = map(called, ("sample", "relaxed",
 _softmax_grad, _logsumexp, _entropy, _entropy_grad = map(
     called, ("softmax_grad", "logsumexp", "entropy", "entropy_grad")
 )
+_shard_race = called("shard_race")
 _reinmax_grad, _gapped_grad = map(called, ("reinmax_grad", "gapped_grad"))
 _log_prob, _log_prob_index, _log_prob_grad = map(called, ("log_prob", "log_prob_index", "log_prob_grad"))
 _log_prob_and_entropy, _log_prob_and_entropy_grad = map(called, ("log_prob_and_entropy", "log_prob_and_entropy_grad"))
@@ -50,8 +51,13 @@ def log_softmax(logits: Tensor) -> Tensor:
 def sample(
     logits: Tensor, mask: Tensor | None, draws: int, dtype: torch.dtype | None, seed: Seed, again: bool
 ) -> Sample:
-    hot, index, logsumexp = _sample(logits, draws, dtype, seed.tensor, seed.key, seed.offset, 0, mask)
+    hot, index, logsumexp = _sample(logits, draws, dtype, seed.tensor, seed.key, seed.offset, seed.first_row, mask)
     return Sample(None if dtype is None else hot, index, logsumexp, False, None)
+
+
+def shard_race(logits: Tensor, draws: int, seed: Seed, first_group: int) -> ShardRace:
+    index, score, sums = _shard_race(logits, draws, seed.tensor, seed.key, seed.offset, seed.first_row, first_group)
+    return ShardRace(index, score, *sums.unbind())
 
 
 def _either(temperature: Tensor | float) -> tuple[Tensor | None, float]:
@@ -60,7 +66,7 @@ def _either(temperature: Tensor | float) -> tuple[Tensor | None, float]:
 
 
 def relaxed(logits: Tensor, temperature: Tensor | float, draws: int, seed: Seed) -> Tensor:
-    return _relaxed(logits, *_either(temperature), draws, seed.tensor, seed.key, seed.offset, 0)
+    return _relaxed(logits, *_either(temperature), draws, seed.tensor, seed.key, seed.offset, seed.first_row)
 
 
 def softmax_grad(logits: Tensor, grad: Tensor, mask: Tensor | None = None, logsumexp: Tensor | None = None) -> Tensor:
@@ -96,7 +102,18 @@ def relaxed_grad(
     with_temperature: bool = False,
     samples: int = 1,
 ) -> tuple[Tensor, Tensor | None]:
-    args = index, grad, *_either(temperature), seed.tensor, seed.key, seed.offset, 0, mask, with_temperature, samples
+    args = (
+        index,
+        grad,
+        *_either(temperature),
+        seed.tensor,
+        seed.key,
+        seed.offset,
+        seed.first_row,
+        mask,
+        with_temperature,
+        samples,
+    )
     # It must have the noise of its draw, which torch's operations do not draw.
     with torch.no_grad():
         out, dt = _relaxed_grad(logits, logsumexp, *args)

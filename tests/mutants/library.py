@@ -120,8 +120,8 @@ MUTANTS = [
     ),
     Mutant(
         DISTRIBUTION,
-        "new._param = self._param.expand(batch + self._event_shape)",
-        "new._param = self._param.expand(batch + self._event_shape).contiguous()",
+        "self._param.expand(batch + self._event_shape), self._is",
+        "self._param.expand(batch + self._event_shape).contiguous(), self._is",
         "expand that copies",
         EXPAND,
     ),

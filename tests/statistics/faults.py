@@ -134,7 +134,7 @@ def _stuck_generator(shift: int):
 
     def make():
         generator = torch.Generator().manual_seed(torch.initial_seed() >> shift)
-        return rng.noise_from(torch.device("cpu"), generator)
+        return rng.noise_from(torch.device("cpu"), rng.Seed(generator=generator))
 
     return make
 

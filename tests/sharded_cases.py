@@ -1,0 +1,493 @@
+"""What each rank of `test_sharded.py` runs: functions of a world, which raise where something is wrong.
+
+A process has most of its cost in its start, so all cases of a world run in one set of processes. They run on each rank
+in one order; a rank that fails leaves the others waiting, so every case ends in what all ranks know.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import traceback
+import warnings
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.distributed import FileStore  # pyright: ignore[reportPrivateImportUsage]
+
+Case = Callable[[int, int], None]
+CASES: dict[tuple[int, str], Case] = {}
+"""(ranks, name): a case has a number of ranks because it shows something there that it does not with others."""
+
+
+def case(*worlds: int) -> Callable[[Case], Case]:
+    def add(function: Case) -> Case:
+        CASES.update({(world, function.__name__): function for world in worlds})
+        return function
+
+    return add
+
+
+def run(rank: int, world: int, folder: str) -> None:
+    """One rank: writes what failed, for each case, to a file of its own."""
+    os.environ["TRITON_INTERPRET"] = "1"
+    sys.path.insert(0, str(Path(__file__).parent))
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    store = FileStore(f"{folder}/store", world)
+    dist.init_process_group("gloo", store=store, rank=rank, world_size=world)
+    import quick_interpreter
+
+    quick_interpreter.install()
+    failed: dict[str, str] = {}
+    for (ranks, name), function in CASES.items():
+        if ranks != world:
+            continue
+        torch.manual_seed(1 + rank)
+        try:
+            function(rank, world)
+        except Exception:
+            failed[name] = traceback.format_exc()
+        Path(f"{folder}/{world}-{rank}").write_text(json.dumps(failed))
+        # The others may wait in a collective for ever.
+        if failed.get(name):
+            os._exit(1)
+    dist.destroy_process_group()
+
+
+def _mesh(*shape: int) -> Any:
+    from torch.distributed.device_mesh import init_device_mesh
+
+    return init_device_mesh("cpu", shape)
+
+
+def _placed(tensor: Tensor, mesh: Any, *placements: Any) -> Any:
+    """The part of each rank, without communication."""
+    from torch.distributed.tensor import DTensor, Replicate
+
+    whole = DTensor.from_local(tensor, mesh, [Replicate()] * mesh.ndim, run_check=False)
+    return whole.redistribute(mesh, placements).detach()
+
+
+def _fixed(*shape: int, seed: int = 7) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed))
+
+
+def _whole(tensor: Any) -> Tensor:
+    return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+
+
+def _same(found: Any, expected: Any, tolerance: float = 1e-5) -> None:
+    torch.testing.assert_close(_whole(found), _whole(expected), atol=tolerance, rtol=tolerance)
+
+
+def _same_on_all(tensor: Tensor) -> None:
+    """The local values are those of rank 0."""
+    first = tensor.clone()
+    dist.broadcast(first, 0)
+    assert torch.equal(first, tensor)
+
+
+def _refused(function: Callable[[], Any], *words: str) -> None:
+    with pytest.raises(ValueError, match=r"expected .* found") as error:
+        function()
+    for word in words:
+        assert word in str(error.value)
+
+
+@case(2, 3, 4)
+def members_agree_with_those_of_whole_rows(rank: int, world: int) -> None:
+    from torch.distributed.tensor import Replicate, Shard
+
+    from onehot_triton import OneHotCategorical, ReparamGradientStrategy
+
+    mesh = _mesh(world)
+    for columns in {2: (6, 7), 3: (7, 1), 4: (5,)}[world]:
+        for placement in (Shard(-1), Shard(0), Shard(1), Replicate()):
+            full = _fixed(1 if placement == Shard(1) else 3, 2, columns)
+            x, ref = _placed(full, mesh, placement).requires_grad_(), full.clone().requires_grad_()
+            sharded, whole = OneHotCategorical(x), OneHotCategorical(ref)
+            drawn = sharded.sample((2,))
+            index = drawn.full_tensor().argmax(-1)
+            assert drawn.full_tensor().sum(-1).eq(1).all()
+            on_columns = placement == Shard(-1) and world > 1
+            at = 2 if on_columns else placement.dim if isinstance(placement, Shard) else None
+            assert drawn.placements == ((Replicate() if at is None else Shard(at + 1)),)
+            rows = Replicate() if at is None or on_columns else Shard(at)
+            for value in (drawn, drawn.detach(), drawn.clone(), drawn.full_tensor(), drawn.bool()):
+                _same(sharded.log_prob(value), whole.log_prob(drawn.full_tensor()))
+            _same(sharded.log_prob_index(index), whole.log_prob_index(index))
+            assert sharded.entropy().placements == (rows,)
+            for name in ("probs", "logits", "mean", "variance", "mode"):
+                found = getattr(sharded, name)
+                assert found.placements == x.placements
+                _same(found, getattr(whole, name))
+            one_hot, log_prob = sharded.sample_and_log_prob()
+            _same(log_prob, whole.log_prob(one_hot.full_tensor()))
+            _same(sharded.enumerate_support(), whole.enumerate_support())
+            weight = _fixed(columns)
+            placed = _placed(weight, mesh, Shard(0) if on_columns else Replicate())
+            for loss in (
+                lambda d, w, index=index: d.log_prob_index(index).sum(),
+                lambda d, w: d.log_prob(d.mode).square().sum(),
+                lambda d, w: d.entropy().square().sum(),
+                lambda d, w: (d.probs * w).sum() + (d.logits * w).sum(),
+                lambda d, w: (d.rsample((2,)) * w).sum(),
+            ):
+                (grad,), (expected,) = (
+                    torch.autograd.grad(loss(d, w), p) for d, w, p in ((sharded, placed, x), (whole, weight, ref))
+                )
+                assert grad.placements == x.placements
+                _same(grad, expected)
+            for found, expected in zip(
+                sharded.log_prob_and_entropy(drawn), (whole.log_prob(drawn.full_tensor()), whole.entropy()), strict=True
+            ):
+                _same(found, expected)
+            reinmax = OneHotCategorical(x, grad_method=ReparamGradientStrategy.ReinMax)
+            if on_columns:
+                with pytest.raises(NotImplementedError, match="ReinMax has no gradient of logits that are Shard"):
+                    reinmax.rsample()
+            else:
+                torch.autograd.grad((reinmax.rsample() * placed).sum(), x)
+            relaxed = OneHotCategorical(x, grad_method=ReparamGradientStrategy.RelaxedOneHot)
+            (grad,) = torch.autograd.grad((relaxed.rsample((2,)) * placed).sum(), x)
+            assert grad.placements == x.placements
+            # A softmax's gradient sums to 0.
+            _same(grad.full_tensor().sum(-1), torch.zeros(full.shape[:-1]))
+
+
+@case(2)
+def second_derivatives_are_those_of_whole_rows(rank: int, world: int) -> None:
+    from torch.distributed.tensor import Shard
+
+    from onehot_triton import OneHotCategorical
+
+    full, mesh = _fixed(2, 5).double(), _mesh(world)
+    index = torch.tensor([1, 3])
+    for loss in (lambda d: d.entropy(), lambda d: d.log_prob_index(index), lambda d: d.probs.square().sum(-1)):
+        results = []
+        for x in (_placed(full, mesh, Shard(-1)).requires_grad_(), full.clone().requires_grad_()):
+            (grad,) = torch.autograd.grad(loss(OneHotCategorical(x)).sum(), x, create_graph=True)
+            results.append(torch.autograd.grad(grad.square().sum(), x)[0])
+        _same(*results)
+
+
+@case(2, 3, 4)
+def kernels_draw_as_of_the_whole_row(rank: int, world: int) -> None:
+    from torch.distributed.tensor import Replicate, Shard
+
+    from onehot_triton import OneHotCategorical, use_backend
+
+    mesh, full = _mesh(world), _fixed(2, 1024 * world - 1)
+    meshes = [(mesh, (Shard(-1),)), (mesh, (Shard(0),))]
+    if world == 4:
+        both = _mesh(2, 2)
+        # Two shards of 2048 columns; the rows of the other dimension, or copies.
+        meshes += [(both, (Shard(0), Shard(-1))), (both, (Shard(-1), Replicate()))]
+    with use_backend("triton"):
+        torch.manual_seed(11)
+        expected = OneHotCategorical(full).sample_index((3,))
+        for mesh, placements in meshes:
+            torch.manual_seed(11)
+            found = OneHotCategorical(_placed(full, mesh, *placements)).sample_index((3,))
+            assert torch.equal(_whole(found), expected), placements
+
+
+@case(2, 3)
+def eager_draws_are_those_of_the_kernels(rank: int, world: int) -> None:
+    """The same noise, also where shards start anywhere and a batch dimension behind another one is sharded."""
+    from torch.distributed.tensor import Shard
+
+    from onehot_triton import OneHotCategorical, use_backend
+
+    mesh = _mesh(world)
+    for shape, placement in (((2, 1030), Shard(-1)), ((3, world, 6), Shard(1)), ((2, 1030), Shard(0))):
+        found = []
+        for backend in ("triton", "eager"):
+            with use_backend(backend):
+                torch.manual_seed(5)
+                drawn = OneHotCategorical(_placed(_fixed(*shape), mesh, placement)).sample_index((2,))
+                found.append(_whole(drawn))
+        assert torch.equal(*found)
+        if placement != Shard(-1):
+            with use_backend("triton"):
+                torch.manual_seed(5)
+                assert torch.equal(found[0], OneHotCategorical(_fixed(*shape)).sample_index((2,)))
+
+
+@case(3)
+def ranks_agree_and_draw_the_right_law(rank: int, world: int) -> None:
+    """Whether the generators of the ranks differ or not: with one seed, and noise that is the same on all shards, the
+    second of the two would not hold."""
+    from torch.distributed.tensor import Replicate, Shard
+
+    from onehot_triton import OneHotCategorical
+
+    logits = torch.tensor([0.3, -1.0, 0.8, 0.0, -0.4, 1.0, -2.0])
+    draws, mesh = 20_000, _mesh(world)
+    for placement in (Shard(-1), Replicate()):
+        for seed in (3, 3 + rank):
+            torch.manual_seed(seed)
+            drawn = OneHotCategorical(_placed(logits, mesh, placement)).sample_index((draws,)).to_local()
+            _same_on_all(drawn)
+            expected = logits.softmax(-1) * draws
+            chi2 = ((torch.bincount(drawn, minlength=7) - expected) ** 2 / expected).sum()
+            # The 1 - 1e-5 quantile of six degrees of freedom.
+            assert chi2 < 33.1, (placement, seed, chi2)
+            # No draw knows of the next.
+            pairs = torch.bincount(drawn[:-1] * 7 + drawn[1:], minlength=49)
+            p = logits.softmax(-1)
+            expected = (p.unsqueeze(1) * p).flatten() * (draws - 1)
+            assert ((pairs - expected) ** 2 / expected).sum() < 110
+
+
+@case(2)
+def relaxed_gradient_has_the_mean_of_whole_rows(rank: int, world: int) -> None:
+    from torch.distributed.tensor import DTensor, Replicate, Shard
+
+    from onehot_triton import OneHotCategorical, ReparamGradientStrategy
+
+    mesh, full, weight = _mesh(world), _fixed(5), _fixed(5, seed=8)
+    means = []
+    for shard in (True, False):
+        t = torch.tensor(0.7)
+        if shard:
+            x = _placed(full, mesh, Shard(-1)).requires_grad_()
+            w = _placed(weight, mesh, Shard(0))
+            t = DTensor.from_local(t, mesh, [Replicate()], run_check=False).requires_grad_()
+        else:
+            x, w, t = full.clone().requires_grad_(), weight, t.requires_grad_()
+        d = OneHotCategorical(x, grad_method=ReparamGradientStrategy.RelaxedOneHot, temperature=t)
+        gx, gt = torch.autograd.grad((d.rsample((40_000,)) * w).sum() / 40_000, (x, t))
+        means.append(torch.cat([_whole(gx), _whole(gt).reshape(1)]))
+    # The spread of a gradient is about 1, so that of a mean 0.005.
+    _same(*means, tolerance=0.03)
+
+
+@case(2, 3)
+def subclasses_and_options(rank: int, world: int) -> None:
+    from torch.distributed.tensor import Replicate, Shard
+
+    from onehot_triton import MaskedOneHotCategorical, OneHotCategorical, RelaxedOneHotCategorical
+
+    mesh, full = _mesh(world), _fixed(3, 7)
+    mask = _fixed(3, 7, seed=1) > -0.5
+    mask[:, 2] = True
+    for placement in (Shard(-1), Shard(0), Replicate()):
+        x, probs = _placed(full, mesh, placement), _placed(full.exp(), mesh, placement)
+        pairs = [
+            (OneHotCategorical(probs=probs), OneHotCategorical(probs=full.exp())),
+            (OneHotCategorical(x, unimix=0.1), OneHotCategorical(full, unimix=0.1)),
+            (MaskedOneHotCategorical(x, mask=mask), MaskedOneHotCategorical(full, mask=mask)),
+            (
+                MaskedOneHotCategorical(x, mask=_placed(mask, mesh, placement), unimix=0.1, neg_inf=-9.0),
+                MaskedOneHotCategorical(full, mask=mask, unimix=0.1, neg_inf=-9.0),
+            ),
+            (OneHotCategorical(x.bfloat16()), OneHotCategorical(full.bfloat16())),
+            (OneHotCategorical(x).expand((2, 3)), OneHotCategorical(full).expand((2, 3))),
+        ]
+        for found, expected in pairs:
+            tolerance = 0.01 if found.probs.dtype == torch.bfloat16 else 1e-5
+            _same(found.probs, expected.probs, tolerance)
+            _same(found.logits, expected.logits, tolerance)
+            _same(found.entropy(), expected.entropy())
+            drawn = found.sample((2,))
+            _same(found.log_prob(drawn), expected.log_prob(drawn.full_tensor()))
+            assert found.rsample().placements == found.probs.placements
+        other = OneHotCategorical(_placed(full.flip(-1), mesh, placement))
+        _same(
+            torch.distributions.kl_divergence(OneHotCategorical(x), other),
+            torch.distributions.kl_divergence(OneHotCategorical(full), OneHotCategorical(full.flip(-1))),
+        )
+        t = torch.tensor([[0.5], [1.0], [2.0]]).squeeze(-1)
+        x.requires_grad_()
+        soft, whole = RelaxedOneHotCategorical(t, logits=x), RelaxedOneHotCategorical(t, logits=full)
+        y = soft.rsample((2,))
+        assert y.placements == (Replicate() if placement == Replicate() else Shard(placement.dim % 2 + 1),)
+        _same(y.full_tensor().sum(-1), torch.ones(2, 3))
+        _same(soft.log_prob(y), whole.log_prob(y.full_tensor()), 1e-4)
+        (grad,) = torch.autograd.grad((y * y).sum(), x)
+        _same(grad.full_tensor().sum(-1), torch.zeros(3))
+
+
+@case(2, 4)
+def collectives_and_bytes(rank: int, world: int) -> None:
+    """As many collectives as docs/scaling.md says, and as many bytes a row; nothing that grows with the columns."""
+    from torch.distributed.tensor import Shard
+    from torch.distributed.tensor.debug import CommDebugMode
+
+    from onehot_triton import OneHotCategorical, ReparamGradientStrategy, sharded
+
+    rows, draws, columns = 3, 2, 300
+    x = _placed(_fixed(rows, columns), _mesh(world), Shard(-1)).requires_grad_()
+    w = _placed(_fixed(rows, columns), _mesh(world), Shard(-1))
+    sent: list[int] = []
+    gather = sharded._gather
+
+    def counted(tensors: Any, ranks: Any) -> Any:
+        sent.append(sum(t.numel() * t.element_size() for t in tensors))
+        return gather(tensors, ranks)
+
+    sharded._gather = counted
+    try:
+
+        def check(function: Callable[[], Any], collectives: int, bytes_a_row: int, count: int = rows) -> Any:
+            sent.clear()
+            with CommDebugMode() as mode:
+                result = function()
+            assert mode.get_total_counts() == len(sent) == collectives, (mode.get_comm_counts(), sent)
+            assert sum(sent) <= bytes_a_row * count, sent
+            return result
+
+        dist_ = OneHotCategorical(x)
+        many = rows * draws
+        for method in (dist_.sample, dist_.sample_and_log_prob, dist_.rsample):
+            check(lambda method=method: method((draws,)), 1, 24, many)
+        index = check(lambda: dist_.sample_index((draws,)), 1, 24, many)
+        check(lambda: dist_.log_prob_index(index), 0, 0)
+        check(lambda: dist_.log_prob_index(index.clone()), 1, 16, many)
+        drawn = check(lambda: dist_.sample((draws,)), 1, 24, many)
+        density = check(lambda: dist_.log_prob(drawn), 0, 0)
+        check(lambda: torch.autograd.grad(density.to_local().sum(), x), 0, 0)
+        # A change in place, and it is another value.
+        drawn.zero_()
+        density = check(lambda: dist_.log_prob(drawn), 1, 16, many)
+        check(lambda: torch.autograd.grad(density.to_local().sum(), x), 0, 0)
+        density = check(dist_.entropy, 1, 16)
+        check(lambda: torch.autograd.grad(density.to_local().sum(), x), 0, 0)
+        draw = check(lambda: dist_.rsample((draws,)), 1, 24, many)
+        check(lambda: torch.autograd.grad(draw, x, w.expand(draws, rows, columns)), 1, 4)
+        relaxed = OneHotCategorical(x, grad_method=ReparamGradientStrategy.RelaxedOneHot)
+        draw = check(lambda: relaxed.rsample((draws,)), 1, 24, many)
+        check(lambda: torch.autograd.grad(draw, x, w.expand(draws, rows, columns)), 2, 16, many)
+        check(lambda: dist_.mode, 1, 12)
+        for name in ("probs", "logits", "mean", "variance"):
+            check(lambda name=name: getattr(dist_, name), 1, 8)
+        # Whole rows need nobody.
+        batch = OneHotCategorical(_placed(_fixed(world, 5), _mesh(world), Shard(0)))
+        for function in (batch.sample, batch.rsample, batch.entropy, lambda: batch.probs, lambda: batch.mode):
+            check(function, 0, 0)
+    finally:
+        sharded._gather = gather
+
+
+@case(2, 3)
+def rows_that_are_no_distribution(rank: int, world: int) -> None:
+    from torch.distributed.tensor import Shard
+
+    from onehot_triton import MaskedOneHotCategorical, OneHotCategorical
+
+    mesh, full = _mesh(world), _fixed(5, 9)
+    full[0, 8], full[1, 0], full[2], full[3, 8] = torch.nan, torch.inf, -torch.inf, -torch.inf
+    good = torch.tensor([False, False, False, True, True])
+    for placement in (Shard(-1), Shard(0)):
+        d = OneHotCategorical(_placed(full, mesh, placement))
+        assert torch.equal(_whole(d.sample_index()) >= 0, good)
+        assert torch.equal(_whole(d.sample()).sum(-1) == 1, good)
+        assert torch.equal(_whole(d.mode).sum(-1) == 1, good)
+        assert torch.equal(~_whole(d.entropy()).isnan(), good)
+        _, log_prob = d.sample_and_log_prob()
+        assert torch.equal(~_whole(log_prob).isnan(), good)
+        x = _placed(full[3:], mesh, placement)
+        d = OneHotCategorical(x, validate_args=True)
+        value = d.sample().full_tensor()
+        _same(d.log_prob(value), OneHotCategorical(full[3:]).log_prob(value))
+        d.log_prob_index(value.argmax(-1))
+        wrong, beyond = value.clone(), torch.tensor([0, 9])
+        wrong[1] = 0
+        bad = _placed(full, mesh, placement)
+        _refused(partial(OneHotCategorical, bad, validate_args=True), "logits: ", "[0]")
+        _refused(partial(d.log_prob, wrong), "value: ", "[1]")
+        _refused(partial(d.log_prob_index, beyond), "index: ", "[1]")
+        nowhere = torch.zeros(9, dtype=torch.bool)
+        _refused(partial(MaskedOneHotCategorical, x, mask=nowhere, validate_args=True), "logits: ", "[0]")
+    nothing = OneHotCategorical(_placed(full[:0], mesh, Shard(-1)))
+    assert nothing.sample((2,)).shape == (2, 0, 9)
+    assert OneHotCategorical(_placed(full, mesh, Shard(-1))).sample((0,)).shape == (0, 5, 9)
+    assert nothing.entropy().shape == (0,)
+
+
+@case(2, 4)
+def placements_that_are_refused(rank: int, world: int) -> None:
+    from torch.distributed.tensor import DTensor, Partial, Shard
+
+    from onehot_triton import MaskedOneHotCategorical, OneHotCategorical
+
+    mesh, full = _mesh(world), _fixed(world, 4 * world)
+    cases = [(DTensor.from_local(full, mesh, [Partial()], run_check=False), "Partial")]
+    if world == 4:
+        both = _mesh(2, 2)
+        cases.append((_placed(full, both, Shard(1), Shard(1)), "mesh dimensions 0 and 1"))
+    for logits, words in cases:
+        _refused(partial(OneHotCategorical, logits), "logits: ", words)
+    x = _placed(full, mesh, Shard(-1))
+    _refused(partial(MaskedOneHotCategorical, x, mask=_placed(full > -9, mesh, Shard(0))), "mask: ", "Shard(dim=0)")
+    _refused(partial(OneHotCategorical(x).log_prob, _placed(full, mesh, Shard(0))), "value: ", "Shard(dim=0)")
+
+
+@case(3)
+def a_part_of_the_world(rank: int, world: int) -> None:
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor, Shard
+
+    from onehot_triton import OneHotCategorical
+
+    mesh, full = DeviceMesh("cpu", list(range(world - 1, world // 2 - 1, -1))), _fixed(2, 6)
+    if mesh.get_coordinate() is None:
+        x = DTensor.from_local(torch.empty(0), mesh, [Shard(-1)], run_check=False, shape=full.shape, stride=(6, 1))
+        _refused(partial(OneHotCategorical, x), "mesh that this rank is part of")
+        return
+    d = OneHotCategorical(_placed(full, mesh, Shard(-1)))
+    _same(d.entropy(), OneHotCategorical(full).entropy())
+    _same(d.log_prob(d.sample()).shape, torch.Size([2]))
+
+
+@case(2)
+def compiled_programs_are_one_graph(rank: int, world: int) -> None:
+    from torch.distributed.tensor import Shard
+
+    from onehot_triton import OneHotCategorical, ReparamGradientStrategy
+
+    mesh = _mesh(world)
+    x = _placed(_fixed(4, 6), mesh, Shard(-1)).requires_grad_()
+    eye = _placed(torch.eye(6)[:4], mesh, Shard(-1))
+
+    def program(x: Any, eye: Any) -> Any:
+        d = OneHotCategorical(x)
+        hot, log_prob = d.rsample_and_log_prob()
+        relaxed = OneHotCategorical(x, grad_method=ReparamGradientStrategy.RelaxedOneHot).rsample()
+        densities = d.log_prob(eye) + d.entropy() + d.log_prob_index(d.sample_index())
+        return hot, log_prob, densities, relaxed, d.probs, d.mode, d.sample()
+
+    out = torch.compile(program, fullgraph=True, backend="aot_eager")(x, eye)
+    for hot in (out[0], out[3], out[5], out[6]):
+        assert hot.full_tensor().sum(-1).eq(1).all()
+    d = OneHotCategorical(x)
+    _same(out[1], d.log_prob(out[0].detach()))
+    _same(out[4], d.probs)
+    loss = (out[0] * eye).sum() + out[1].sum() + out[2].sum() + (out[3] * eye).sum() + (out[4] * eye).sum()
+    (grad,) = torch.autograd.grad(loss, x)
+    assert grad.placements == x.placements
+    _same(grad.full_tensor().sum(-1), torch.zeros(4))
+
+    rows = _placed(_fixed(4, 6), mesh, Shard(0))
+    whole = torch.compile(lambda x: OneHotCategorical(x).sample(), fullgraph=True, backend="aot_eager")(rows)
+    assert whole.full_tensor().sum(-1).eq(1).all()
+
+
+@case(2)
+def equally_seeded_ranks_of_torch_draw_equal_noise(rank: int, world: int) -> None:
+    """What docs/coming-from.md says of torch's DTensor."""
+    from torch.distributed.tensor import Shard
+
+    torch.manual_seed(4)
+    mesh = _mesh(world)
+    noise = _placed(torch.zeros(2, 8 * world), mesh, Shard(-1)).exponential_().to_local()
+    _same_on_all(noise)

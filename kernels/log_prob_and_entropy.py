@@ -180,8 +180,8 @@ def _backward_kernel(
                 index_ptr, grad_log_prob_ptr, allowed_ptr, at, row, allowed_stride, columns, inside, TYPE
             )
             total += grad_log_prob
-            # Of a long row, most tiles do not have it.
-            if tl.sum(((index >= start) & (index < start + BLOCK)).to(tl.int32), 0) > 0:
+            # Of a row of several tiles, most do not have it.
+            if ROWS > 1 or tl.sum(((index >= start) & (index < start + BLOCK)).to(tl.int32), 0) > 0:
                 at_index += tl.where(column == over_tile(index), over_tile(grad_log_prob), 0.0)
     out = at_index + p * (slope - over_tile(total))
     tl.store(tile_ptrs(out_ptr + over_tile(row * columns), column), out.to(out_ptr.dtype.element_ty), mask=mask)

@@ -249,12 +249,13 @@ def run_log_prob_and_entropy_grad(tally: Tally, case: Case) -> float:
     worst = 0.0
     exact_entropy = eager.entropy(case.seen.double())[0].to(case.compute)
     for grad in (None, case.grad):
-        given = case.index, case.row_grad, case.row_grad[0]
+        # A tensor of its own: memory that two arguments share is watched as that of one.
+        given = case.index, case.row_grad, case.row_grad[0].clone()
         found = joint.log_prob_and_entropy_grad(case.logits, case.logsumexp, exact_entropy, *given, case.allowed, grad)
-        twin = eager.log_prob_and_entropy_grad(case.seen, *given, case.allowed, grad=grad)
+        twin = eager.log_prob_and_entropy_grad(case.seen, *given, grad=grad)
         given = case.index, case.row_grad.double(), case.row_grad[0].double()
         grad = None if grad is None else grad.double()
-        exact = eager.log_prob_and_entropy_grad(case.seen.double(), *given, case.allowed, grad=grad)
+        exact = eager.log_prob_and_entropy_grad(case.seen.double(), *given, grad=grad)
         worst = max(worst, as_good_as(found, twin, exact, case.dtype))
     return worst
 
@@ -280,6 +281,9 @@ def run_straight_through(case: Case, name: str, t: Tensor | float) -> float:
     twin = getattr(eager, name)(case.seen, case.index, grad, t)
     exact_t = t.double() if isinstance(t, Tensor) else t
     exact = getattr(eager, name)(case.seen.double(), case.index, grad.double(), exact_t)
+    if name == "gapped_grad":
+        # What is rounded is of the size of `grad`, before it is divided by t, in the twin too.
+        found, twin, exact = (dx * case.temperature.unsqueeze(-1).to(dx.dtype) for dx in (found, twin, exact))
     return as_good_as(found, twin, exact, case.dtype)
 
 

@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+OLDER := $(VENV)/triton-3.6.0
 PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install -c constraints.txt
 
 .DEFAULT_GOAL := help
@@ -45,10 +46,16 @@ ptx: $(VENV)/.test ## runs the compiled kernels on a CPU: the detectors, then ev
 	PYTHONPATH=tests $(BIN)/python tests/ptx/check.py --self-test
 	PYTHONPATH=tests $(BIN)/python tests/ptx/check.py $(ARGS)
 
-static-cost: $(VENV)/.test ## compiles the kernels and counts their instructions, for the predictions of docs/scaling.md
+static-cost: $(VENV)/.test $(OLDER) ## compiles the kernels and counts their instructions, for the predictions of docs/scaling.md
 	$(BIN)/python benchmarks/static_cost.py --arch sm_90 --json > static_cost.json
 	mv static_cost.json benchmarks/results/static_cost.json
+	PYTHONPATH=$(OLDER) $(BIN)/python benchmarks/static_cost.py --arch sm_90 --json > static_cost.json
+	mv static_cost.json benchmarks/results/static_cost_triton_3.6.0.json
 	$(BIN)/python benchmarks/report.py
+
+# The Triton of torch 2.11, beside the one that the environment has.
+$(OLDER): | $(VENV)/.demo
+	$(BIN)/python -m pip --quiet --disable-pip-version-check install --target $@ --no-deps triton==3.6.0
 
 docs: $(VENV)/.test ## the API reference, from the docstrings, in build/docs
 	$(BIN)/python -W error -m pdoc -d google -o build/docs onehot_triton onehot_triton.integrations.torchrl onehot_triton.integrations.pyro

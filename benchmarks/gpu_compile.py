@@ -17,12 +17,15 @@ from typing import Any
 Wanted = tuple[str, int, int, str, "str | None", int]
 
 
-def compile_one(job: tuple[Wanted, str]) -> str | None:
-    """Compiles one launch for an architecture, in a process of its own; gives why it could not."""
+def compile_one(job: tuple[Wanted, str, int | None]) -> str | None:
+    """Compiles one launch for an architecture and so many multiprocessors, in a process of its own; gives why it could
+    not."""
     import ahead_of_time
     import torch
 
-    (operation, rows, columns, dtype, out_dtype, draws), arch = job
+    from onehot_triton.kernels import launch as launches
+
+    (operation, rows, columns, dtype, out_dtype, draws), arch, launches.MULTIPROCESSORS = job
     out = None if out_dtype is None else getattr(torch, out_dtype)
     launch = ahead_of_time.Launch(operation, rows, columns, getattr(torch, dtype), out, draws)
     try:
@@ -34,8 +37,11 @@ def compile_one(job: tuple[Wanted, str]) -> str | None:
     return None
 
 
-def compile_all(wanted: Sequence[Wanted], arch: str, seconds: float, processes: int | None = None) -> dict[str, Any]:
-    """As many as are done within `seconds`; what failed will fail again where it is launched, and is told there.
+def compile_all(
+    wanted: Sequence[Wanted], arch: str, seconds: float, multiprocessors: int | None, processes: int | None = None
+) -> dict[str, Any]:
+    """As many as are done within `seconds`; what failed will fail again where it is launched, and is told there. The
+    processes have no GPU to ask for its multiprocessors, by which a launch is chosen: None is the usual number.
 
     Returns:
         {"launches": wanted, "compiled": of them in time, "failed": why, "seconds": taken, "processes"}.
@@ -45,7 +51,7 @@ def compile_all(wanted: Sequence[Wanted], arch: str, seconds: float, processes: 
     done, failed = 0, []
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
         # Leaving the block ends the processes, whatever they are at.
-        results = pool.imap_unordered(compile_one, [(one, arch) for one in wanted])
+        results = pool.imap_unordered(compile_one, [(one, arch, multiprocessors) for one in wanted])
         while done < len(wanted):
             try:
                 why = results.next(max(0.0, start + seconds - time.perf_counter()))

@@ -284,8 +284,11 @@ class Run:
         return self._contest
 
     def compile(self, wanted: list[gpu_compile.Wanted]) -> None:
-        arch = "sm_90" if self.dry else "sm_{}{}".format(*torch.cuda.get_device_capability())
-        found = gpu_compile.compile_all(wanted, arch, COMPILE - 10, 1 if self.dry else None)
+        arch, multiprocessors = "sm_90", None
+        if not self.dry:
+            properties = torch.cuda.get_device_properties(self.device)
+            arch, multiprocessors = f"sm_{properties.major}{properties.minor}", properties.multi_processor_count
+        found = gpu_compile.compile_all(wanted, arch, COMPILE - 10, multiprocessors, 1 if self.dry else None)
         self.result["compilation"] = found
         self.say("compiled {compiled} of {launches} in {seconds:.0f} s, {processes} processes".format(**found))
         for why in found["failed"][:5]:

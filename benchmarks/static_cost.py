@@ -128,12 +128,14 @@ class Cost(NamedTuple):
     """Attributes:
     main: instructions an element of the main loop, the costliest over the row; of the whole kernel where none is.
     total: of all loops over the row, since a row that is walked twice costs twice.
+    barriers: of all threads of a program, in one turn of the loops over the row, or in the whole kernel.
     """
 
     main: float
     total: float
     load_bits: int
     store_bits: int
+    barriers: int
 
 
 def cost(listing: str, tile: float, elements: float, loaded_bits: float) -> Cost:
@@ -153,12 +155,13 @@ def cost(listing: str, tile: float, elements: float, loaded_bits: float) -> Cost
             counts.append((len(loop.instructions) / (tile * turns), loop))
     whole = len(instructions) / elements
     main, loop = max(counts, key=lambda count: count[0], default=(whole, Loop(instructions)))
-    stored = [i for _, one in counts for i in one.instructions] if counts else instructions
+    walked = [i for _, one in counts for i in one.instructions] if counts else instructions
     return Cost(
         main,
         sum(count for count, _ in counts) if counts else whole,
         main_width(loop.loads),
-        main_width(i for i in stored if i.opcode.startswith("STG")),
+        main_width(i for i in walked if i.opcode.startswith("STG")),
+        sum(i.opcode.startswith("BAR.SYNC") for i in walked),
     )
 
 
@@ -243,6 +246,7 @@ def entry(launch: Launch, kernel: Any, arch: str) -> dict[str, Any]:
         "operation": launch.operation,
         "kernel": kernel.name,
         "arch": arch,
+        "triton": triton.__version__,
         "dtype": str(launch.dtype).removeprefix("torch."),
         "out_dtype": str(out_dtype(launch)).removeprefix("torch."),
         "rows": launch.rows,
@@ -252,6 +256,7 @@ def entry(launch: Launch, kernel: Any, arch: str) -> dict[str, Any]:
         "spill_bytes": spilled,
         "load_bits": found.load_bits,
         "store_bits": found.store_bits,
+        "barriers": found.barriers,
         "bytes_per_element": least,
         "predicted_limit": "issue" if ratio > 1 else "memory",
         "issue_over_memory": round(ratio, 3),
@@ -286,6 +291,7 @@ def over_limit(entry: dict[str, Any]) -> bool:
 def show(entries: list[dict[str, Any]]) -> None:
     names = ("operation", "kernel", "arch", "dtype", "out", "rows x columns", "instr", "regs", "spill", "ld", "st")
     form = "{:13} {:27} {:7} {:9} {:9} {:>14} {:>6} {:>5} {:>5} {:>4} {:>4} {:>5}  {}"
+    print(f"triton {triton.__version__}")
     print(form.format(*names, "bytes", "predicted limit (issue / memory)"))
     for e in entries:
         shape = f"{e['rows']} x {e['columns']}"

@@ -37,6 +37,7 @@ from .rows import (
     store_logsumexp,
     store_part,
     tile_columns,
+    tile_ptrs,
     with_unit_stride,
 )
 
@@ -102,7 +103,7 @@ def _entropy_kernel(
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
     column = tile_columns(DEPTH, LANES, VECTOR)
-    ptrs = logits_ptr + over_tile(row * row_stride) + column
+    ptrs = tile_ptrs(logits_ptr + over_tile(row * row_stride), column)
     allowed_at = over_tile(row * allowed_stride) + column
     maximum = tl.full([ROWS, LANES], float("-inf"), TYPE)
     total = tl.zeros([ROWS, LANES], TYPE)
@@ -113,11 +114,11 @@ def _entropy_kernel(
     BLOCK: tl.constexpr = DEPTH * LANES * VECTOR
     whole = columns // BLOCK * BLOCK if ROWS == 1 else 0
     for start in range(tl.program_id(1) * BLOCK, whole, tl.num_programs(1) * BLOCK):
-        x = load_logits(ptrs + start, None, TYPE, allowed_ptr, allowed_at + start)
+        x = load_logits(tile_ptrs(ptrs, start), None, TYPE, allowed_ptr, allowed_at + start)
         maximum, total, rest, moment = _add_tile(x, maximum, total, rest, moment)
     if has_tail(whole, columns, BLOCK):
         mask = over_tile(inside) & (whole + column < columns)
-        x = load_logits(ptrs + whole, mask, TYPE, allowed_ptr, allowed_at + whole)
+        x = load_logits(tile_ptrs(ptrs, whole), mask, TYPE, allowed_ptr, allowed_at + whole)
         maximum, total, rest, moment = _add_tile(x, maximum, total, rest, moment)
     maximum, total, rest, moment = _join(maximum, total, rest, moment)
     if SPLIT:
@@ -156,14 +157,14 @@ def _entropy_grad_kernel(
     column = tl.program_id(0) % tiles * BLOCK + tile_columns(DEPTH, LANES, VECTOR)
     mask = over_tile(inside) & (column < columns)
     allowed_at = over_tile(row * allowed_stride) + column
-    x = load_logits(logits_ptr + over_tile(row * row_stride) + column, mask, TYPE, allowed_ptr, allowed_at)
+    x = load_logits(tile_ptrs(logits_ptr + over_tile(row * row_stride), column), mask, TYPE, allowed_ptr, allowed_at)
     maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, inside)
     log2_p = log2_probs(x, maximum, log_sum)
     entropy = tl.load(entropy_ptr + row, mask=inside) * LOG2E
     grad = tl.load(grad_ptr + row, mask=inside).to(TYPE) * LN2
     # -g p (log p + H), and 0 where p is.
     out = -over_tile(grad) * tl.exp2(log2_p) * (tl.maximum(log2_p, FAR) + over_tile(entropy))
-    tl.store(out_ptr + over_tile(row * columns) + column, out.to(out_ptr.dtype.element_ty), mask=mask)
+    tl.store(tile_ptrs(out_ptr + over_tile(row * columns), column), out.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 def _reduce(logits: Tensor, allowed: Tensor | None, with_entropy: bool) -> tuple[Tensor, Tensor]:
@@ -182,7 +183,7 @@ def _reduce(logits: Tensor, allowed: Tensor | None, with_entropy: bool) -> tuple
         )  # fmt: skip
         if split:
             _join_kernel[(rows,)](
-                parts, entropy, logsumexp, tile.parts, ENTROPY=with_entropy, PARTS=launch.next_power_of_2(tile.parts)
+                parts, entropy, logsumexp, tile.parts, ENTROPY=with_entropy, PARTS=launch.part_lanes(logits, tile.parts)
             )
     return entropy, logsumexp
 

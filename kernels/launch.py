@@ -116,24 +116,28 @@ def splits(logits: Tensor, rows: int, tiles: int) -> int:
     return _splits(fill(logits), rows, tiles)
 
 
+def part_lanes(logits: Tensor, parts: int) -> int:
+    """In how many lanes a kernel reads what `parts` programs of a row left: as many for one number of columns, however
+    many rows there are and so programs to a row, because another would be another kernel to compile."""
+    return next_power_of_2(max(parts, cdiv(logits.shape[1], GROUP)))
+
+
 def _splits(filling: int, rows: int, tiles: int) -> int:
     return cdiv(tiles, max(1, rows * tiles // filling))
 
 
 def _few_rows(least: int, rows: int, columns: int, block: int) -> int:
-    """`block` columns of a tile, or less where rows are so few that multiprocessors would have none; but a group at
-    least, so that the partial results are of no more than columns / 1024 programs a row."""
-    while block > GROUP and rows * cdiv(columns, block) < least:
-        block //= 2
-    return block
+    """`block` columns of a tile, or a group where rows are so few that multiprocessors would have none; so that the
+    partial results are of no more than columns / 1024 programs a row. Nothing between: it would be one more kernel."""
+    return block if rows * cdiv(columns, block) >= least else min(block, GROUP)
 
 
-def _short_tile(filling: int, rows: int, columns: int, width: int, elements: int, parts: int = 1) -> Tile:
-    """Rows that share a program of 4 warps, as many as fill `elements`, but not so many that multiprocessors stay
-    empty. For noise, the tile is one of `parts` of a row."""
+def _short_tile(columns: int, width: int, elements: int, parts: int = 1) -> Tile:
+    """Rows that share a program of 4 warps, as many as fill `elements`, however many there are: another number of rows
+    is not another kernel to compile. For noise, the tile is one of `parts` of a row."""
     part = max(1, next_power_of_2(columns) // parts)
     width = min(width, part)
-    many = max(1, min(elements // (parts * part), next_power_of_2(cdiv(rows, filling))))
+    many = max(1, elements // (parts * part))
     # The fewer lanes a row has, the fewer shuffles join them: eight elements each, or all the threads there are. Of
     # 18 columns, an entropy costs 41 instructions an element in four lanes, and 218 in 32. With one lane of width 1,
     # the depth would be what is contiguous, and be dealt out to threads.
@@ -151,18 +155,19 @@ def tile(logits: Tensor, *others: Tensor, draws: int = 1, twice: bool = False) -
     where a long row is."""
     # Half a tile where an element takes more than one register until it is added up: no more than 64 a thread.
     elements = TILE if not others and logits.element_size() <= 4 else TILE // 2
-    longest = ONE_TILE * elements // TILE
-    return _tile(*logits.shape, vector(logits), elements, longest, multiprocessors(logits), fill(logits), draws, twice)
+    sizes = TILE // 2, elements, ONE_TILE * elements // TILE, multiprocessors(logits), fill(logits)
+    return _tile(*logits.shape, vector(logits), *sizes, draws, twice)
 
 
 # Looked up: to work it out anew took a tenth of the time of a host, from a member of a distribution to the launch.
 @lru_cache(4096)
 def _tile(
-    rows: int, columns: int, width: int, elements: int, longest: int, least: int, filling: int, draws: int, twice: bool
-) -> Tile:
+    rows: int, columns: int, width: int, short: int, elements: int, longest: int, least: int, filling: int, draws: int,
+    twice: bool,
+) -> Tile:  # fmt: skip
     block = next_power_of_2(columns)
     if block <= elements:
-        return _short_tile(filling, rows, columns, width, elements)
+        return _short_tile(columns, width, short)
     # A row in registers is read once.
     if block <= longest:
         return row_tile(block, width, 4 * block // elements)
@@ -187,7 +192,9 @@ def _noise_tile(
     if columns <= GROUP:
         # 16 elements a thread take 55 to 127 registers, where 8 would do with 64, for the key schedule and the
         # addresses: sampling 32 categories costs 71 instructions an element, not 80 (float32 to bool).
-        return _short_tile(filling, rows, columns, width, elements // 2, parts)
+        # Where that leaves multiprocessors without a program, four elements a thread.
+        few = rows * next_power_of_2(columns) < least * elements // 2
+        return _short_tile(columns, width, elements // 8 if few else elements // 2, parts)
     block = next_power_of_2(columns)
     if block <= longest:
         # 32 elements a thread take 80 to 96 registers, 16 take 48 to 63; but then what a program does once makes 48

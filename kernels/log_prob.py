@@ -31,6 +31,7 @@ from .rows import (
     store_logsumexp,
     store_part,
     tile_columns,
+    tile_ptrs,
     with_unit_stride,
 )
 
@@ -92,9 +93,9 @@ def _log_prob_kernel(
     BLOCK: tl.constexpr = DEPTH * LANES * VECTOR
     column = tile_columns(DEPTH, LANES, VECTOR)
     value_column = tile_columns(BLOCK // (LANES * VALUE_VECTOR), LANES, VALUE_VECTOR)
-    x_ptrs = logits_ptr + over_tile(row * row_stride) + column
+    x_ptrs = tile_ptrs(logits_ptr + over_tile(row * row_stride), column)
     allowed_at = over_tile(row * allowed_stride) + column
-    value_ptrs = value_ptr + over_tile(at * columns) + value_column
+    value_ptrs = tile_ptrs(value_ptr + over_tile(at * columns), value_column)
     maximum = tl.full([ROWS, LANES], float("-inf"), TYPE)
     total = tl.zeros([ROWS, LANES], TYPE)
     best = tl.full([ROWS, LANES], LEAST, VALUE_TYPE)
@@ -109,34 +110,34 @@ def _log_prob_kernel(
         unknown = inside & (hinted == 0)
         walk = tl.max(unknown.to(tl.int32), 0) > 0
         for start in range(tl.program_id(1) * BLOCK, tl.where(walk, whole, 0), tl.num_programs(1) * BLOCK):
-            value = _load_value(value_ptrs + start, None, VALUE_TYPE, LEAST)
+            value = _load_value(tile_ptrs(value_ptrs, start), None, VALUE_TYPE, LEAST)
             best, best_start = _add_value(value, start, best, best_start)
         if walk & has_tail(whole, columns, BLOCK):
             mask = over_tile(unknown) & (whole + value_column < columns)
-            value = _load_value(value_ptrs + whole, mask, VALUE_TYPE, LEAST)
+            value = _load_value(tile_ptrs(value_ptrs, whole), mask, VALUE_TYPE, LEAST)
             best, best_start = _add_value(value, whole, best, best_start)
     for start in range(tl.program_id(1) * BLOCK, whole, tl.num_programs(1) * BLOCK):
         if hint_ptr is None:
-            value = _load_value(value_ptrs + start, None, VALUE_TYPE, LEAST)
+            value = _load_value(tile_ptrs(value_ptrs, start), None, VALUE_TYPE, LEAST)
             best, best_start = _add_value(value, start, best, best_start)
         if not KNOWN:
-            x = load_logits(x_ptrs + start, None, TYPE, allowed_ptr, allowed_at + start)
+            x = load_logits(tile_ptrs(x_ptrs, start), None, TYPE, allowed_ptr, allowed_at + start)
             maximum, total = add_tile(x, maximum, total)
     if has_tail(whole, columns, BLOCK):
         if hint_ptr is None:
             mask = over_tile(inside) & (whole + value_column < columns)
-            value = _load_value(value_ptrs + whole, mask, VALUE_TYPE, LEAST)
+            value = _load_value(tile_ptrs(value_ptrs, whole), mask, VALUE_TYPE, LEAST)
             best, best_start = _add_value(value, whole, best, best_start)
         if not KNOWN:
             mask = over_tile(inside) & (whole + column < columns)
-            x = load_logits(x_ptrs + whole, mask, TYPE, allowed_ptr, allowed_at + whole)
+            x = load_logits(tile_ptrs(x_ptrs, whole), mask, TYPE, allowed_ptr, allowed_at + whole)
             maximum, total = add_tile(x, maximum, total)
 
     # The first column of the maximum is in the first tile that has it, which is read once more.
     top = tl.max(best, 1)
     start = over_tile(tl.min(tl.where(best == top[:, None], best_start, columns), 1))
     found = over_tile(unknown) & (start + value_column < columns)
-    value = _load_value(value_ptrs + start, found, VALUE_TYPE, LEAST)
+    value = _load_value(tile_ptrs(value_ptrs, start), found, VALUE_TYPE, LEAST)
     found &= value == over_tile(top)
     index = tl.min(lane_min(tl.where(found, start + value_column, columns)), 1)
     if hint_ptr is not None:
@@ -214,7 +215,7 @@ def _log_prob_grad_kernel(
     column = tl.program_id(0) % tiles * BLOCK + tile_columns(DEPTH, LANES, VECTOR)
     mask = over_tile(inside) & (column < columns)
     allowed_at = over_tile(row * allowed_stride) + column
-    x = load_logits(logits_ptr + over_tile(row * row_stride) + column, mask, TYPE, allowed_ptr, allowed_at)
+    x = load_logits(tile_ptrs(logits_ptr + over_tile(row * row_stride), column), mask, TYPE, allowed_ptr, allowed_at)
     maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, inside)
     p = tl.exp2(log2_probs(x, maximum, log_sum))
     grad = over_tile(tl.load(grad_ptr + row, mask=inside).to(TYPE))
@@ -227,7 +228,7 @@ def _log_prob_grad_kernel(
         out = tl.where(column == over_tile(index), grad, 0.0) - grad * p
     else:
         out = -grad * p
-    tl.store(out_ptr + over_tile(row * columns) + column, out.to(out_ptr.dtype.element_ty), mask=mask)
+    tl.store(tile_ptrs(out_ptr + over_tile(row * columns), column), out.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 def _value_type(dtype: torch.dtype) -> tuple[tl.dtype, float | int]:
@@ -292,7 +293,7 @@ def log_prob(
             **common,
         )  # fmt: skip
         if split:
-            _join_kernel[(draws * rows,)](parts=tile.parts, PARTS=launch.next_power_of_2(tile.parts), **common)
+            _join_kernel[(draws * rows,)](parts=tile.parts, PARTS=launch.part_lanes(logits, tile.parts), **common)
     return out, index, logsumexp
 
 

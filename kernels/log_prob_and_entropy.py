@@ -38,6 +38,7 @@ from .rows import (
     store_logsumexp,
     store_part,
     tile_columns,
+    tile_ptrs,
     with_unit_stride,
 )
 from .softmax_grad import _dot_kernel
@@ -71,7 +72,7 @@ def _forward_kernel(
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
     column = tile_columns(DEPTH, LANES, VECTOR)
-    ptrs = logits_ptr + over_tile(row * row_stride) + column
+    ptrs = tile_ptrs(logits_ptr + over_tile(row * row_stride), column)
     allowed_at = over_tile(row * allowed_stride) + column
     maximum = tl.full([ROWS, LANES], float("-inf"), TYPE)
     total = tl.zeros([ROWS, LANES], TYPE)
@@ -81,11 +82,11 @@ def _forward_kernel(
     BLOCK: tl.constexpr = DEPTH * LANES * VECTOR
     whole = columns // BLOCK * BLOCK if ROWS == 1 else 0
     for start in range(tl.program_id(1) * BLOCK, whole, tl.num_programs(1) * BLOCK):
-        x = load_logits(ptrs + start, None, TYPE, allowed_ptr, allowed_at + start)
+        x = load_logits(tile_ptrs(ptrs, start), None, TYPE, allowed_ptr, allowed_at + start)
         maximum, total, rest, moment = _add_tile(x, maximum, total, rest, moment)
     if has_tail(whole, columns, BLOCK):
         mask = over_tile(inside) & (whole + column < columns)
-        x = load_logits(ptrs + whole, mask, TYPE, allowed_ptr, allowed_at + whole)
+        x = load_logits(tile_ptrs(ptrs, whole), mask, TYPE, allowed_ptr, allowed_at + whole)
         maximum, total, rest, moment = _add_tile(x, maximum, total, rest, moment)
     maximum, total, rest, moment = _join(maximum, total, rest, moment)
     if SPLIT:
@@ -149,7 +150,7 @@ def _backward_kernel(
     column = start + tile_columns(DEPTH, LANES, VECTOR)
     mask = over_tile(inside) & (column < columns)
     allowed_at = over_tile(row * allowed_stride) + column
-    x = load_logits(logits_ptr + over_tile(row * row_stride) + column, mask, TYPE, allowed_ptr, allowed_at)
+    x = load_logits(tile_ptrs(logits_ptr + over_tile(row * row_stride), column), mask, TYPE, allowed_ptr, allowed_at)
     maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, inside)
     log2_p = log2_probs(x, maximum, log_sum)
     p = tl.exp2(log2_p)
@@ -158,7 +159,7 @@ def _backward_kernel(
     # -g_H (log p + H), times p below, and 0 where p is.
     slope = -over_tile(grad_entropy) * (tl.maximum(log2_p, FAR) + over_tile(entropy))
     if grad_ptr is not None:
-        grad = load_grad(grad_ptr + over_tile(row * grad_stride) + column, mask, TYPE)
+        grad = load_grad(tile_ptrs(grad_ptr + over_tile(row * grad_stride), column), mask, TYPE)
         # A row in one tile gives <p, g> itself, a longer one has left the sums of its parts.
         if parts_ptr is None:
             dot = tl.sum(lane_sum(p * grad), 1)
@@ -183,7 +184,7 @@ def _backward_kernel(
             if tl.sum(((index >= start) & (index < start + BLOCK)).to(tl.int32), 0) > 0:
                 at_index += tl.where(column == over_tile(index), over_tile(grad_log_prob), 0.0)
     out = at_index + p * (slope - over_tile(total))
-    tl.store(out_ptr + over_tile(row * columns) + column, out.to(out_ptr.dtype.element_ty), mask=mask)
+    tl.store(tile_ptrs(out_ptr + over_tile(row * columns), column), out.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 @launch.on_its_device
@@ -217,7 +218,7 @@ def log_prob_and_entropy(logits: Tensor, index: Tensor, allowed: Tensor | None =
             rows=rows, SPLIT=split, num_warps=tile.warps, **tile.shape, **common
         )
         if split:
-            _join_kernel[(rows,)](parts=tile.parts, PARTS=launch.next_power_of_2(tile.parts), **common)
+            _join_kernel[(rows,)](parts=tile.parts, PARTS=launch.part_lanes(logits, tile.parts), **common)
     return log_prob, entropy, logsumexp
 
 
@@ -264,7 +265,7 @@ def log_prob_and_entropy_grad(
     _backward_kernel[(launch.cdiv(rows, tile.rows) * launch.cdiv(columns, tile.columns),)](
         entropy_ptr=entropy.contiguous(), index_ptr=index.contiguous(), grad_log_prob_ptr=grad_log_prob.contiguous(),
         grad_entropy_ptr=grad_entropy.contiguous(), parts_ptr=parts, out_ptr=out, rows=rows, draws=index.shape[0],
-        parts=tile.parts, ONE_DRAW=index.shape[0] == 1, PARTS=launch.next_power_of_2(tile.parts), ROWS=tile.rows,
-        **common,
+        parts=tile.parts, ONE_DRAW=index.shape[0] == 1, PARTS=1 if tile.one else launch.part_lanes(logits, tile.parts),
+        ROWS=tile.rows, **common,
     )  # fmt: skip
     return out

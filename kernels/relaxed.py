@@ -61,6 +61,7 @@ from .rows import (
     store_part,
     temperature_arguments,
     tile_columns,
+    tile_ptrs,
     with_unit_stride,
 )
 
@@ -148,7 +149,7 @@ def _relaxed_kernel(
     inside = row < rows
     column, call = _columns(DEPTH, LANES, VECTOR)
     mask = (over_tile(inside) & (column < columns)) if MASK else None
-    x = load_logits(logits_ptr + over_tile(row * row_stride) + column, mask, TYPE)
+    x = load_logits(tile_ptrs(logits_ptr + over_tile(row * row_stride), column), mask, TYPE)
     inverse = inverse_temperature(temperature_ptr, temperature, row * temperature_stride, inside, TYPE)
     nothing = tl.full([ROWS, LANES], float("-inf"), TYPE)
     zero = tl.zeros([ROWS, LANES], TYPE)
@@ -159,7 +160,7 @@ def _relaxed_kernel(
     base = _log2_sum(row_maximum, row_total)
     maximum = _rebase(top, maximum, row_top[:, None], inverse[:, None])
     y = weight * over_lanes(tl.exp2(maximum - base[:, None]))
-    out_ptrs = out_ptr + over_tile((draw * rows + row) * columns) + column
+    out_ptrs = tile_ptrs(out_ptr + over_tile((draw * rows + row) * columns), column)
     tl.store(out_ptrs, y.to(out_ptr.dtype.element_ty), mask=mask)
 
 
@@ -176,7 +177,7 @@ def _relaxed_sums_kernel(
     draw = at // rows
     row = at % rows
     column, call = _columns(DEPTH, LANES, VECTOR)
-    x_ptrs = logits_ptr + over_tile(row * row_stride) + column
+    x_ptrs = tile_ptrs(logits_ptr + over_tile(row * row_stride), column)
     inverse = inverse_temperature(temperature_ptr, temperature, row * temperature_stride, row >= 0, TYPE)
     row += row_offset
     top = tl.full([1, LANES], float("-inf"), TYPE)
@@ -185,12 +186,12 @@ def _relaxed_sums_kernel(
     BLOCK: tl.constexpr = 4 * DEPTH * LANES * VECTOR
     whole = columns // BLOCK * BLOCK
     for start in range(tl.program_id(1) * BLOCK, whole, tl.num_programs(1) * BLOCK):
-        x = load_logits(x_ptrs + start, None, TYPE)
+        x = load_logits(tile_ptrs(x_ptrs, start), None, TYPE)
         top, maximum, total, _ = _add_scores(
             x, top, maximum, total, call + start // 4, row, draw, key, counter3, inverse
         )
     if has_tail(whole, columns, BLOCK):
-        x = load_logits(x_ptrs + whole, whole + column < columns, TYPE)
+        x = load_logits(tile_ptrs(x_ptrs, whole), whole + column < columns, TYPE)
         top, maximum, total, _ = _add_scores(
             x, top, maximum, total, call + whole // 4, row, draw, key, counter3, inverse
         )
@@ -214,8 +215,8 @@ def _relaxed_write_kernel(
     draw = at // rows
     row = at % rows
     column, call = _columns(DEPTH, LANES, VECTOR)
-    x_ptrs = logits_ptr + over_tile(row * row_stride) + column
-    out_ptrs = out_ptr + over_tile(at * columns) + column
+    x_ptrs = tile_ptrs(logits_ptr + over_tile(row * row_stride), column)
+    out_ptrs = tile_ptrs(out_ptr + over_tile(at * columns), column)
     inverse = inverse_temperature(temperature_ptr, temperature, row * temperature_stride, row >= 0, TYPE)
     row += row_offset
     parts = tl.num_programs(1)
@@ -231,14 +232,14 @@ def _relaxed_write_kernel(
     BLOCK: tl.constexpr = 4 * DEPTH * LANES * VECTOR
     whole = columns // BLOCK * BLOCK
     for start in range(tl.program_id(1) * BLOCK, whole, tl.num_programs(1) * BLOCK):
-        x = load_logits(x_ptrs + start, None, TYPE)
+        x = load_logits(tile_ptrs(x_ptrs, start), None, TYPE)
         y = tl.exp2(_races(x, top, call + start // 4, row, draw, key, counter3) * cold - base)
-        tl.store(out_ptrs + start, y.to(out_ptr.dtype.element_ty))
+        tl.store(tile_ptrs(out_ptrs, start), y.to(out_ptr.dtype.element_ty))
     if has_tail(whole, columns, BLOCK):
         mask = whole + column < columns
-        x = load_logits(x_ptrs + whole, mask, TYPE)
+        x = load_logits(tile_ptrs(x_ptrs, whole), mask, TYPE)
         y = tl.exp2(_races(x, top, call + whole // 4, row, draw, key, counter3) * cold - base)
-        tl.store(out_ptrs + whole, y.to(out_ptr.dtype.element_ty), mask=mask)
+        tl.store(tile_ptrs(out_ptrs, whole), y.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 @launch.on_its_device
@@ -275,7 +276,7 @@ def relaxed(
         grid = (draws * rows, tile.parts)
         _relaxed_sums_kernel[grid](logits, parts_ptr=parts, **common)
         _relaxed_write_kernel[grid](
-            logits, parts_ptr=parts, out_ptr=out, PARTS=launch.next_power_of_2(tile.parts), **common
+            logits, parts_ptr=parts, out_ptr=out, PARTS=launch.part_lanes(logits, tile.parts), **common
         )
     return out
 
@@ -324,9 +325,9 @@ def _grad_sums_kernel(
     row = at % rows
     drawn_at = sample // samples * rows + row
     column, call = _columns(DEPTH, LANES, VECTOR)
-    x_ptrs = logits_ptr + over_tile(row * row_stride) + column
+    x_ptrs = tile_ptrs(logits_ptr + over_tile(row * row_stride), column)
     allowed_at = over_tile(row * allowed_stride) + column
-    grad_ptrs = grad_ptr + over_tile(drawn_at * columns) + column
+    grad_ptrs = tile_ptrs(grad_ptr + over_tile(drawn_at * columns), column)
     maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, None)
     base = log_sum * LOG2E
     inverse = inverse_temperature(temperature_ptr, temperature, row * temperature_stride, row >= 0, TYPE)
@@ -337,16 +338,16 @@ def _grad_sums_kernel(
     BLOCK: tl.constexpr = 4 * DEPTH * LANES * VECTOR
     whole = columns // BLOCK * BLOCK
     for start in range(tl.program_id(1) * BLOCK, whole, tl.num_programs(1) * BLOCK):
-        x = load_logits(x_ptrs + start, None, TYPE, allowed_ptr, allowed_at + start) - over_tile(maximum)
+        x = load_logits(tile_ptrs(x_ptrs, start), None, TYPE, allowed_ptr, allowed_at + start) - over_tile(maximum)
         w, _ = _weights(x, call + start // 4, winner, row, sample, key, counter3, base, inverse)
         total += lane_sum(w)
-        dot += lane_sum(w * load_grad(grad_ptrs + start, None, TYPE))
+        dot += lane_sum(w * load_grad(tile_ptrs(grad_ptrs, start), None, TYPE))
     if has_tail(whole, columns, BLOCK):
         mask = whole + column < columns
-        x = load_logits(x_ptrs + whole, mask, TYPE, allowed_ptr, allowed_at + whole) - over_tile(maximum)
+        x = load_logits(tile_ptrs(x_ptrs, whole), mask, TYPE, allowed_ptr, allowed_at + whole) - over_tile(maximum)
         w, _ = _weights(x, call + whole // 4, winner, row, sample, key, counter3, base, inverse)
         total += lane_sum(w)
-        dot += lane_sum(w * load_grad(grad_ptrs + whole, mask, TYPE))
+        dot += lane_sum(w * load_grad(tile_ptrs(grad_ptrs, whole), mask, TYPE))
     store_part(parts_ptr, 2 * at, tl.sum(total, 1))
     store_part(parts_ptr, 2 * at + 1, tl.sum(dot, 1))
 
@@ -359,7 +360,7 @@ def _write_tile(
 ):  # fmt: skip
     """Writes a tile of the gradient, which stays in registers over all samples. Their sums come from the tile itself
     where the rows are in it whole, else from the PARTS of them. Returns <dx, log2 w> of each lane, [ROWS, LANES]."""
-    x = load_logits(x_ptrs + start, mask, TYPE, allowed_ptr, allowed_at + start) - over_tile(maximum)
+    x = load_logits(tile_ptrs(x_ptrs, start), mask, TYPE, allowed_ptr, allowed_at + start) - over_tile(maximum)
     out = tl.zeros(x.shape, TYPE)
     product = tl.zeros([x.shape[3], x.shape[4]], TYPE)
     for sample in range(draws * samples):
@@ -368,7 +369,7 @@ def _write_tile(
         winner = tl.load(index_ptr + drawn_at, mask=inside, other=-1)
         w, log2_w = _weights(x, call + start // 4, winner, row + row_offset, sample, key, counter3, base, inverse)
         # After the noise, which needs all the registers there are.
-        g = load_grad(grad_ptrs + over_tile(drawn_at * columns) + start, mask, TYPE)
+        g = load_grad(tile_ptrs(grad_ptrs + start, over_tile(drawn_at * columns)), mask, TYPE)
         if PARTS == 0:
             total = tl.sum(lane_sum(w), 1)
             dot = tl.sum(lane_sum(w * g), 1)
@@ -381,7 +382,7 @@ def _write_tile(
         dx = w * over_tile(inverse / (total * samples)) * (g - over_tile(dot / total))
         out += dx
         product += lane_sum(dx * log2_w)
-    tl.store(out_ptrs + start, out.to(out_ptrs.dtype.element_ty), mask=mask)
+    tl.store(tile_ptrs(out_ptrs, start), out.to(out_ptrs.dtype.element_ty), mask=mask)
     return product
 
 
@@ -399,10 +400,10 @@ def _relaxed_grad_kernel(
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
     column, call = _columns(DEPTH, LANES, VECTOR)
-    x_ptrs = logits_ptr + over_tile(row * row_stride) + column
+    x_ptrs = tile_ptrs(logits_ptr + over_tile(row * row_stride), column)
     allowed_at = over_tile(row * allowed_stride) + column
     grad_ptrs = grad_ptr + column
-    out_ptrs = out_ptr + over_tile(row * columns) + column
+    out_ptrs = tile_ptrs(out_ptr + over_tile(row * columns), column)
     maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, inside)
     base = log_sum * LOG2E
     inverse = inverse_temperature(temperature_ptr, temperature, row * temperature_stride, inside, TYPE)
@@ -484,7 +485,7 @@ def relaxed_grad(
             _grad_sums_kernel[(draws * samples * rows, parts)](**common)
         _relaxed_grad_kernel[(launch.cdiv(rows, tile.rows), max(1, parts))](
             out_ptr=out, dt_ptr=dt, draws=draws, DT=with_temperature, MASK=tile.rows > 1 or columns != 4 * tile.columns,
-            PARTS=launch.next_power_of_2(parts) if parts else 0, ROWS=tile.rows, **common,
+            PARTS=launch.part_lanes(logits, parts) if parts else 0, ROWS=tile.rows, **common,
         )  # fmt: skip
         dt = dt.sum(-1) if with_temperature else dt
     return out, dt

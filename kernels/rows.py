@@ -2,7 +2,7 @@
 
 A tile is [DEPTH, ROWS, LANES, VECTOR]: a lane has VECTOR adjacent columns, one 128-bit load of logits, the lanes lie
 side by side, and DEPTH repeats them further along the row. A lane is a thread, also where several rows share a program
-(DEPTH is in front of ROWS because the last dimensions are those that threads are dealt out to), so that a reduction
+(the order in which dimensions are dealt out to threads is that of `tile_ptrs`), so that a reduction
 over (VECTOR, DEPTH) costs one instruction an element: no shuffle and no barrier until the lanes are joined, once a row.
 The kernels with noise have more dimensions in front; a function of a tile takes either.
 """
@@ -38,6 +38,27 @@ def tile_columns(DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr)
     depth = tl.arange(0, DEPTH)[:, None, None, None]
     lane = tl.arange(0, LANES)[None, None, :, None]
     return (depth * LANES + lane) * VECTOR + tl.arange(0, VECTOR)[None, None, None, :]
+
+
+@triton.jit
+def tile_ptrs(ptr, offset):
+    """ptr + offset, the pointers of a tile, marked so that its columns go to threads first, then its lanes, its rows,
+    and its depth last. Every tile is loaded and stored by these.
+
+    Triton orders the dimensions of a tile by their contiguity. All but the last have 1, and what breaks that tie is
+    another thing from version to version: with 3.6 depth came before rows and lanes, at ten times the shuffles. The
+    first dimension's number is also how wide a load or store may be, but no wider than that dimension, nor than
+    its alignment; the others order, and say nothing of the memory. The mark is on this very addition: one on what a
+    function is given is lost, and so is one on an addition of 0."""
+    ptrs = ptr + offset
+    if len(ptrs.shape) == 3:
+        return tl.max_contiguous(ptrs, [2, 4, 16])
+    elif len(ptrs.shape) == 4:
+        return tl.max_contiguous(ptrs, [1, 2, 4, 16])
+    elif len(ptrs.shape) == 5:
+        return tl.max_contiguous(ptrs, [1, 1, 2, 4, 16])
+    else:
+        return tl.max_contiguous(ptrs, [1, 1, 1, 2, 4, 16])
 
 
 @triton.jit
@@ -98,9 +119,9 @@ def load_logits(ptrs, mask, TYPE: tl.constexpr, allowed_ptr=None, allowed_at=0):
     x = x.to(TYPE)
     if allowed_ptr is not None:
         if mask is None:
-            allowed = tl.load(allowed_ptr + allowed_at)
+            allowed = tl.load(tile_ptrs(allowed_ptr, allowed_at))
         else:
-            allowed = tl.load(allowed_ptr + allowed_at, mask=mask, other=0)
+            allowed = tl.load(tile_ptrs(allowed_ptr, allowed_at), mask=mask, other=0)
         x = tl.where(allowed != 0, x, float("-inf"))
     return x
 

@@ -32,6 +32,7 @@ from .rows import (
     over_tile,
     store_logsumexp,
     tile_columns,
+    tile_ptrs,
     with_unit_stride,
 )
 
@@ -84,7 +85,7 @@ def _short_kernel(
     column, call = _halves(DEPTH, LANES, VECTOR)
     mask = over_tile(inside) & (column < columns)
     allowed_at = over_tile(row * allowed_stride) + column
-    x = load_logits(logits_ptr + over_tile(row * row_stride) + column, mask, TYPE, allowed_ptr, allowed_at)
+    x = load_logits(tile_ptrs(logits_ptr + over_tile(row * row_stride), column), mask, TYPE, allowed_ptr, allowed_at)
 
     maximum = tl.max(lane_max(x), 1)
     total = tl.sum(lane_sum(tl.exp2((x - over_tile(or_zero(maximum))) * LOG2E)), 1)
@@ -97,7 +98,7 @@ def _short_kernel(
         at = draw * rows + row
         tl.store(index_ptr + at, winner.to(tl.int64), mask=inside)
         if ONE_HOT:
-            out = one_hot_ptr + over_tile(at * columns) + column
+            out = tile_ptrs(one_hot_ptr + over_tile(at * columns), column)
             tl.store(out, _zero_or_one(column == over_tile(winner), one_hot_ptr), mask=mask)
 
 
@@ -113,22 +114,23 @@ def _sum_tile(
     group = tl.arange(0, TILE)
     column = start + depth + group[None, :, None] * _GROUP + tl.arange(0, WIDTH)[None, None, :]
     zero_column = start + tl.arange(0, TILE * _GROUP)
-    group += start // _GROUP
     if MASK:
         mask = column < columns
         zero_mask = zero_column < columns
-        group_mask = group < tl.cdiv(columns, _GROUP)
     else:
         mask: tl.constexpr = None
         zero_mask: tl.constexpr = None
-        group_mask: tl.constexpr = None
-    x = load_logits(logits_ptr + column, mask, TYPE, allowed_ptr, allowed_at + column)
+    x = load_logits(tile_ptrs(logits_ptr, column), mask, TYPE, allowed_ptr, allowed_at + column)
     if ZERO:
         tl.store(one_hot_ptr + zero_column, tl.zeros([TILE * _GROUP], one_hot_ptr.dtype.element_ty), mask=zero_mask)
     maximum = tl.max(tl.max(x, 0), 1)
     total = tl.sum(tl.sum(tl.exp2((x - or_zero(maximum)[None, :, None]) * LOG2E), 0), 1)
-    tl.store(maximum_ptr + group, maximum, mask=group_mask)
-    tl.store(total_ptr + group, total, mask=group_mask)
+    # By the first thread of the group's warp: as numbers of [TILE] alone they would be dealt out to other threads.
+    thread = tl.arange(0, 32)[None, :]
+    group = (group + start // _GROUP)[:, None]
+    first = (thread == 0) & (group < tl.cdiv(columns, _GROUP))
+    tl.store(maximum_ptr + group + thread, tl.broadcast_to(maximum[:, None], [TILE, 32]), mask=first)
+    tl.store(total_ptr + group + thread, tl.broadcast_to(total[:, None], [TILE, 32]), mask=first)
 
 
 @triton.jit
@@ -198,7 +200,7 @@ def _race_elements(
     """The winning column of the winning group."""
     i, call = _halves(1, 128, _HALF // 128)
     column = group * _GROUP + i
-    x = load_logits(logits_ptr + column, column < columns, TYPE, allowed_ptr, allowed_at + column)
+    x = load_logits(tile_ptrs(logits_ptr, column), column < columns, TYPE, allowed_ptr, allowed_at + column)
     row += tl.arange(0, 1)
     call += _number(group, first_group) * _HALF
     return tl.min(_winner(x, tl.max(lane_max(x), 1), column, call, row, draw, key, counter3), 0)

@@ -26,6 +26,7 @@ from .rows import (
     store_part,
     temperature_arguments,
     tile_columns,
+    tile_ptrs,
     with_unit_stride,
 )
 
@@ -45,16 +46,18 @@ def _soft_dot_kernel(
     draw = at // rows
     row = at % rows
     column = tile_columns(DEPTH, LANES, VECTOR)
-    y_ptrs = y_ptr + over_tile(draw * y_draw_stride + row * y_row_stride) + column
-    grad_ptrs = grad_ptr + over_tile(draw * grad_draw_stride + row * grad_row_stride) + column
+    y_ptrs = tile_ptrs(y_ptr + over_tile(draw * y_draw_stride + row * y_row_stride), column)
+    grad_ptrs = tile_ptrs(grad_ptr + over_tile(draw * grad_draw_stride + row * grad_row_stride), column)
     dot = tl.zeros([1, LANES], TYPE)
     BLOCK: tl.constexpr = DEPTH * LANES * VECTOR
     whole = columns // BLOCK * BLOCK
     for start in range(tl.program_id(1) * BLOCK, whole, tl.num_programs(1) * BLOCK):
-        dot += lane_sum(load_grad(y_ptrs + start, None, TYPE) * load_grad(grad_ptrs + start, None, TYPE))
+        y = load_grad(tile_ptrs(y_ptrs, start), None, TYPE)
+        dot += lane_sum(y * load_grad(tile_ptrs(grad_ptrs, start), None, TYPE))
     if has_tail(whole, columns, BLOCK):
         mask = whole + column < columns
-        dot += lane_sum(load_grad(y_ptrs + whole, mask, TYPE) * load_grad(grad_ptrs + whole, mask, TYPE))
+        y = load_grad(tile_ptrs(y_ptrs, whole), mask, TYPE)
+        dot += lane_sum(y * load_grad(tile_ptrs(grad_ptrs, whole), mask, TYPE))
     store_part(parts_ptr, at, tl.sum(dot, 1))
 
 
@@ -69,8 +72,8 @@ def _write_tile(
     out = tl.zeros([DEPTH, ROWS, LANES, VECTOR], TYPE)
     product = tl.zeros([ROWS, LANES], TYPE)
     for draw in range(draws):
-        y = load_grad(y_ptrs, mask, TYPE)
-        g = load_grad(grad_ptrs, mask, TYPE)
+        y = load_grad(tile_ptrs(y_ptrs, draw * y_draw_stride), mask, TYPE)
+        g = load_grad(tile_ptrs(grad_ptrs, draw * grad_draw_stride), mask, TYPE)
         if PARTS == 0:
             dot = tl.sum(lane_sum(y * g), 1)
         else:
@@ -79,8 +82,6 @@ def _write_tile(
         out += dx
         if DT:
             product += lane_sum(dx * tl.maximum(tl.log2(y), _LEAST))
-        y_ptrs += y_draw_stride
-        grad_ptrs += grad_draw_stride
     tl.store(out_ptrs, out.to(out_ptrs.dtype.element_ty), mask=mask)
     return product
 
@@ -97,9 +98,9 @@ def _soft_grad_kernel(
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
     column = tile_columns(DEPTH, LANES, VECTOR)
-    y_ptrs = y_ptr + over_tile(row * y_row_stride) + column
-    grad_ptrs = grad_ptr + over_tile(row * grad_row_stride) + column
-    out_ptrs = out_ptr + over_tile(row * columns) + column
+    y_ptrs = tile_ptrs(y_ptr + over_tile(row * y_row_stride), column)
+    grad_ptrs = tile_ptrs(grad_ptr + over_tile(row * grad_row_stride), column)
+    out_ptrs = tile_ptrs(out_ptr + over_tile(row * columns), column)
     inverse = inverse_temperature(temperature_ptr, temperature, row * temperature_stride, inside, TYPE)
     if PARTS == 0:
         product = _write_tile(
@@ -112,13 +113,14 @@ def _soft_grad_kernel(
         whole = columns // BLOCK * BLOCK
         for start in range(tl.program_id(1) * BLOCK, whole, tl.num_programs(1) * BLOCK):
             product += _write_tile(
-                y_ptrs + start, grad_ptrs + start, out_ptrs + start, None, y_draw_stride, grad_draw_stride,
-                parts_ptr, row, rows, draws, inverse, DT, TYPE, PARTS, ROWS, DEPTH, LANES, VECTOR,
+                tile_ptrs(y_ptrs, start), tile_ptrs(grad_ptrs, start), tile_ptrs(out_ptrs, start), None, y_draw_stride,
+                grad_draw_stride, parts_ptr, row, rows, draws, inverse, DT, TYPE, PARTS, ROWS, DEPTH, LANES, VECTOR,
             )  # fmt: skip
         if has_tail(whole, columns, BLOCK):
             product += _write_tile(
-                y_ptrs + whole, grad_ptrs + whole, out_ptrs + whole, whole + column < columns, y_draw_stride,
-                grad_draw_stride, parts_ptr, row, rows, draws, inverse, DT, TYPE, PARTS, ROWS, DEPTH, LANES, VECTOR,
+                tile_ptrs(y_ptrs, whole), tile_ptrs(grad_ptrs, whole), tile_ptrs(out_ptrs, whole),
+                whole + column < columns, y_draw_stride, grad_draw_stride, parts_ptr, row, rows, draws, inverse,
+                DT, TYPE, PARTS, ROWS, DEPTH, LANES, VECTOR,
             )  # fmt: skip
     if DT:
         dt = -LN2 * tl.sum(product, 1)

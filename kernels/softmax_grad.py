@@ -25,6 +25,7 @@ from .rows import (
     over_tile,
     store_part,
     tile_columns,
+    tile_ptrs,
     with_unit_stride,
 )
 
@@ -43,12 +44,12 @@ def _row_dot(
     whole = columns // BLOCK * BLOCK
     dot = tl.zeros([1, column.shape[2]], TYPE)
     for start in range(tl.program_id(1) * BLOCK, whole, tl.num_programs(1) * BLOCK):
-        p = _probs(x_ptrs + start, None, maximum, log_sum, TYPE, allowed_ptr, allowed_at + start)
-        dot += lane_sum(p * load_grad(grad_ptrs + start, None, TYPE))
+        p = _probs(tile_ptrs(x_ptrs, start), None, maximum, log_sum, TYPE, allowed_ptr, allowed_at + start)
+        dot += lane_sum(p * load_grad(tile_ptrs(grad_ptrs, start), None, TYPE))
     if has_tail(whole, columns, BLOCK):
         mask = whole + column < columns
-        p = _probs(x_ptrs + whole, mask, maximum, log_sum, TYPE, allowed_ptr, allowed_at + whole)
-        dot += lane_sum(p * load_grad(grad_ptrs + whole, mask, TYPE))
+        p = _probs(tile_ptrs(x_ptrs, whole), mask, maximum, log_sum, TYPE, allowed_ptr, allowed_at + whole)
+        dot += lane_sum(p * load_grad(tile_ptrs(grad_ptrs, whole), mask, TYPE))
     return tl.sum(dot, 1)
 
 
@@ -62,15 +63,15 @@ def _write_row(
     dot = over_tile(dot)
     if has_tail(whole, columns, BLOCK):
         mask = whole + column < columns
-        p = _probs(x_ptrs + whole, mask, maximum, log_sum, TYPE, allowed_ptr, allowed_at + whole)
-        out = p * (load_grad(grad_ptrs + whole, mask, TYPE) - dot)
-        tl.store(out_ptrs + whole, out.to(out_ptrs.dtype.element_ty), mask=mask)
+        p = _probs(tile_ptrs(x_ptrs, whole), mask, maximum, log_sum, TYPE, allowed_ptr, allowed_at + whole)
+        out = p * (load_grad(tile_ptrs(grad_ptrs, whole), mask, TYPE) - dot)
+        tl.store(tile_ptrs(out_ptrs, whole), out.to(out_ptrs.dtype.element_ty), mask=mask)
     turns = tl.cdiv(whole // BLOCK - tl.program_id(1), tl.num_programs(1))
     for turn in range(turns):
         start = (tl.program_id(1) + (turns - 1 - turn) * tl.num_programs(1)) * BLOCK
-        p = _probs(x_ptrs + start, None, maximum, log_sum, TYPE, allowed_ptr, allowed_at + start)
-        out = p * (load_grad(grad_ptrs + start, None, TYPE) - dot)
-        tl.store(out_ptrs + start, out.to(out_ptrs.dtype.element_ty))
+        p = _probs(tile_ptrs(x_ptrs, start), None, maximum, log_sum, TYPE, allowed_ptr, allowed_at + start)
+        out = p * (load_grad(tile_ptrs(grad_ptrs, start), None, TYPE) - dot)
+        tl.store(tile_ptrs(out_ptrs, start), out.to(out_ptrs.dtype.element_ty))
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -86,10 +87,11 @@ def _softmax_grad_kernel(
     mask = over_tile(inside) & (column < columns)
     maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, inside)
     allowed_at = over_tile(row * allowed_stride) + column
-    p = _probs(logits_ptr + over_tile(row * row_stride) + column, mask, maximum, log_sum, TYPE, allowed_ptr, allowed_at)
-    grad = load_grad(grad_ptr + over_tile(row * grad_stride) + column, mask, TYPE)
+    x_ptrs = tile_ptrs(logits_ptr + over_tile(row * row_stride), column)
+    p = _probs(x_ptrs, mask, maximum, log_sum, TYPE, allowed_ptr, allowed_at)
+    grad = load_grad(tile_ptrs(grad_ptr + over_tile(row * grad_stride), column), mask, TYPE)
     out = p * (grad - over_tile(tl.sum(lane_sum(p * grad), 1)))
-    tl.store(out_ptr + over_tile(row * columns) + column, out.to(out_ptr.dtype.element_ty), mask=mask)
+    tl.store(tile_ptrs(out_ptr + over_tile(row * columns), column), out.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -104,10 +106,10 @@ def _rows_kernel(
     for number in range(tl.program_id(0), rows, tl.num_programs(0)):
         row = tl.zeros([1], tl.int64) + number
         maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, None)
-        x_ptrs = logits_ptr + over_tile(row * row_stride) + column
+        x_ptrs = tile_ptrs(logits_ptr + over_tile(row * row_stride), column)
         allowed_at = over_tile(row * allowed_stride) + column
-        grad_ptrs = grad_ptr + over_tile(row * grad_stride) + column
-        out_ptrs = out_ptr + over_tile(row * columns) + column
+        grad_ptrs = tile_ptrs(grad_ptr + over_tile(row * grad_stride), column)
+        out_ptrs = tile_ptrs(out_ptr + over_tile(row * columns), column)
         dot = _row_dot(x_ptrs, allowed_ptr, allowed_at, grad_ptrs, column, columns, maximum, log_sum, TYPE, BLOCK)
         _write_row(
             x_ptrs, allowed_ptr, allowed_at, grad_ptrs, out_ptrs, column, columns, maximum, log_sum, dot, TYPE, BLOCK
@@ -124,9 +126,9 @@ def _dot_kernel(
     row = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
     column = tile_columns(DEPTH, LANES, VECTOR)
     maximum, log_sum = load_logsumexp(logsumexp_ptr, row, tl.num_programs(0), None)
-    x_ptrs = logits_ptr + over_tile(row * row_stride) + column
+    x_ptrs = tile_ptrs(logits_ptr + over_tile(row * row_stride), column)
     allowed_at = over_tile(row * allowed_stride) + column
-    grad_ptrs = grad_ptr + over_tile(row * grad_stride) + column
+    grad_ptrs = tile_ptrs(grad_ptr + over_tile(row * grad_stride), column)
     BLOCK: tl.constexpr = DEPTH * LANES * VECTOR
     store_part(
         parts_ptr,
@@ -146,10 +148,10 @@ def _write_kernel(
     column = tile_columns(DEPTH, LANES, VECTOR)
     maximum, log_sum = load_logsumexp(logsumexp_ptr, row, tl.num_programs(0), None)
     dot = tl.sum(load_parts(parts_ptr, row, tl.num_programs(1), 0.0, PARTS), 1)
-    x_ptrs = logits_ptr + over_tile(row * row_stride) + column
+    x_ptrs = tile_ptrs(logits_ptr + over_tile(row * row_stride), column)
     allowed_at = over_tile(row * allowed_stride) + column
-    grad_ptrs = grad_ptr + over_tile(row * grad_stride) + column
-    out_ptrs = out_ptr + over_tile(row * columns) + column
+    grad_ptrs = tile_ptrs(grad_ptr + over_tile(row * grad_stride), column)
+    out_ptrs = tile_ptrs(out_ptr + over_tile(row * columns), column)
     BLOCK: tl.constexpr = DEPTH * LANES * VECTOR
     _write_row(
         x_ptrs, allowed_ptr, allowed_at, grad_ptrs, out_ptrs, column, columns, maximum, log_sum, dot, TYPE, BLOCK
@@ -179,6 +181,6 @@ def softmax_grad(logits: Tensor, logsumexp: Tensor, grad: Tensor, allowed: Tenso
         parts = logsumexp.new_empty((rows, tile.parts))
         _dot_kernel[(rows, tile.parts)](parts_ptr=parts, **common)
         _write_kernel[(rows, tile.parts)](
-            parts_ptr=parts, out_ptr=out, PARTS=launch.next_power_of_2(tile.parts), **common
+            parts_ptr=parts, out_ptr=out, PARTS=launch.part_lanes(logits, tile.parts), **common
         )
     return out

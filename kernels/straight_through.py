@@ -33,6 +33,7 @@ from .rows import (
     store_part,
     temperature_arguments,
     tile_columns,
+    tile_ptrs,
     with_unit_stride,
 )
 
@@ -110,9 +111,10 @@ def _row_sums(
     for start in range(tl.program_id(1) * BLOCK, whole, tl.num_programs(1) * BLOCK):
         hot = _hot(winner, start, DEPTH, LANES, VECTOR)
         w, p = _weights(
-            x_ptrs + start, None, allowed_ptr, allowed_at + start, hot, maximum, log_sum, inverse, TYPE, METHOD
-        )
-        g = load_grad(grad_ptrs + start, None, TYPE)
+            tile_ptrs(x_ptrs, start), None, allowed_ptr, allowed_at + start, hot, maximum, log_sum, inverse, TYPE,
+            METHOD,
+        )  # fmt: skip
+        g = load_grad(tile_ptrs(grad_ptrs, start), None, TYPE)
         total += lane_sum(w)
         dot += lane_sum(w * g)
         p_dot += lane_sum(p * g)
@@ -120,9 +122,10 @@ def _row_sums(
         mask = whole + column < columns
         hot = _hot(winner, whole, DEPTH, LANES, VECTOR)
         w, p = _weights(
-            x_ptrs + whole, mask, allowed_ptr, allowed_at + whole, hot, maximum, log_sum, inverse, TYPE, METHOD
-        )
-        g = load_grad(grad_ptrs + whole, mask, TYPE)
+            tile_ptrs(x_ptrs, whole), mask, allowed_ptr, allowed_at + whole, hot, maximum, log_sum, inverse, TYPE,
+            METHOD,
+        )  # fmt: skip
+        g = load_grad(tile_ptrs(grad_ptrs, whole), mask, TYPE)
         total += lane_sum(w)
         dot += lane_sum(w * g)
         p_dot += lane_sum(p * g)
@@ -142,21 +145,23 @@ def _write_row(
         mask = whole + column < columns
         hot = _hot(winner, whole, DEPTH, LANES, VECTOR)
         w, p = _weights(
-            x_ptrs + whole, mask, allowed_ptr, allowed_at + whole, hot, maximum, log_sum, inverse, TYPE, METHOD
-        )
-        g = load_grad(grad_ptrs + whole, mask, TYPE)
+            tile_ptrs(x_ptrs, whole), mask, allowed_ptr, allowed_at + whole, hot, maximum, log_sum, inverse, TYPE,
+            METHOD,
+        )  # fmt: skip
+        g = load_grad(tile_ptrs(grad_ptrs, whole), mask, TYPE)
         out = _gradient(w, p, hot, g, total, dot, p_dot, winner_grad, log_sum, inverse, METHOD)
-        tl.store(out_ptrs + whole, out.to(out_ptrs.dtype.element_ty), mask=mask)
+        tl.store(tile_ptrs(out_ptrs, whole), out.to(out_ptrs.dtype.element_ty), mask=mask)
     turns = tl.cdiv(whole // BLOCK - tl.program_id(1), tl.num_programs(1))
     for turn in range(turns):
         start = (tl.program_id(1) + (turns - 1 - turn) * tl.num_programs(1)) * BLOCK
         hot = _hot(winner, start, DEPTH, LANES, VECTOR)
         w, p = _weights(
-            x_ptrs + start, None, allowed_ptr, allowed_at + start, hot, maximum, log_sum, inverse, TYPE, METHOD
-        )
-        g = load_grad(grad_ptrs + start, None, TYPE)
+            tile_ptrs(x_ptrs, start), None, allowed_ptr, allowed_at + start, hot, maximum, log_sum, inverse, TYPE,
+            METHOD,
+        )  # fmt: skip
+        g = load_grad(tile_ptrs(grad_ptrs, start), None, TYPE)
         out = _gradient(w, p, hot, g, total, dot, p_dot, winner_grad, log_sum, inverse, METHOD)
-        tl.store(out_ptrs + start, out.to(out_ptrs.dtype.element_ty))
+        tl.store(tile_ptrs(out_ptrs, start), out.to(out_ptrs.dtype.element_ty))
 
 
 @triton.jit(do_not_specialize=[*_PER_CALL, "programs_per_draw"])
@@ -178,13 +183,13 @@ def _tile_kernel(
     inverse = inverse_temperature(temperature_ptr, temperature, row * temperature_stride, inside, TYPE)
     winner, winner_grad = _winner(index_ptr, grad_ptr, at, grad_stride, inside, TYPE, METHOD)
     hot = _hot(winner, 0, DEPTH, LANES, VECTOR)
-    x_ptrs = logits_ptr + over_tile(row * row_stride) + column
+    x_ptrs = tile_ptrs(logits_ptr + over_tile(row * row_stride), column)
     allowed_at = over_tile(row * allowed_stride) + column
     w, p = _weights(x_ptrs, mask, allowed_ptr, allowed_at, hot, maximum, log_sum, inverse, TYPE, METHOD)
-    g = load_grad(grad_ptr + over_tile(at * grad_stride) + column, mask, TYPE)
+    g = load_grad(tile_ptrs(grad_ptr + over_tile(at * grad_stride), column), mask, TYPE)
     total, dot, p_dot = tl.sum(lane_sum(w), 1), tl.sum(lane_sum(w * g), 1), tl.sum(lane_sum(p * g), 1)
     out = _gradient(w, p, hot, g, total, dot, p_dot, winner_grad, log_sum, inverse, METHOD)
-    tl.store(out_ptr + over_tile(at * columns) + column, out.to(out_ptr.dtype.element_ty), mask=mask)
+    tl.store(tile_ptrs(out_ptr + over_tile(at * columns), column), out.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=[*_PER_CALL, "draws"])
@@ -202,10 +207,10 @@ def _rows_kernel(
         maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, None)
         inverse = inverse_temperature(temperature_ptr, temperature, row * temperature_stride, row >= 0, TYPE)
         winner, winner_grad = _winner(index_ptr, grad_ptr, at, grad_stride, row >= 0, TYPE, METHOD)
-        x_ptrs = logits_ptr + over_tile(row * row_stride) + column
+        x_ptrs = tile_ptrs(logits_ptr + over_tile(row * row_stride), column)
         allowed_at = over_tile(row * allowed_stride) + column
-        grad_ptrs = grad_ptr + over_tile(at * grad_stride) + column
-        out_ptrs = out_ptr + over_tile(at * columns) + column
+        grad_ptrs = tile_ptrs(grad_ptr + over_tile(at * grad_stride), column)
+        out_ptrs = tile_ptrs(out_ptr + over_tile(at * columns), column)
         total, dot, p_dot = _row_sums(
             x_ptrs, allowed_ptr, allowed_at, grad_ptrs, column, columns, winner, maximum, log_sum, inverse, TYPE,
             METHOD, DEPTH, LANES, VECTOR,
@@ -230,9 +235,9 @@ def _sums_kernel(
     maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, None)
     inverse = inverse_temperature(temperature_ptr, temperature, row * temperature_stride, row >= 0, TYPE)
     winner = tl.load(index_ptr + at).to(tl.int32)
-    x_ptrs = logits_ptr + over_tile(row * row_stride) + column
+    x_ptrs = tile_ptrs(logits_ptr + over_tile(row * row_stride), column)
     allowed_at = over_tile(row * allowed_stride) + column
-    grad_ptrs = grad_ptr + over_tile(at * grad_stride) + column
+    grad_ptrs = tile_ptrs(grad_ptr + over_tile(at * grad_stride), column)
     total, dot, p_dot = _row_sums(
         x_ptrs, allowed_ptr, allowed_at, grad_ptrs, column, columns, winner, maximum, log_sum, inverse, TYPE, METHOD,
         DEPTH, LANES, VECTOR,
@@ -261,10 +266,10 @@ def _write_kernel(
     total = tl.sum(load_parts(parts_ptr, 3 * at, parts, 0.0, PARTS), 1)
     dot = tl.sum(load_parts(parts_ptr, 3 * at + 1, parts, 0.0, PARTS), 1)
     p_dot = tl.sum(load_parts(parts_ptr, 3 * at + 2, parts, 0.0, PARTS), 1)
-    x_ptrs = logits_ptr + over_tile(row * row_stride) + column
+    x_ptrs = tile_ptrs(logits_ptr + over_tile(row * row_stride), column)
     allowed_at = over_tile(row * allowed_stride) + column
-    grad_ptrs = grad_ptr + over_tile(at * grad_stride) + column
-    out_ptrs = out_ptr + over_tile(at * columns) + column
+    grad_ptrs = tile_ptrs(grad_ptr + over_tile(at * grad_stride), column)
+    out_ptrs = tile_ptrs(out_ptr + over_tile(at * columns), column)
     _write_row(
         x_ptrs, allowed_ptr, allowed_at, grad_ptrs, out_ptrs, column, columns, winner, winner_grad, total, dot, p_dot,
         maximum, log_sum, inverse, TYPE, METHOD, DEPTH, LANES, VECTOR,
@@ -299,7 +304,7 @@ def _straight_through(
             parts = logsumexp.new_empty((draws * rows, 3, tile.parts))
             _sums_kernel[(draws * rows, tile.parts)](parts_ptr=parts, **common)
             _write_kernel[(draws * rows, tile.parts)](
-                parts_ptr=parts, out_ptr=out, PARTS=launch.next_power_of_2(tile.parts), **common
+                parts_ptr=parts, out_ptr=out, PARTS=launch.part_lanes(logits, tile.parts), **common
             )
     return out if draws == 1 else out.view(draws, rows, columns).sum(0).to(logits.dtype)
 

@@ -331,8 +331,8 @@ class OneHotCategorical(Distribution):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`rsample`, its `log_prob` and `entropy()`: of two readings of the logits, and with one gradient in place of
         three and their sum. It is one node of the graph: of losses that are differentiated one after the other, all
-        but the last need `retain_graph=True`. That is of PassThrough; another gradient is a node of its own, beside
-        that of the densities.
+        but the last need `retain_graph=True`. That is of PassThrough; another gradient is a node of its own, beside the
+        one of the densities.
 
         Returns:
             [*sample_shape, *batch, columns] in the parameters' dtype, [*sample_shape, *batch], and [*batch].

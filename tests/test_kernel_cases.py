@@ -460,10 +460,13 @@ LAUNCHED = [
     ("operation", "case"), LAUNCHED, ids=lambda of: of.name if isinstance(of, Operation) else case_id(of)
 )
 def test_launch(operation: Operation, case: Case, monkeypatch: pytest.MonkeyPatch) -> None:
-    fill = {"shared": 3, "walked": 1, "split": 10**6, "split in few": 2 * case.rows * operation.draws}
+    fill = {"walked": 1, "split": 10**6, "split in few": 2 * case.rows * operation.draws}
     sizes = {**operation.sizes, "FILL": fill.get(case.kind, 264), "MULTIPROCESSORS": 2}
     if "SAMPLE_GROUPS" in sizes and case.kind == "split in few":
         sizes["SAMPLE_GROUPS"] = 1
+    if case.kind in ("shared", "alone"):
+        # Four rows a program, or one.
+        sizes["TILE"] = (8 if case.kind == "shared" else 2) * launch.next_power_of_2(case.columns)
     for name, size in sizes.items():
         monkeypatch.setattr(launch, name, size)
     given, exact = numbers_of(case)

@@ -528,8 +528,8 @@ MUTANTS = [
     ),
     Mutant(
         COST,
-        'main_width(i for i in stored if i.opcode.startswith("STG"))',
-        "main_width(stored)",
+        'main_width(i for i in walked if i.opcode.startswith("STG"))',
+        "main_width(walked)",
         "every instruction taken as a store",
         LISTING,
     ),

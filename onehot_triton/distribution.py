@@ -49,9 +49,9 @@ class OneHotCategorical(Distribution):
         validate_args: True checks parameters and values, False does not; None checks on a CPU where torch's own default
             does, and not on a GPU, where a check is a pass over the row and a device synchronisation.
 
-    Parameters may be DTensors: shapes are then those of the whole, and results DTensors. What has columns is placed as the
-    parameters; indices and densities are Replicate where the columns were sharded, and Shard where the batch was. What
-    each method sends is in `docs/scaling.md`. `validate_args=None` checks nothing then, and True checks on all ranks.
+    Parameters may be DTensors: shapes are then those of the whole, and results DTensors. What has columns is placed as
+    the parameters; indices and densities are Replicate where the columns were sharded, and Shard where the batch was.
+    What each method sends is in `docs/scaling.md`. `validate_args=None` checks nothing then, and True on all ranks.
 
     Raises:
         ValueError: naming the argument, what was expected and what was found, with the first bad position.

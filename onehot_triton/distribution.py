@@ -49,8 +49,13 @@ class OneHotCategorical(Distribution):
         validate_args: True checks parameters and values, False does not; None checks on a CPU where torch's own default
             does, and not on a GPU, where a check is a pass over the row and a device synchronisation.
 
+    Parameters may be DTensors: shapes are then those of the whole, and results DTensors. What has columns is placed as
+    the parameters; indices and densities are Replicate where the columns were sharded, and Shard where the batch was.
+    What each method sends is in `docs/scaling.md`. `validate_args=None` checks nothing then, and True on all ranks.
+
     Raises:
         ValueError: naming the argument, what was expected and what was found, with the first bad position.
+        NotImplementedError: ReinMax, GappedStraightThrough or `relaxed_samples` above 1 of sharded columns.
 
     Example:
         >>> import torch
@@ -331,8 +336,8 @@ class OneHotCategorical(Distribution):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`rsample`, its `log_prob` and `entropy()`: of two readings of the logits, and with one gradient in place of
         three and their sum. It is one node of the graph: of losses that are differentiated one after the other, all
-        but the last need `retain_graph=True`. That is of PassThrough; another gradient is a node of its own, beside
-        that of the densities.
+        but the last need `retain_graph=True`. That is of PassThrough; another gradient is a node of its own, beside the
+        one of the densities.
 
         Returns:
             [*sample_shape, *batch, columns] in the parameters' dtype, [*sample_shape, *batch], and [*batch].

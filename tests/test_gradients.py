@@ -436,6 +436,7 @@ def test_gradient_of_the_temperature_has_its_shape(batch, backend):
         assert (found != 0).all()
 
 
+@pytest.mark.usefixtures("numpy_as_quiet_as_a_gpu")
 def test_gradient_of_the_temperature_by_a_kernel():
     """In a transform that of autograd, whose law is that of torch's operations; it has no second derivative."""
     pytest.importorskip("triton")

@@ -208,7 +208,8 @@ def _by_kernels(sampler: Sampler) -> Sampler:
             return sampler.draw(logits, n)
         with _wide_tiles():
             if logits.shape[0] == 1 and logits.shape[1] <= _GROUP:
-                return sampler.draw(logits.expand(n, -1), 1).view(n, 1)
+                # Rows of their own: of an expanded batch, a program would draw one after the other.
+                return sampler.draw(logits.repeat(n, 1), 1).view(n, 1)
             return sampler.draw(logits, n)
 
     def interpreted_cost(columns: int) -> float:

@@ -23,7 +23,18 @@ WARM_UP = 2
 
 
 # The bench_*.py files, in the order of a report; what takes longest comes last.
-QUESTIONS = ("operations", "rl", "world_model", "language_model", "decode", "columns", "rows", "compile", "limits")
+QUESTIONS = (
+    "operations",
+    "rl",
+    "world_model",
+    "language_model",
+    "decode",
+    "rlhf",
+    "columns",
+    "rows",
+    "compile",
+    "limits",
+)
 
 
 def questions() -> dict[str, ModuleType]:

@@ -132,7 +132,7 @@ def _join(top, maximum, total, inverse):
 @triton.jit
 def _log2_sum(maximum, total):
     """log2 sum 2^s; NaN for a row that is no distribution."""
-    return tl.where(total > 0, maximum + tl.log2(tl.where(total > 0, total, 1.0)), float("nan"))
+    return tl.where(total > 0, maximum + tl.log2(total), float("nan"))
 
 
 @triton.jit(do_not_specialize=[*_PER_CALL, "programs_per_draw"])

@@ -203,7 +203,7 @@ def join_lanes(maximum, total):
 def log_sum_of(total):
     """log(total), at least 0; NaN for a row that is no distribution: one that is all -inf, whose total is 0, or that
     has a NaN or +inf, which make the total NaN."""
-    return tl.where(total > 0, tl.log2(tl.where(total > 0, total, 1.0)) * LN2, float("nan"))
+    return tl.where(total > 0, tl.log2(total) * LN2, float("nan"))
 
 
 @triton.jit

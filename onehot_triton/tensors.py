@@ -38,6 +38,8 @@ def is_plain(tensor: Tensor) -> bool:
         and type(tensor) in (Tensor, Parameter)
         and peek_interpreter_stack() is None
         and torch._C._len_torch_dispatch_stack() == 0
+        # A batch of gradients (is_grads_batched), which no type shows.
+        and not torch._C._dispatch_tls_is_dispatch_key_included("VmapMode")  # pyright: ignore[reportAttributeAccessIssue]
         and not torch._C._is_tracing()
         and forward_ad._current_level < 0
         and not torch._C._autograd._profiler_enabled()  # pyright: ignore[reportAttributeAccessIssue]

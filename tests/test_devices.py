@@ -49,6 +49,7 @@ class Given:
 
 LAUNCHERS: dict[str, Callable[[Given], Any]] = {
     "sample": lambda a: sample.sample(a.x, a.draws, torch.bool, 5, 8),
+    "shard_race": lambda a: sample.shard_race(a.x, a.draws, 5, 8, 0, 0),
     "relaxed": lambda a: relaxed.relaxed(a.x, a.per_row, a.draws, 5, 8),
     "relaxed_grad": lambda a: relaxed.relaxed_grad(a.x, a.per_row, a.index, a.value, a.per_row, 5, 8),
     "soft_grad": lambda a: soft_grad.soft_grad(a.value, a.value, a.per_row, True),

@@ -57,10 +57,11 @@ def parameters(draw: st.DrawFn, columns: st.SearchStrategy[int] = columns) -> tu
 @st.composite
 def distributions(draw: st.DrawFn, columns: st.SearchStrategy[int] = columns) -> OneHotCategorical:
     kind, x = draw(parameters(columns))
+    method = draw(st.sampled_from([None, *ReparamGradientStrategy]))
     return OneHotCategorical(
         **{kind: x},
-        grad_method=draw(st.sampled_from([None, *ReparamGradientStrategy])),
-        temperature=draw(st.sampled_from([0.1, 1.0, 3.0])),
+        grad_method=method,
+        temperature=draw(st.sampled_from([1.0, 3.0, 1.5 if method is ReparamGradientStrategy.ReinMax else 0.1])),
         unimix=draw(st.sampled_from([0.0, 0.0, 0.01, 1.0])),
         dtype=draw(sample_dtypes),
         validate_args=draw(st.sampled_from([None, False])),

@@ -8,7 +8,7 @@ CPU = [
 ]
 GPU = grid(
     "policy_gradient",
-    [(rows, columns) for rows in (2048, 16384) for columns in (50257, 151936)],
+    [(rows, columns) for rows in (512, 4096) for columns in (50257, 151936)],
     "bfloat16",
     "compiled",
 )

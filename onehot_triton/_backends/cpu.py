@@ -403,7 +403,7 @@ def soft_grad(
     def block(y: Tensor, g: Tensor, t: Tensor | float = temperature) -> Tensor:
         dtype = compute_dtype(y.dtype)
         p = y.to(dtype)
-        dz = torch.ops.aten._softmax_backward_data(g.to(dtype), p, -1, dtype)
+        dz = softmax_backward(p, g.to(dtype))
         inverse = 1 / eager.by_row(t, dtype)
         dx = dz.sum(1) * inverse
         if not with_temperature:
@@ -552,7 +552,7 @@ def log_prob_and_entropy(
     chosen = eager.by_draw(log_p.gather(-1, eager.columns_at(inner)), index)
     # As in `log_prob_index` and in `entropy`.
     chosen = chosen if is_short(x) else chosen - chosen.detach().clamp_min(0.0)
-    h = (log_p.exp() * log_p.clamp_min(eager.LOWEST)).sum(-1).abs()
+    h = eager.entropy_of(log_p)
     return chosen if inside else torch.where(inner == index, chosen, torch.nan), h, None
 
 

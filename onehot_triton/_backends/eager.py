@@ -425,10 +425,14 @@ def log_prob_grad(
     return out if mask is None else torch.where(mask, out, 0.0)
 
 
-def entropy(logits: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    log_p = log_softmax(masked(logits, mask))
+def entropy_of(log_p: Tensor) -> Tensor:
+    """-sum p log p, [rows], of log p."""
     # Not -sum, which is -0 for a certain outcome; no term is positive.
-    return (log_p.exp() * log_p.clamp_min(LOWEST)).sum(-1).abs(), None
+    return (log_p.exp() * log_p.clamp_min(LOWEST)).sum(-1).abs()
+
+
+def entropy(logits: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+    return entropy_of(log_softmax(masked(logits, mask))), None
 
 
 def entropy_grad(

@@ -185,6 +185,4 @@ def log_prob(
 def entropy(logits: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     if not cpu.is_short(logits):
         return cpu.entropy(logits, mask)
-    log_p = cpu.nearly_log_softmax(masked(logits, mask))
-    # Not -sum, which is -0 for a certain outcome; no term is positive.
-    return (log_p.exp() * log_p.clamp_min(eager.LOWEST)).sum(-1).abs(), None
+    return eager.entropy_of(cpu.nearly_log_softmax(masked(logits, mask))), None

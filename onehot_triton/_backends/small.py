@@ -164,10 +164,10 @@ def _relaxed_first(x: Tensor, draws: int, dtype: torch.dtype | None, seed: Seed,
 def log_prob_index(
     logits: Tensor, index: Tensor, mask: Tensor | None = None, logsumexp: Tensor | None = None, inside: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    if not (inside and cpu.is_short(logits)):
+    if not cpu.is_short(logits):
         return cpu.log_prob_index(logits, index, mask, logsumexp, inside)
     log_p = cpu.nearly_log_softmax(masked(logits, mask))
-    return eager.by_draw(log_p.gather(-1, eager.columns_at(index)), index), None
+    return eager.by_draw(cpu.gathered(log_p, eager.columns_at(index), inside), index), None
 
 
 def log_prob(

@@ -13,7 +13,7 @@ from torch import Tensor
 from .. import rng
 from ..grad_method import ReparamGradientStrategy
 from ..rng import Noise, Seed
-from ..tensors import compute_dtype, is_differentiated, loses_functions
+from ..tensors import compute_dtype, in_transform, is_differentiated, loses_functions
 from .interface import Sample, ShardRace
 
 GROUP = 1024
@@ -190,7 +190,9 @@ def scores_given(probs: Tensor, index: Tensor, e: Tensor, e_winner: Tensor) -> T
     """
     # p = 0 makes the ratio infinite; E_j / E_k can overflow float32 to the same effect.
     ratio = (e / e_winner.unsqueeze(-1)).to(probs.dtype) / probs
-    return torch.log1p(ratio).neg().scatter(-1, index.clamp(min=0).unsqueeze(-1), 0.0)
+    score, at = torch.log1p(ratio).neg_(), index.clamp(min=0).unsqueeze(-1)
+    # vmap has a rule for the one that does not write in place.
+    return score.scatter(-1, at, 0.0) if in_transform() else score.scatter_(-1, at, 0.0)
 
 
 def relaxed_grad_with(

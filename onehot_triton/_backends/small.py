@@ -62,10 +62,22 @@ def argmax(tensor: Tensor) -> Tensor:
 def sample(
     logits: Tensor, mask: Tensor | None, draws: int, dtype: torch.dtype | None, seed: Seed, again: bool
 ) -> Sample:
-    if seed.tensor is not None or logits.shape[-1] <= cpu._RACED:
+    if seed.tensor is not None:
         return cpu.sample(logits, mask, draws, dtype, seed, again)
-    drawn = _search(masked(logits, mask), draws, dtype, seed.generator)
+    draw = _race if logits.shape[-1] <= cpu._RACED else _search
+    drawn = draw(masked(logits, mask), draws, dtype, seed.generator)
     return drawn._replace(seed=rng.seed_tensor(logits.device, seed.generator)) if again else drawn
+
+
+def _race(x: Tensor, draws: int, dtype: torch.dtype | None, generator: torch.Generator | None) -> Sample:
+    """The draw of `cpu.race`."""
+    weight = cpu.nearly_softmax(x)
+    u = rng.uniform_like(x if draws == 1 else x.expand(draws, *x.shape), generator)
+    index = eager.race(weight, rng.exponential_of(u))
+    all_valid = math.isfinite(weight.sum().item())
+    index = index if all_valid else index.masked_fill(weight[:, 0].isnan(), -1)
+    hot = None if dtype is None else one_hot(index, x.shape[1], dtype, all_valid)
+    return Sample(hot, index, None, all_valid, None, hints=False)
 
 
 def _search(x: Tensor, draws: int, dtype: torch.dtype | None, generator: torch.Generator | None) -> Sample:

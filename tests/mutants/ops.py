@@ -250,8 +250,8 @@ MUTANTS = [
         eager("small_weights_behind"),
     ),
     _small(
-        "logits.shape[-1] <= cpu._RACED:",
-        "False:",
+        "if logits.shape[-1] <= cpu._RACED else _search",
+        "if False else _search",
         "the two ways of drawing exchanged",
         "tests/test_readme.py",
     ),

@@ -8,6 +8,9 @@ from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
+# By its name, it would be looked for at each call, in 2 us.
+_VMAP_MODE = torch._C._parse_dispatch_key("VmapMode")
+
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype that values of `dtype` are computed in: float32 at least."""
@@ -39,7 +42,7 @@ def is_plain(tensor: Tensor) -> bool:
         and peek_interpreter_stack() is None
         and torch._C._len_torch_dispatch_stack() == 0
         # A batch of gradients (is_grads_batched), which no type shows.
-        and not torch._C._dispatch_tls_is_dispatch_key_included("VmapMode")  # pyright: ignore[reportAttributeAccessIssue]
+        and not torch._C._dispatch_tls_is_dispatch_key_included(_VMAP_MODE)  # pyright: ignore[reportAttributeAccessIssue]
         and not torch._C._is_tracing()
         and forward_ad._current_level < 0
         and not torch._C._autograd._profiler_enabled()  # pyright: ignore[reportAttributeAccessIssue]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
@@ -9,7 +11,7 @@ from torch.autograd import forward_ad
 from torch.nn import Parameter
 
 # By its name, it would be looked for at each call, in 2 us.
-_VMAP_MODE = torch._C._parse_dispatch_key("VmapMode")
+_VMAP_MODE: Any = torch._C._parse_dispatch_key("VmapMode")
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -170,12 +170,12 @@ def _entropy_grad_kernel(
 def _reduce(logits: Tensor, allowed: Tensor | None, with_entropy: bool) -> tuple[Tensor, Tensor]:
     logits = with_unit_stride(logits)
     rows, columns = logits.shape
-    logsumexp = torch.empty((2, rows), dtype=compute_dtype(logits.dtype), device=logits.device)
+    logsumexp = torch.empty(2, rows, dtype=compute_dtype(logits.dtype), device=logits.device)
     entropy = logsumexp.new_empty(rows) if with_entropy else logsumexp
     if rows:
         tile = launch.tile(logits)
         split = tile.parts > 1
-        parts = logsumexp.new_empty((rows, 4, tile.parts)) if split else logsumexp
+        parts = logsumexp.new_empty(rows, 4, tile.parts) if split else logsumexp
         _entropy_kernel[(launch.cdiv(rows, tile.rows), tile.parts)](
             logits, entropy_ptr=entropy, logsumexp_ptr=logsumexp, parts_ptr=parts, row_stride=logits.stride(0),
             rows=rows, columns=columns, ENTROPY=with_entropy, TYPE=compute_type(logits.dtype), SPLIT=split,
@@ -209,7 +209,7 @@ def entropy_grad(
     """-g p (log p + H), [rows, columns] in the logits' dtype; `logsumexp` is [2, rows], `entropy` and `grad` [rows]."""
     logits = with_unit_stride(logits)
     rows, columns = logits.shape
-    out = torch.empty((rows, columns), dtype=logits.dtype, device=logits.device)
+    out = torch.empty(rows, columns, dtype=logits.dtype, device=logits.device)
     if rows:
         tile = launch.tile(logits)
         _entropy_grad_kernel[(launch.cdiv(rows, tile.rows) * launch.cdiv(columns, tile.columns),)](

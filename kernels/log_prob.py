@@ -251,7 +251,8 @@ def log_prob(
     Args:
         logits: [rows, columns], any row stride.
         logsumexp: [2, rows], see `entropy.logsumexp`, where it is known: then no logit is read but the chosen one.
-        value: [draws, rows, columns] of any real dtype.
+        value: [draws, rows, columns] of any real dtype; of one draw, [rows, columns] will do, and what else has a
+            dimension of draws is then without.
         allowed: see `rows.allowed_arguments`.
         hint: int64 [draws, rows], where the 1 of a row may be, any number where nobody knows. A value row that has its
             1 there is read no further: with an int64 draw of bfloat16 logits, 2 bytes a column are read in place of
@@ -266,14 +267,15 @@ def log_prob(
     logits, value = with_unit_stride(logits), value.contiguous()
     value = value.view(torch.uint8) if value.dtype == torch.bool else value
     rows, columns = logits.shape
-    draws = value.shape[0]
+    shape = value.shape[:-1]
+    draws = 1 if len(shape) == 1 else shape[0]
     if logsumexp is None and draws != 1:
         logsumexp = row_logsumexp(logits, allowed)
     known = logsumexp is not None
     if logsumexp is None:
-        logsumexp = torch.empty((2, rows), dtype=compute_dtype(logits.dtype), device=logits.device)
-    out = torch.empty((draws, rows), dtype=logsumexp.dtype, device=logits.device)
-    index = torch.empty((draws, rows), dtype=torch.int64, device=logits.device)
+        logsumexp = torch.empty(2, rows, dtype=compute_dtype(logits.dtype), device=logits.device)
+    out = torch.empty(*shape, dtype=logsumexp.dtype, device=logits.device)
+    index = torch.empty(*shape, dtype=torch.int64, device=logits.device)
     if rows and draws:
         tile = launch.tile(logits, value, draws=draws)
         split = tile.parts > 1
@@ -281,8 +283,8 @@ def log_prob(
         value_type, least = _value_type(value.dtype)
         common = {
             "logits_ptr": logits, "logsumexp_ptr": logsumexp.contiguous(), "value_ptr": value, "out_ptr": out,
-            "index_ptr": index, "parts_ptr": out.new_empty((draws * rows, 2, tile.parts)) if split else out,
-            "part_index_ptr": index.new_empty((draws * rows, tile.parts)) if split else index,
+            "index_ptr": index, "parts_ptr": out.new_empty(draws * rows, 2, tile.parts) if split else out,
+            "part_index_ptr": index.new_empty(draws * rows, tile.parts) if split else index,
             "row_stride": logits.stride(0), "rows": rows, "columns": columns, "KNOWN": known,
             "TYPE": compute_type(logits.dtype), "VALUE_TYPE": value_type, "LEAST": least,
             **allowed_arguments(allowed),
@@ -299,10 +301,10 @@ def log_prob(
 
 @launch.on_its_device
 def log_prob_index(logits: Tensor, logsumexp: Tensor, index: Tensor, allowed: Tensor | None = None) -> Tensor:
-    """x_k - logsumexp for `index` int64 [draws, rows], in the compute dtype; NaN where it is no column."""
+    """x_k - logsumexp for `index` int64 [..., rows], in the compute dtype; NaN where it is no column."""
     logits = with_unit_stride(logits)
     rows, columns = logits.shape
-    out = torch.empty(index.shape, dtype=logsumexp.dtype, device=logits.device)
+    out = torch.empty(*index.shape, dtype=logsumexp.dtype, device=logits.device)
     if out.numel():
         _log_prob_index_kernel[(launch.cdiv(out.numel(), launch.INDEX_BLOCK),)](
             logits, logsumexp_ptr=logsumexp.contiguous(), index_ptr=index.contiguous(), out_ptr=out,
@@ -325,7 +327,7 @@ def log_prob_grad(
     # because bfloat16 cannot count past 256. Where draws of a row meet in a column, the order in which a GPU adds them
     # is left to torch: any, or one and the same under `torch.use_deterministic_algorithms(True)`.
     dtype = logits.dtype if draws == 1 else compute_dtype(logits.dtype)
-    out = torch.empty((rows, columns), dtype=dtype, device=logits.device)
+    out = torch.empty(rows, columns, dtype=dtype, device=logits.device)
     if rows:
         tile = launch.tile(logits)
         total = grad.contiguous() if draws == 1 else grad.sum(0)

@@ -193,25 +193,25 @@ def log_prob_and_entropy(logits: Tensor, index: Tensor, allowed: Tensor | None =
 
     Args:
         logits: [rows, columns].
-        index: int64 [draws, rows].
+        index: int64 [draws, rows]; of one draw, [rows] will do.
         allowed: see `rows.allowed_arguments`.
 
     Returns:
-        log_prob: [draws, rows], NaN where the index is no column.
+        log_prob: of the index's shape, NaN where the index is no column.
         entropy: [rows], in nats.
         logsumexp: [2, rows].
     """
     logits = with_unit_stride(logits)
     rows, columns = logits.shape
-    logsumexp = torch.empty((2, rows), dtype=compute_dtype(logits.dtype), device=logits.device)
-    log_prob, entropy = logsumexp.new_empty(index.shape), logsumexp.new_empty(rows)
+    logsumexp = torch.empty(2, rows, dtype=compute_dtype(logits.dtype), device=logits.device)
+    log_prob, entropy = logsumexp.new_empty(*index.shape), logsumexp.new_empty(rows)
     if rows:
         tile = launch.tile(logits)
         split = tile.parts > 1
         common = {
             "logits_ptr": logits, "index_ptr": index.contiguous(), "log_prob_ptr": log_prob, "entropy_ptr": entropy,
-            "logsumexp_ptr": logsumexp, "parts_ptr": entropy.new_empty((rows, 4, tile.parts)) if split else entropy,
-            "row_stride": logits.stride(0), "columns": columns, "draws": index.shape[0],
+            "logsumexp_ptr": logsumexp, "parts_ptr": entropy.new_empty(rows, 4, tile.parts) if split else entropy,
+            "row_stride": logits.stride(0), "columns": columns, "draws": 1 if index.dim() == 1 else index.shape[0],
             "TYPE": compute_type(logits.dtype), **allowed_arguments(allowed),
         }  # fmt: skip
         _forward_kernel[(launch.cdiv(rows, tile.rows), tile.parts)](
@@ -248,7 +248,7 @@ def log_prob_and_entropy_grad(
     """
     logits = with_unit_stride(logits)
     rows, columns = logits.shape
-    out = torch.empty((rows, columns), dtype=logits.dtype, device=logits.device)
+    out = torch.empty(rows, columns, dtype=logits.dtype, device=logits.device)
     if not rows:
         return out
     grad = None if grad is None else with_unit_stride(grad)
@@ -260,7 +260,7 @@ def log_prob_and_entropy_grad(
         "num_warps": tile.warps, **tile.row_shape, **allowed_arguments(allowed),
     }  # fmt: skip
     if grad is not None and not tile.one:
-        parts = logsumexp.new_empty((rows, tile.parts))
+        parts = logsumexp.new_empty(rows, tile.parts)
         _dot_kernel[(rows, tile.parts)](parts_ptr=parts, **common)
     _backward_kernel[(launch.cdiv(rows, tile.rows) * launch.cdiv(columns, tile.columns),)](
         entropy_ptr=entropy.contiguous(), index_ptr=index.contiguous(), grad_log_prob_ptr=grad_log_prob.contiguous(),

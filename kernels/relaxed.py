@@ -257,7 +257,7 @@ def relaxed(
     logits = with_unit_stride(logits)
     rows, columns = logits.shape
     noise = seed_arguments(seed, offset, row_offset, rows, columns, draws)
-    out = torch.empty((draws, rows, columns), dtype=logits.dtype, device=logits.device)
+    out = torch.empty(draws, rows, columns, dtype=logits.dtype, device=logits.device)
     if not (rows and draws):
         return out
     tile = launch.noise_tile(logits, 4, draws)
@@ -272,7 +272,7 @@ def relaxed(
             logits, out_ptr=out, programs_per_draw=programs, MASK=masked, ROWS=tile.rows, **common
         )
     else:
-        parts = torch.empty((draws * rows, 3, tile.parts), dtype=compute_dtype(logits.dtype), device=logits.device)
+        parts = torch.empty(draws * rows, 3, tile.parts, dtype=compute_dtype(logits.dtype), device=logits.device)
         grid = (draws * rows, tile.parts)
         _relaxed_sums_kernel[grid](logits, parts_ptr=parts, **common)
         _relaxed_write_kernel[grid](
@@ -467,18 +467,18 @@ def relaxed_grad(
     rows, columns = logits.shape
     draws = index.shape[0]
     noise = seed_arguments(seed, offset, row_offset, rows, columns, draws * samples)
-    out, dt = torch.empty((rows, columns), dtype=logits.dtype, device=logits.device), logsumexp.new_empty(0)
+    out, dt = torch.empty(rows, columns, dtype=logits.dtype, device=logits.device), logsumexp.new_empty(0)
     if rows:
         tile = launch.noise_tile(logits, 4, draws * samples)
         parts = 0 if tile.one else tile.parts
         # What each program of a row adds to it.
-        dt = logsumexp.new_empty((rows, max(1, parts))) if with_temperature else dt
+        dt = logsumexp.new_empty(rows, max(1, parts)) if with_temperature else dt
         common = {
             "logits_ptr": logits, "logsumexp_ptr": logsumexp, "index_ptr": index, "grad_ptr": grad,
             "row_stride": logits.stride(0), "rows": rows, "samples": samples, "columns": columns,
             **temperature_arguments(temperature),
             "TYPE": compute_type(logits.dtype), "num_warps": tile.warps,
-            "parts_ptr": torch.empty((draws * samples * rows, 2, parts), dtype=logsumexp.dtype, device=logits.device),
+            "parts_ptr": torch.empty(draws * samples * rows, 2, parts, dtype=logsumexp.dtype, device=logits.device),
             **tile.row_shape, **noise, **allowed_arguments(allowed),
         }  # fmt: skip
         if parts and draws:

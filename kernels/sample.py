@@ -299,7 +299,7 @@ def _select_kernel(
 @launch.on_its_device
 def sample(
     logits: Tensor,
-    draws: int,
+    draws: int | None,
     dtype: torch.dtype | None,
     seed: int | Tensor,
     offset: int,
@@ -310,7 +310,7 @@ def sample(
 
     Args:
         logits: [rows, columns], any row stride.
-        draws: of each row.
+        draws: of each row; None for one, whose results have no dimension of draws.
         dtype: of the one-hot; None leaves it out.
         seed, offset, row_offset: the noise, see `noise.py`; `seed` an int or an int64 tensor of one element.
         allowed: see `rows.allowed_arguments`.
@@ -322,16 +322,19 @@ def sample(
     """
     logits = with_unit_stride(logits)
     rows, columns = logits.shape
+    lead = () if draws is None else (draws,)
+    draws = 1 if draws is None else draws
     noise = seed_arguments(seed, offset, row_offset, rows, columns, draws)
-    index = torch.empty((draws, rows), dtype=torch.int64, device=logits.device)
+    # Sizes one by one: of a tuple, torch takes half a microsecond more.
+    index = torch.empty(*lead, rows, dtype=torch.int64, device=logits.device)
     wanted, short, one_draw = dtype is not None, columns <= GROUP, draws == 1
     # Several draws of a long row share the sums, and their zeros are no part of that pass.
     fill = torch.empty if short or one_draw or not wanted else torch.zeros
-    shape = (draws, rows, columns) if wanted else (0,)
-    one_hot = fill(shape, dtype=dtype or logits.dtype, device=logits.device)
+    shape = (*lead, rows, columns) if wanted else (0,)
+    one_hot = fill(*shape, dtype=dtype or logits.dtype, device=logits.device)
     if not draws:
         return one_hot, index, row_logsumexp(logits, allowed)
-    logsumexp = torch.empty((2, rows), dtype=compute_dtype(logits.dtype), device=logits.device)
+    logsumexp = torch.empty(2, rows, dtype=compute_dtype(logits.dtype), device=logits.device)
     if not rows:
         return one_hot, index, logsumexp
     out = (logits, one_hot, index, logsumexp)
@@ -346,7 +349,7 @@ def sample(
         )
         return one_hot, index, logsumexp
     groups = launch.cdiv(columns, GROUP)
-    sums = torch.empty((2, rows, groups), dtype=logsumexp.dtype, device=logits.device).unbind()
+    sums = torch.empty(2, rows, groups, dtype=logsumexp.dtype, device=logits.device).unbind()
     race["RACE"] = min(launch.RACE, launch.next_power_of_2(groups))
     groups = launch.sample_groups(logits)
     tile = {"TILE": groups, "WIDTH": 32 * launch.vector(logits), "num_warps": groups}
@@ -389,13 +392,13 @@ def shard_race(
     logits = with_unit_stride(logits)
     rows, columns = logits.shape
     noise = seed_arguments(seed, offset, row_offset, rows, first_group * GROUP + columns, draws)
-    index = torch.empty((draws, rows), dtype=torch.int64, device=logits.device)
-    score = torch.empty((draws, rows), dtype=torch.float32, device=logits.device)
-    result = torch.empty((2, rows), dtype=compute_dtype(logits.dtype), device=logits.device)
+    index = torch.empty(draws, rows, dtype=torch.int64, device=logits.device)
+    score = torch.empty(draws, rows, dtype=torch.float32, device=logits.device)
+    result = torch.empty(2, rows, dtype=compute_dtype(logits.dtype), device=logits.device)
     if not (rows and draws):
         return index, score, result
     count = launch.cdiv(columns, GROUP)
-    sums = torch.empty((2, rows, count), dtype=result.dtype, device=logits.device).unbind()
+    sums = torch.empty(2, rows, count, dtype=result.dtype, device=logits.device).unbind()
     groups, kind, choice = launch.sample_groups(logits), compute_type(logits.dtype), allowed_arguments(None)
     parts = launch.splits(logits, rows, launch.cdiv(columns, groups * GROUP))
     _sums_kernel[(rows, parts)](

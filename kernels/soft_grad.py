@@ -146,7 +146,7 @@ def soft_grad(
     y, grad = with_unit_stride(y), with_unit_stride(grad)
     draws, rows, columns = y.shape
     compute = compute_dtype(y.dtype)
-    out = torch.empty((rows, columns), dtype=y.dtype, device=y.device)
+    out = torch.empty(rows, columns, dtype=y.dtype, device=y.device)
     dt = torch.empty(0, dtype=compute, device=y.device)
     if not (rows and draws):
         return out.zero_(), out.new_zeros(rows, dtype=compute) if with_temperature else dt
@@ -154,11 +154,11 @@ def soft_grad(
     parts = 0 if tile.one else tile.parts
     if with_temperature:
         # What each program of a row adds to it.
-        dt = torch.empty((rows, max(1, parts)), dtype=compute, device=y.device)
+        dt = torch.empty(rows, max(1, parts), dtype=compute, device=y.device)
     common = {
         "y_ptr": y, "grad_ptr": grad, "y_draw_stride": y.stride(0), "y_row_stride": y.stride(1),
         "grad_draw_stride": grad.stride(0), "grad_row_stride": grad.stride(1), "rows": rows, "columns": columns,
-        "parts_ptr": torch.empty((draws * rows, parts), dtype=compute, device=y.device),
+        "parts_ptr": torch.empty(draws * rows, parts, dtype=compute, device=y.device),
         "TYPE": compute_type(y.dtype), "num_warps": tile.warps, **tile.row_shape,
     }  # fmt: skip
     if parts:

@@ -164,7 +164,7 @@ def softmax_grad(logits: Tensor, logsumexp: Tensor, grad: Tensor, allowed: Tenso
     `allowed`: see `rows.allowed_arguments`."""
     logits, grad = with_unit_stride(logits), with_unit_stride(grad)
     rows, columns = logits.shape
-    out = torch.empty((rows, columns), dtype=logits.dtype, device=logits.device)
+    out = torch.empty(rows, columns, dtype=logits.dtype, device=logits.device)
     if not rows:
         return out
     tile = launch.tile(logits, grad, twice=True)
@@ -178,7 +178,7 @@ def softmax_grad(logits: Tensor, logsumexp: Tensor, grad: Tensor, allowed: Tenso
     elif tile.parts == 1:
         _rows_kernel[(min(rows, launch.multiprocessors(logits)),)](out_ptr=out, rows=rows, **common)
     else:
-        parts = logsumexp.new_empty((rows, tile.parts))
+        parts = logsumexp.new_empty(rows, tile.parts)
         _dot_kernel[(rows, tile.parts)](parts_ptr=parts, **common)
         _write_kernel[(rows, tile.parts)](
             parts_ptr=parts, out_ptr=out, PARTS=launch.part_lanes(logits, tile.parts), **common

@@ -285,7 +285,7 @@ def _straight_through(
     draws = index.shape[0]
     # One draw is the result itself, the rows of several are added up.
     dtype = logits.dtype if draws == 1 else compute_dtype(logits.dtype)
-    out = torch.empty((draws * rows, columns), dtype=dtype, device=logits.device)
+    out = torch.empty(draws * rows, columns, dtype=dtype, device=logits.device)
     if rows and draws:
         grad = with_unit_stride(grad.reshape(draws * rows, columns))
         tile = launch.tile(logits, grad, draws=draws, twice=True)
@@ -301,7 +301,7 @@ def _straight_through(
         elif tile.parts == 1:
             _rows_kernel[(min(draws * rows, launch.multiprocessors(logits)),)](out_ptr=out, draws=draws, **common)
         else:
-            parts = logsumexp.new_empty((draws * rows, 3, tile.parts))
+            parts = logsumexp.new_empty(draws * rows, 3, tile.parts)
             _sums_kernel[(draws * rows, tile.parts)](parts_ptr=parts, **common)
             _write_kernel[(draws * rows, tile.parts)](
                 parts_ptr=parts, out_ptr=out, PARTS=launch.part_lanes(logits, tile.parts), **common

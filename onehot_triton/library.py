@@ -39,9 +39,8 @@ def _define(schema: str, layout: str, implementation: Callable[..., Any], fake: 
 
     Args:
         schema: its name, arguments and results.
-        layout: for vmap, a letter for each argument, ">", and one for each result: "r" for a tensor whose first
-            dimension is the rows, "d" for one with draws, or the two numbers of a logsumexp, before the rows, "s" for
-            the seed tensor, "." for anything else.
+        layout: for vmap, a letter for each argument, ">", and one for each result: "r" for a tensor of rows,
+            [..., rows, columns], "n" for one of numbers, [..., rows], "s" for the seed tensor, "." for anything else.
         implementation: for every device.
         fake: gives empty results of the right shape and dtype.
     """
@@ -56,7 +55,8 @@ def _define(schema: str, layout: str, implementation: Callable[..., Any], fake: 
 
 def _vmap_rule(name: str, arguments: str, results: str) -> Callable[..., Any]:
     """Batches over rows, since B x rows are rows. A batch of seeds, or one seed for all, is a loop."""
-    dimension = {"r": 0, "d": 1}
+    # Where a dimension of maps stands in front of the rows, counted from the end.
+    dimension = {"r": -3, "n": -2}
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
         operator, size = getattr(operators, name), info.batch_size
@@ -78,19 +78,24 @@ def _vmap_rule(name: str, arguments: str, results: str) -> Callable[..., Any]:
             if kind in dimension and argument is not None:
                 dim = dimension[kind]
                 if in_dim is None:
-                    argument = argument.unsqueeze(dim).expand(*argument.shape[:dim], size, *argument.shape[dim:])
+                    argument = argument.unsqueeze(dim)
+                    argument = argument.expand(*argument.shape[:dim], size, *argument.shape[dim + 1 :])
                 else:
                     argument = argument.movedim(in_dim, dim)
                 argument = argument.flatten(dim, dim + 1)
             flat.append(argument)
         out = operator(*flat)
         if len(results) == 1:
-            dim = dimension[results]
-            return out.unflatten(dim, (size, -1)), dim
+            return of_maps(out, results, size)
+        pairs = [of_maps(o, kind, size) for o, kind in zip(out, results, strict=True)]
+        return tuple(o for o, _ in pairs), tuple(dim for _, dim in pairs)
+
+    def of_maps(out: Tensor, kind: str, size: int) -> tuple[Tensor, int | None]:
         # A result that was not asked for is an empty tensor without rows.
-        asked = [o.numel() > 0 or o.dim() > 1 for o in out]
-        dims = tuple(dimension[kind] if a else None for a, kind in zip(asked, results, strict=True))
-        return tuple(o if d is None else o.unflatten(d, (size, -1)) for o, d in zip(out, dims, strict=True)), dims
+        if out.numel() == 0 and out.dim() == 1:
+            return out, None
+        dim = out.dim() + 1 + dimension[kind]
+        return out.unflatten(dim, (size, -1)), dim
 
     return rule
 
@@ -129,6 +134,11 @@ def _like(logits: Tensor, *_: Any) -> Tensor:
     return torch.empty_like(logits, memory_format=torch.contiguous_format)
 
 
+def _lead(draws: Any) -> tuple[Any, ...]:
+    """The dimension of draws, where there is one."""
+    return () if draws is None else (draws,)
+
+
 _launch_log_prob = _launch("log_prob", "log_prob")
 
 
@@ -146,18 +156,18 @@ _TEMPERATURE = "Tensor? temperature_tensor, float temperature"
 _ALLOWED = "Tensor? allowed"
 
 _define(
-    f"sample(Tensor logits, SymInt draws, ScalarType? dtype, {_SEED}, {_ALLOWED}) -> (Tensor, Tensor, Tensor)",
-    "r..s...r>ddd",
+    f"sample(Tensor logits, SymInt? draws, ScalarType? dtype, {_SEED}, {_ALLOWED}) -> (Tensor, Tensor, Tensor)",
+    "r..s...r>rnn",
     _launch_with_either("sample", "sample", 3),
     lambda logits, draws, dtype, *_: (
-        logits.new_empty(0) if dtype is None else logits.new_empty((draws, *logits.shape), dtype=dtype),
-        logits.new_empty((draws, logits.shape[0]), dtype=torch.int64),
+        logits.new_empty(0) if dtype is None else logits.new_empty((*_lead(draws), *logits.shape), dtype=dtype),
+        logits.new_empty((*_lead(draws), logits.shape[0]), dtype=torch.int64),
         _per_row(logits, 2),
     ),
 )
 _define(
     f"shard_race(Tensor logits, SymInt draws, {_SEED}, int first_group) -> (Tensor, Tensor, Tensor)",
-    "r.s....>ddd",
+    "r.s....>nnn",
     _launch_with_either("sample", "shard_race", 2),
     lambda logits, draws, *_: (
         logits.new_empty((draws, logits.shape[0]), dtype=torch.int64),
@@ -167,33 +177,33 @@ _define(
 )
 _define(
     f"relaxed(Tensor logits, {_TEMPERATURE}, SymInt draws, {_SEED}) -> Tensor",
-    "rr..s...>d",
+    "rn..s...>r",
     _launch_with_either("relaxed", "relaxed", 1, 4),
     lambda logits, _, __, draws, *___: logits.new_empty((draws, *logits.shape)),
 )
 _define(
     f"relaxed_grad(Tensor logits, Tensor logsumexp, Tensor index, Tensor grad, {_TEMPERATURE}, {_SEED}, "
     f"{_ALLOWED}, bool with_temperature, SymInt samples) -> (Tensor, Tensor)",
-    "rdddr.s...r..>rr",
+    "rnnrn.s...r..>rn",
     _launch_with_either("relaxed", "relaxed_grad", 4, 6),
     lambda logits, *rest: (_like(logits), _per_row(logits) if rest[-2] else _per_row(logits[:0])),
 )
 _define(
     f"softmax_grad(Tensor logits, Tensor logsumexp, Tensor grad, {_ALLOWED}) -> Tensor",
-    "rdrr>r",
+    "rnrr>r",
     _launch("softmax_grad", "softmax_grad"),
     _like,
 )
 for _name in ("reinmax_grad", "gapped_grad"):
     _define(
         f"{_name}(Tensor logits, Tensor logsumexp, Tensor index, Tensor grad, {_TEMPERATURE}, {_ALLOWED}) -> Tensor",
-        "rdddr.r>r",
+        "rnnrn.r>r",
         _launch_with_either("straight_through", _name, 4),
         _like,
     )
 _define(
     f"soft_grad(Tensor y, Tensor grad, {_TEMPERATURE}, bool with_temperature) -> (Tensor, Tensor)",
-    "ddr..>rr",
+    "rrn..>rn",
     _launch_with_either("soft_grad", "soft_grad", 2),
     lambda y, _, __, ___, with_temperature: (
         y.new_empty(y.shape[1:]),
@@ -202,68 +212,68 @@ _define(
 )
 _define(
     f"log_prob(Tensor logits, Tensor? logsumexp, Tensor value, {_ALLOWED}, Tensor? hint) -> (Tensor, Tensor, Tensor)",
-    "rddrd>ddd",
+    "rnrrn>nnn",
     _log_prob,
     lambda logits, logsumexp, value, *_: (
-        _per_row(logits, value.shape[0]),
+        _per_row(logits, *value.shape[:-2]),
         value.new_empty(value.shape[:-1], dtype=torch.int64),
         _per_row(logits, 2) if logsumexp is None else logits.new_empty(0, dtype=compute_dtype(logits.dtype)),
     ),
 )
 _define(
     f"log_prob_index(Tensor logits, Tensor logsumexp, Tensor index, {_ALLOWED}) -> Tensor",
-    "rddr>d",
+    "rnnr>n",
     _launch("log_prob", "log_prob_index"),
-    lambda logits, logsumexp, index, _: _per_row(logits, index.shape[0]),
+    lambda logits, logsumexp, index, _: _per_row(logits, *index.shape[:-1]),
 )
 _define(
     f"log_prob_grad(Tensor logits, Tensor logsumexp, Tensor index, Tensor grad, {_ALLOWED}) -> Tensor",
-    "rdddr>r",
+    "rnnnr>r",
     _launch("log_prob", "log_prob_grad"),
     _like,
 )
 _define(
     f"logsumexp(Tensor logits, {_ALLOWED}) -> Tensor",
-    "rr>d",
+    "rr>n",
     _launch("entropy", "logsumexp"),
     lambda logits, _: _per_row(logits, 2),
 )
 _define(
     f"entropy(Tensor logits, {_ALLOWED}) -> (Tensor, Tensor)",
-    "rr>rd",
+    "rr>nn",
     _launch("entropy", "entropy"),
     lambda logits, _: (_per_row(logits), _per_row(logits, 2)),
 )
 _define(
     f"entropy_grad(Tensor logits, Tensor logsumexp, Tensor entropy, Tensor grad, {_ALLOWED}) -> Tensor",
-    "rdrrr>r",
+    "rnnnr>r",
     _launch("entropy", "entropy_grad"),
     _like,
 )
 _define(
     f"log_prob_and_entropy(Tensor logits, Tensor index, {_ALLOWED}) -> (Tensor, Tensor, Tensor)",
-    "rdr>drd",
+    "rnr>nnn",
     _launch("log_prob_and_entropy", "log_prob_and_entropy"),
-    lambda logits, index, _: (_per_row(logits, index.shape[0]), _per_row(logits), _per_row(logits, 2)),
+    lambda logits, index, _: (_per_row(logits, *index.shape[:-1]), _per_row(logits), _per_row(logits, 2)),
 )
 _define(
     "log_prob_and_entropy_grad(Tensor logits, Tensor logsumexp, Tensor entropy, Tensor index, Tensor grad_log_prob, "
     f"Tensor grad_entropy, {_ALLOWED}, Tensor? grad) -> Tensor",
-    "rdrddrrr>r",
+    "rnnnnnrr>r",
     _launch("log_prob_and_entropy", "log_prob_and_entropy_grad"),
     _like,
 )
 # The eager noise that a backward draws again from its seed: opaque to a compiler because of the generator in it.
 _define(
     "seeded_exponential(Tensor seed, SymInt[] shape) -> Tensor",
-    "s.>d",
+    "s.>r",
     seeded_exponential,
     lambda seed, shape: seed.new_empty(shape, dtype=torch.float64),
 )
 # The eager noise of a place.
 _define(
     "philox(Tensor seed, Tensor c0, Tensor row, Tensor draw) -> Tensor",
-    "s...>d",
+    "s...>r",
     philox,
     lambda seed, *counter: seed.new_empty((4, *torch.broadcast_shapes(*(word.shape for word in counter)))),
 )

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 from torch.nn import Parameter
+
+# By its name, it would be looked for at each call, in 2 us.
+_VMAP_MODE: Any = torch._C._parse_dispatch_key("VmapMode")
 
 
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
@@ -39,7 +44,7 @@ def is_plain(tensor: Tensor) -> bool:
         and peek_interpreter_stack() is None
         and torch._C._len_torch_dispatch_stack() == 0
         # A batch of gradients (is_grads_batched), which no type shows.
-        and not torch._C._dispatch_tls_is_dispatch_key_included("VmapMode")  # pyright: ignore[reportAttributeAccessIssue]
+        and not torch._C._dispatch_tls_is_dispatch_key_included(_VMAP_MODE)  # pyright: ignore[reportAttributeAccessIssue]
         and not torch._C._is_tracing()
         and forward_ad._current_level < 0
         and not torch._C._autograd._profiler_enabled()  # pyright: ignore[reportAttributeAccessIssue]

@@ -15,6 +15,7 @@ captured, its generator) these answer.
 from __future__ import annotations
 
 import os
+from collections import deque
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -108,7 +109,7 @@ class FakeGpus:
         if os.environ["TRITON_INTERPRET"] != "1":
             pytest.skip("kernels are for the GPU that is here")
         self.current, self.captured, self.switches = 0, set[int](), 0
-        self.launches: list[Launch] = []
+        self.launches: list[Launch] | deque[Launch] = []
         self.compiled: list[str] = []
         self.generators = [Generator(device) for device in range(count)]
         self.multiprocessors, self.asked = [132] * count, list[int]()

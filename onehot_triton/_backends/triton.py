@@ -51,7 +51,8 @@ def log_softmax(logits: Tensor) -> Tensor:
 def sample(
     logits: Tensor, mask: Tensor | None, draws: int, dtype: torch.dtype | None, seed: Seed, again: bool
 ) -> Sample:
-    hot, index, logsumexp = _sample(logits, draws, dtype, seed.tensor, seed.key, seed.offset, seed.first_row, mask)
+    given = None if draws == 1 else draws
+    hot, index, logsumexp = _sample(logits, given, dtype, seed.tensor, seed.key, seed.offset, seed.first_row, mask)
     return Sample(None if dtype is None else hot, index, logsumexp, False, None)
 
 
@@ -151,11 +152,6 @@ def soft_grad(
     return dx, dt if with_temperature else None
 
 
-def _with_draws(tensor: Tensor, dim: int) -> Tensor:
-    """`tensor` with the dimension of draws, which a single one can be without."""
-    return tensor if tensor.dim() == dim else tensor.unsqueeze(0)
-
-
 def log_prob(
     logits: Tensor,
     value: Tensor,
@@ -163,8 +159,7 @@ def log_prob(
     logsumexp: Tensor | None = None,
     hint: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    hint = None if hint is None else _with_draws(hint, 2)
-    out, index, new = _log_prob(logits, logsumexp, _with_draws(value, 3), mask, hint)
+    out, index, new = _log_prob(logits, logsumexp, value, mask, hint)
     return out, index, new if logsumexp is None else None
 
 
@@ -172,7 +167,7 @@ def log_prob_index(
     logits: Tensor, index: Tensor, mask: Tensor | None = None, logsumexp: Tensor | None = None, inside: bool = False
 ) -> tuple[Tensor, Tensor | None]:
     new = _logsumexp(logits, mask) if logsumexp is None else None
-    return _log_prob_index(logits, new if logsumexp is None else logsumexp, _with_draws(index, 2), mask), new
+    return _log_prob_index(logits, new if logsumexp is None else logsumexp, index, mask), new
 
 
 def log_prob_grad(
@@ -198,7 +193,7 @@ def entropy_grad(
 def log_prob_and_entropy(
     logits: Tensor, index: Tensor, mask: Tensor | None = None, inside: bool = False
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    return _log_prob_and_entropy(logits, _with_draws(index, 2), mask)
+    return _log_prob_and_entropy(logits, index, mask)
 
 
 def log_prob_and_entropy_grad(

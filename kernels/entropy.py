@@ -77,6 +77,53 @@ def _join(maximum, total, rest, moment):
 
 
 @triton.jit
+def _row_sums(
+    logits_ptr, allowed_ptr, row, inside, row_stride, allowed_stride, columns, TYPE: tl.constexpr, ROWS: tl.constexpr,
+    DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    """(M, S, R, T) of the rows, [ROWS], over this program's tiles of them."""
+    column = tile_columns(DEPTH, LANES, VECTOR)
+    ptrs = tile_ptrs(logits_ptr + over_tile(row * row_stride), column)
+    allowed_at = over_tile(row * allowed_stride) + column
+    maximum = tl.full([ROWS, LANES], float("-inf"), TYPE)
+    total = tl.zeros([ROWS, LANES], TYPE)
+    rest = tl.zeros([ROWS, LANES], TYPE)
+    moment = tl.zeros([ROWS, LANES], TYPE)
+    # Whole tiles without a mask (a program of several rows has one tile, under a mask), and one more with it. What the
+    # caller does not read, rest and moment where no entropy is wanted, the compiler drops.
+    BLOCK: tl.constexpr = DEPTH * LANES * VECTOR
+    whole = columns // BLOCK * BLOCK if ROWS == 1 else 0
+    for start in range(tl.program_id(1) * BLOCK, whole, tl.num_programs(1) * BLOCK):
+        x = load_logits(tile_ptrs(ptrs, start), None, TYPE, allowed_ptr, allowed_at + start)
+        maximum, total, rest, moment = _add_tile(x, maximum, total, rest, moment)
+    if has_tail(whole, columns, BLOCK):
+        mask = over_tile(inside) & (whole + column < columns)
+        x = load_logits(tile_ptrs(ptrs, whole), mask, TYPE, allowed_ptr, allowed_at + whole)
+        maximum, total, rest, moment = _add_tile(x, maximum, total, rest, moment)
+    return _join(maximum, total, rest, moment)
+
+
+@triton.jit
+def _store_sums(parts_ptr, row, maximum, total, rest, moment):
+    """Leaves those of this program's tiles."""
+    store_part(parts_ptr, 4 * row, maximum)
+    store_part(parts_ptr, 4 * row + 1, total)
+    store_part(parts_ptr, 4 * row + 2, rest)
+    store_part(parts_ptr, 4 * row + 3, moment)
+
+
+@triton.jit
+def _load_sums(parts_ptr, row, parts, PARTS: tl.constexpr):
+    """(M, S, R, T) of the rows, from what the programs that shared them left."""
+    return _join(
+        load_parts(parts_ptr, 4 * row, parts, float("-inf"), PARTS),
+        load_parts(parts_ptr, 4 * row + 1, parts, 0.0, PARTS),
+        load_parts(parts_ptr, 4 * row + 2, parts, 0.0, PARTS),
+        load_parts(parts_ptr, 4 * row + 3, parts, 0.0, PARTS),
+    )
+
+
+@triton.jit
 def _log2_of_sum(total, rest):
     """log2 S, which is log2(1 + R) where one logit alone is the maximum: where S < 2."""
     one_plus = 1.0 + rest
@@ -86,11 +133,16 @@ def _log2_of_sum(total, rest):
 
 
 @triton.jit
+def _entropy_of(total, rest, moment):
+    """In nats, NaN where the row is no distribution."""
+    return tl.where(total > 0, (_log2_of_sum(total, rest) - moment / total) * LN2, float("nan"))
+
+
+@triton.jit
 def _store(entropy_ptr, logsumexp_ptr, row, rows, inside, maximum, total, rest, moment, ENTROPY: tl.constexpr):
     store_logsumexp(logsumexp_ptr, row, rows, inside, maximum, log_sum_of(total))
     if ENTROPY:
-        entropy = (_log2_of_sum(total, rest) - moment / total) * LN2
-        tl.store(entropy_ptr + row, tl.where(total > 0, entropy, float("nan")), mask=inside)
+        tl.store(entropy_ptr + row, _entropy_of(total, rest, moment), mask=inside)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -102,44 +154,20 @@ def _entropy_kernel(
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
-    column = tile_columns(DEPTH, LANES, VECTOR)
-    ptrs = tile_ptrs(logits_ptr + over_tile(row * row_stride), column)
-    allowed_at = over_tile(row * allowed_stride) + column
-    maximum = tl.full([ROWS, LANES], float("-inf"), TYPE)
-    total = tl.zeros([ROWS, LANES], TYPE)
-    rest = tl.zeros([ROWS, LANES], TYPE)
-    moment = tl.zeros([ROWS, LANES], TYPE)
-    # Whole tiles without a mask (a program of several rows has one tile, under a mask), and one more with it. Without
-    # the entropy, nothing reads rest and moment, and the compiler drops them.
-    BLOCK: tl.constexpr = DEPTH * LANES * VECTOR
-    whole = columns // BLOCK * BLOCK if ROWS == 1 else 0
-    for start in range(tl.program_id(1) * BLOCK, whole, tl.num_programs(1) * BLOCK):
-        x = load_logits(tile_ptrs(ptrs, start), None, TYPE, allowed_ptr, allowed_at + start)
-        maximum, total, rest, moment = _add_tile(x, maximum, total, rest, moment)
-    if has_tail(whole, columns, BLOCK):
-        mask = over_tile(inside) & (whole + column < columns)
-        x = load_logits(tile_ptrs(ptrs, whole), mask, TYPE, allowed_ptr, allowed_at + whole)
-        maximum, total, rest, moment = _add_tile(x, maximum, total, rest, moment)
-    maximum, total, rest, moment = _join(maximum, total, rest, moment)
+    maximum, total, rest, moment = _row_sums(
+        logits_ptr, allowed_ptr, row, inside, row_stride, allowed_stride, columns, TYPE, ROWS, DEPTH, LANES, VECTOR
+    )
     if SPLIT:
-        store_part(parts_ptr, 4 * row, maximum)
-        store_part(parts_ptr, 4 * row + 1, total)
-        store_part(parts_ptr, 4 * row + 2, rest)
-        store_part(parts_ptr, 4 * row + 3, moment)
+        _store_sums(parts_ptr, row, maximum, total, rest, moment)
     else:
         _store(entropy_ptr, logsumexp_ptr, row, rows, inside, maximum, total, rest, moment, ENTROPY)
 
 
 @triton.jit(do_not_specialize=["parts"])
 def _join_kernel(parts_ptr, entropy_ptr, logsumexp_ptr, parts, ENTROPY: tl.constexpr, PARTS: tl.constexpr):
-    # One row a program, from what the programs that shared it left.
+    # One row a program.
     row = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
-    maximum, total, rest, moment = _join(
-        load_parts(parts_ptr, 4 * row, parts, float("-inf"), PARTS),
-        load_parts(parts_ptr, 4 * row + 1, parts, 0.0, PARTS),
-        load_parts(parts_ptr, 4 * row + 2, parts, 0.0, PARTS),
-        load_parts(parts_ptr, 4 * row + 3, parts, 0.0, PARTS),
-    )
+    maximum, total, rest, moment = _load_sums(parts_ptr, row, parts, PARTS)
     _store(entropy_ptr, logsumexp_ptr, row, tl.num_programs(0), row >= 0, maximum, total, rest, moment, ENTROPY)
 
 

@@ -18,14 +18,13 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launch
-from .entropy import _add_tile, _join, _log2_of_sum
+from .entropy import _entropy_of, _load_sums, _row_sums, _store_sums
 from .noise import LN2, LOG2E
 from .rows import (
     FAR,
     allowed_arguments,
     compute_dtype,
     compute_type,
-    has_tail,
     lane_sum,
     load_chosen,
     load_grad,
@@ -36,7 +35,6 @@ from .rows import (
     log_sum_of,
     over_tile,
     store_logsumexp,
-    store_part,
     tile_columns,
     tile_ptrs,
     with_unit_stride,
@@ -52,8 +50,7 @@ def _store(
     """What is wanted of rows whose sums are known."""
     log_sum = log_sum_of(total)
     store_logsumexp(logsumexp_ptr, row, rows, inside, maximum, log_sum)
-    entropy = (_log2_of_sum(total, rest) - moment / total) * LN2
-    tl.store(entropy_ptr + row, tl.where(total > 0, entropy, float("nan")), mask=inside)
+    tl.store(entropy_ptr + row, _entropy_of(total, rest, moment), mask=inside)
     for draw in range(draws):
         at = draw * rows + row
         index = tl.load(index_ptr + at, mask=inside, other=-1)
@@ -71,29 +68,11 @@ def _forward_kernel(
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
-    column = tile_columns(DEPTH, LANES, VECTOR)
-    ptrs = tile_ptrs(logits_ptr + over_tile(row * row_stride), column)
-    allowed_at = over_tile(row * allowed_stride) + column
-    maximum = tl.full([ROWS, LANES], float("-inf"), TYPE)
-    total = tl.zeros([ROWS, LANES], TYPE)
-    rest = tl.zeros([ROWS, LANES], TYPE)
-    moment = tl.zeros([ROWS, LANES], TYPE)
-    # Whole tiles without a mask (a program of several rows has one tile, under a mask), and one more with it.
-    BLOCK: tl.constexpr = DEPTH * LANES * VECTOR
-    whole = columns // BLOCK * BLOCK if ROWS == 1 else 0
-    for start in range(tl.program_id(1) * BLOCK, whole, tl.num_programs(1) * BLOCK):
-        x = load_logits(tile_ptrs(ptrs, start), None, TYPE, allowed_ptr, allowed_at + start)
-        maximum, total, rest, moment = _add_tile(x, maximum, total, rest, moment)
-    if has_tail(whole, columns, BLOCK):
-        mask = over_tile(inside) & (whole + column < columns)
-        x = load_logits(tile_ptrs(ptrs, whole), mask, TYPE, allowed_ptr, allowed_at + whole)
-        maximum, total, rest, moment = _add_tile(x, maximum, total, rest, moment)
-    maximum, total, rest, moment = _join(maximum, total, rest, moment)
+    maximum, total, rest, moment = _row_sums(
+        logits_ptr, allowed_ptr, row, inside, row_stride, allowed_stride, columns, TYPE, ROWS, DEPTH, LANES, VECTOR
+    )
     if SPLIT:
-        store_part(parts_ptr, 4 * row, maximum)
-        store_part(parts_ptr, 4 * row + 1, total)
-        store_part(parts_ptr, 4 * row + 2, rest)
-        store_part(parts_ptr, 4 * row + 3, moment)
+        _store_sums(parts_ptr, row, maximum, total, rest, moment)
     else:
         _store(
             logits_ptr, allowed_ptr, index_ptr, log_prob_ptr, entropy_ptr, logsumexp_ptr, row, row_stride,
@@ -106,14 +85,9 @@ def _join_kernel(
     logits_ptr, allowed_ptr, index_ptr, log_prob_ptr, entropy_ptr, logsumexp_ptr, parts_ptr, row_stride: tl.int64,
     allowed_stride: tl.int64, columns, draws, parts, TYPE: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
-    # One row a program, from what the programs that shared it left.
+    # One row a program.
     row = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
-    maximum, total, rest, moment = _join(
-        load_parts(parts_ptr, 4 * row, parts, float("-inf"), PARTS),
-        load_parts(parts_ptr, 4 * row + 1, parts, 0.0, PARTS),
-        load_parts(parts_ptr, 4 * row + 2, parts, 0.0, PARTS),
-        load_parts(parts_ptr, 4 * row + 3, parts, 0.0, PARTS),
-    )
+    maximum, total, rest, moment = _load_sums(parts_ptr, row, parts, PARTS)
     _store(
         logits_ptr, allowed_ptr, index_ptr, log_prob_ptr, entropy_ptr, logsumexp_ptr, row, row_stride, allowed_stride,
         tl.num_programs(0), columns, draws, row >= 0, maximum, total, rest, moment, TYPE,

@@ -89,8 +89,8 @@ MUTANTS = [
     ),
     Mutant(
         "kernels/entropy.py",
-        'tl.where(total > 0, entropy, float("nan")), mask=inside)',
-        'tl.where(total > 0, entropy, float("nan")))',
+        "_entropy_of(total, rest, moment), mask=inside)",
+        "_entropy_of(total, rest, moment))",
         "writes rows that are not there",
         "tests/test_kernel_cases.py -k 'entropy-shared'",
     ),
@@ -103,8 +103,8 @@ MUTANTS = [
     ),
     Mutant(
         "kernels/entropy.py",
-        "4 * row + 2, rest)\n        store_part(parts_ptr, 4 * row + 3, moment)",
-        "4 * row + 3, rest)\n        store_part(parts_ptr, 4 * row + 2, moment)",
+        "4 * row + 2, rest)\n    store_part(parts_ptr, 4 * row + 3, moment)",
+        "4 * row + 3, rest)\n    store_part(parts_ptr, 4 * row + 2, moment)",
         "parts exchanged",
         "tests/test_kernel_cases.py -k 'entropy-split'",
     ),

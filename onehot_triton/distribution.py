@@ -55,7 +55,6 @@ class OneHotCategorical(Distribution):
 
     Raises:
         ValueError: naming the argument, what was expected and what was found, with the first bad position.
-        NotImplementedError: ReinMax, GappedStraightThrough or `relaxed_samples` above 1 of sharded columns.
 
     Example:
         >>> import torch

@@ -11,6 +11,8 @@ row, m = max x, s = sum exp(x - m), and M, S are those of the whole row, which e
     log_prob              gather (m, s, x at the index) or (m, s, max of the value, x there)
     entropy               gather (m, s, sum exp(x - m) (x - m))
     PassThrough           backward: gather <p, g>
+    ReinMax               backward: gather (g at the draw, <p, g>), and of softmax(x / t) (sum exp, sum g exp)
+    GappedStraightThrough backward: gather (sum exp x', sum g exp x')
     RelaxedOneHot         backward: gather the winner's noise, then (sum exp z, sum g exp z)
 """
 
@@ -30,7 +32,7 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from . import _backends as backends
 from . import ops, parameters, rng
-from ._backends.eager import GROUP, LOWEST, one_hot
+from ._backends.eager import GAP, GROUP, LOWEST, for_each_sample, one_hot, with_derivative_of
 from .grad_method import ReparamGradientStrategy
 from .rng import Seed
 from .tensors import compute_dtype, is_differentiated
@@ -232,6 +234,13 @@ def _total(part: Tensor, ranks: Ranks | None) -> Tensor:
 
 def _spread(number: Tensor, ranks: Ranks | None) -> Tensor:
     return number if ranks is None else ops.apply(_Spread, number, ranks)
+
+
+def _totals(parts: Sequence[Tensor], ranks: Ranks) -> list[Tensor]:
+    """The sums of several parts, [..., 1] each, for use beside the columns of each shard: one collective."""
+    sums = _spread(_total(torch.cat([part.reshape(-1) for part in parts]), ranks), ranks)
+    whole = sums.split([part.numel() for part in parts])
+    return [total.view(part.shape).unsqueeze(-1) for total, part in zip(whole, parts, strict=True)]
 
 
 def _on_all(flag: Tensor, layout: Layout) -> Tensor:
@@ -490,61 +499,38 @@ def _of_whole_rows(function: Callable[..., Any], layout: Layout, seed: Seed, dra
     return _in_shape(hot, torch.cat([run.index for run in runs], 1), None, draw, layout)
 
 
-class _PassThrough(Function):
-    """A one-hot draw of this rank's columns, with the gradient p (g - <p, g>)."""
+class _StraightThrough(Function):
+    """A one-hot draw of this rank's columns, with the gradient of `method`; `seed` is that of its noise."""
 
     @staticmethod
-    def forward(x, maximum, log_sum, at, ranks, dtype):
+    def forward(x, temperature, maximum, log_sum, at, seed, ranks, dtype, method, samples):
         return one_hot(at, x.shape[-1], dtype)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, maximum, log_sum, _, ctx.ranks, _ = inputs
-        ctx.save_for_backward(x, maximum, log_sum)
-
-    @staticmethod
-    def backward(ctx, grad):
-        x, *sums = ctx.saved_tensors
-        p = _backward_log_p(x, Sums(*sums), ctx.ranks).exp()
-        # The draws have p in common.
-        grad = grad.to(p.dtype).sum(0)
-        mean = _spread(_total((p * grad).sum(-1), ctx.ranks), ctx.ranks)
-        return (p * (grad - mean.unsqueeze(-1))).to(x.dtype), None, None, None, None, None
-
-
-class _RelaxedOneHot(Function):
-    """A one-hot draw of this rank's columns, with the gradient y (g - <y, g>) / t, y = softmax(z) drawn given winner
-    k: z_j = -log(1 + E_j / (p_j E_k)) / t, 0 at k, E iid Exp(1) (`eager.scores_given`). 0 is the maximum, so that no
-    rank need know another's."""
-
-    @staticmethod
-    def forward(x, temperature, maximum, log_sum, at, seed, ranks, dtype):
-        return one_hot(at, x.shape[-1], dtype)
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        x, temperature, maximum, log_sum, at, seed, ctx.ranks, _ = inputs
+        x, temperature, maximum, log_sum, at, seed, ctx.ranks, _, ctx.method, ctx.samples = inputs
         tensor, ctx.temperature = (temperature, None) if isinstance(temperature, Tensor) else (None, temperature)
         ctx.save_for_backward(x, tensor, maximum, log_sum, at, seed)
 
     @staticmethod
     def backward(ctx, grad):
         x, temperature, maximum, log_sum, at, seed = ctx.saved_tensors
-        with torch.no_grad():
-            dx, dt = _relaxed_grad(
-                x,
-                temperature,
-                ctx.temperature,
-                Sums(maximum, log_sum),
-                at,
-                seed,
-                grad,
-                ctx.ranks,
-                ctx.needs_input_grad[1],
-            )
-        if torch.is_grad_enabled():
-            dx, dt = (None if d is None else _NoSecondDerivative.apply(d, x, grad, temperature) for d in (dx, dt))
-        return dx, dt, None, None, None, None, None, None
+        t = ctx.temperature if temperature is None else temperature.unsqueeze(-1)
+        args = x, t, Sums(maximum, log_sum), at, grad.to(maximum.dtype), ctx.ranks
+        dx: Any = None
+        dt: Any = None
+        if ctx.method is ReparamGradientStrategy.PassThrough:
+            dx = _pass_through_grad(*args)
+        elif ctx.method is ReparamGradientStrategy.ReinMax:
+            dx = _reinmax_grad(*args)
+        elif ctx.method is ReparamGradientStrategy.GappedStraightThrough:
+            dx = _gapped_grad(*args)
+        else:
+            with torch.no_grad():
+                dx, dt = _relaxed_grad(*args, seed, ctx.samples, ctx.needs_input_grad[1])
+            if torch.is_grad_enabled():
+                dx, dt = (None if d is None else _NoSecondDerivative.apply(d, x, grad, temperature) for d in (dx, dt))
+        return dx.to(x.dtype), dt, None, None, None, None, None, None, None, None
 
 
 class _NoSecondDerivative(Function):
@@ -563,43 +549,71 @@ class _NoSecondDerivative(Function):
         raise RuntimeError("rsample: the RelaxedOneHot gradient of sharded logits has no second derivative")
 
 
+def _pass_through_grad(x: Tensor, t: Any, sums: Sums, at: Tensor, grad: Tensor, ranks: Ranks) -> Tensor:
+    """p (g - <p, g>), of the sum of g: the draws have p in common."""
+    p, grad = _backward_log_p(x, sums, ranks).exp(), grad.sum(0)
+    (of_grad,) = _totals([(p * grad).sum(-1)], ranks)
+    return p * (grad - of_grad)
+
+
+def _reinmax_grad(x: Tensor, t: Any, sums: Sums, at: Tensor, grad: Tensor, ranks: Ranks) -> Tensor:
+    """sum_s 2 J(m) g - J(p) g / 2, m = (softmax(x / t) + onehot(k)) / 2 (`eager.reinmax_grad`)."""
+    p, hot, whole = _backward_log_p(x, sums, ranks).exp(), one_hot(at, x.shape[-1], grad.dtype), grad.sum(0)
+    parts = [(hot * grad).sum(-1), (p * whole).sum(-1)]
+    if isinstance(t, Tensor) or t != 1:
+        # Not yet divided by their sum, for one collective.
+        w = ((x.to(grad.dtype) - sums.maximum.unsqueeze(-1)) / t).exp()
+        of_draw, of_p, total, of_w = _totals([*parts, w.sum(-1), (w * grad).sum(-1)], ranks)
+        q, of_q = w / total, of_w / total
+    else:
+        of_draw, of_p, of_q = _totals([*parts, (p * grad).sum(-1)], ranks)
+        q = p
+    m, of_m = (q + hot) / 2, (of_q + of_draw) / 2
+    return (2 * m * (grad - of_m)).sum(0) - p * (whole - of_p) / 2
+
+
+def _gapped_grad(x: Tensor, t: Any, sums: Sums, at: Tensor, grad: Tensor, ranks: Ranks) -> Tensor:
+    """sum_s J(y) g / t, y = softmax(x' / t), x' - max x = 0 at the draw and min(x - max x, -gap) elsewhere, with the
+    derivative of x (`eager.gapped`)."""
+    d = (x.detach().to(grad.dtype) - sums.maximum.unsqueeze(-1)).clamp_max(-GAP)
+    score = with_derivative_of(torch.where(one_hot(at, x.shape[-1], torch.bool), 0.0, d), x)
+    w = (score / t).exp()
+    total, of_grad = _totals([w.sum(-1), (w * grad).sum(-1)], ranks)
+    return (w / total * (grad - of_grad / total) / t).sum(0)
+
+
 def _relaxed_grad(
     x: Tensor,
-    temperature: Tensor | None,
-    number: float | None,
+    t: Any,
     sums: Sums,
     at: Tensor,
-    seed: Tensor,
     grad: Tensor,
     ranks: Ranks,
+    seed: Tensor,
+    samples: int,
     with_temperature: bool,
 ) -> tuple[Tensor, Tensor | None]:
+    """sum_s J(y) g / t, y = softmax(z) drawn given winner k: z_j = -log(1 + E_j / (p_j E_k)) / t, 0 at k, E iid Exp(1)
+    (`eager.scores_given`). 0 is the maximum, so that no rank need know another's. The mean over the `samples`."""
     p = _log_p(x, sums).exp()
-    t: Any = number if temperature is None else temperature.unsqueeze(-1)
-    here = at >= 0
-    noise = rng.noise_again(seed)
-    e = noise((*at.shape, x.shape[-1] + 1), None).neg().to(p.dtype)
+    at, g = for_each_sample(at, samples), for_each_sample(grad, samples)
+    e = rng.noise_again(seed)((*at.shape, x.shape[-1] + 1), None).neg().to(p.dtype)
     # The winner's noise is that of the rank that has it.
-    (of_ranks,) = _gather([torch.where(here, e[..., -1], 0.0)], ranks)
+    (of_ranks,) = _gather([torch.where(at >= 0, e[..., -1], 0.0)], ranks)
     z = torch.log1p(e[..., :-1] / of_ranks.sum(0).unsqueeze(-1) / p).neg()
-    if x.shape[-1]:
-        of_winner = torch.arange(x.shape[-1], device=x.device) == at.unsqueeze(-1)
-        z = z.masked_fill(of_winner, 0.0)
-    z = z / t
-    weight, g = z.exp(), grad.to(p.dtype)
-    parts = [weight.sum(-1), (weight * g).sum(-1)]
+    z = z.masked_fill(one_hot(at, x.shape[-1], torch.bool), 0.0) / t
+    w = z.exp()
+    parts = [w.sum(-1), (w * g).sum(-1)]
     if with_temperature:
         # Where y is 0, 0 -inf would be NaN.
         z = z.clamp_min(-1e30)
-        parts += [(weight * z).sum(-1), (weight * g * z).sum(-1)]
-    total, of_g, *rest = (part.sum(0) for part in _gather(parts, ranks))
-    dz = (weight / total.unsqueeze(-1)) * (g - (of_g / total).unsqueeze(-1))
-    dx, dt = (dz / t).sum(0).to(x.dtype), None
-    if with_temperature:
-        assert temperature is not None
-        of_z, of_gz = rest
-        dt = -((of_gz - of_g / total * of_z) / total).sum(0) / temperature
-    return dx, dt
+        parts += [(w * z).sum(-1), (w * g * z).sum(-1)]
+    total, of_grad, *rest = _totals(parts, ranks)
+    dx = (w / total * (g - of_grad / total) / t).sum(0) / samples
+    if not with_temperature:
+        return dx, None
+    of_z, of_gz = rest
+    return dx, (-((of_gz - of_grad / total * of_z) / total).sum(0) / t / samples).squeeze(-1)
 
 
 def _temperature(temperature: Tensor | float, layout: Layout) -> Tensor | float:
@@ -624,12 +638,6 @@ def rsample(
 ) -> Drawn:
     """`sample` in the logits' dtype, with the gradient of `method`."""
     layout = layout_of(logits, "logits")
-    if layout.vocabulary is not None:
-        placement = layout.placements[layout.vocabulary]
-        if method not in (ReparamGradientStrategy.PassThrough, ReparamGradientStrategy.RelaxedOneHot):
-            raise NotImplementedError(f"grad_method: {method.name} has no gradient of logits that are {placement!r}")
-        if samples > 1:
-            raise NotImplementedError(f"relaxed_samples: expected 1 for logits that are {placement!r}, found {samples}")
     relaxed = method is ReparamGradientStrategy.RelaxedOneHot
     learned = relaxed and isinstance(temperature, Tensor) and is_differentiated(temperature)
     if not (learned or is_differentiated(logits)):
@@ -642,15 +650,11 @@ def rsample(
             lambda seed, x, t: ops.rsample(x, None, _flat(draw), method, t, samples, seed), layout, seed, draw, x, t
         )
     index, known = _shard_race(x.detach(), layout, math.prod(draw.sample_shape), seed)
-    sums, rest = known.sums, (layout.ranks, draw.dtype)
-    if not relaxed:
-        hot = ops.apply(_PassThrough, x, *sums, known.at, *rest)
-    else:
-        dtype = compute_dtype(x.dtype)
-        if isinstance(t, Tensor):
-            t = t.to(dtype).expand(x.shape[0])
-        place = _place(seed, layout, x.device)
-        hot = ops.apply(_RelaxedOneHot, x, t, *sums, known.at, place, *rest)
+    if isinstance(t, Tensor):
+        t = t.to(compute_dtype(x.dtype)).expand(x.shape[0])
+    place = _place(seed, layout, x.device) if relaxed else None
+    how = layout.ranks, draw.dtype, method, samples
+    hot = ops.apply(_StraightThrough, x, t, *known.sums, known.at, place, *how)
     return _in_shape(hot, index, known, draw, layout)
 
 

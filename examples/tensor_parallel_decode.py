@@ -1,10 +1,10 @@
 """A language model whose head is tensor-parallel: each rank has a part of the vocabulary's logits, and none has a row.
 
-The body is the same on all ranks; the head is `ColwiseParallel` with its output left as it is, a DTensor that is sharded
-on the vocabulary. `OneHotCategorical` takes that: a token costs 20 bytes from each other rank, where a gathered row costs
-two or four for each of its words. Where shards start at multiples of 1024 words, as here, the kernels draw the tokens that
-one process draws of that seed; on a CPU they are interpreted. Then some steps of training, by straight-through draws of the
-next word, whose gradients are placed as the head is.
+The body is the same on all ranks; the head is `ColwiseParallel` with its output left as it is, a DTensor that is
+sharded on the vocabulary. `OneHotCategorical` takes that: a token costs 20 bytes from each other rank, where a
+gathered row costs two or four for each of its words. Where shards start at multiples of 1024 words, as here, the
+kernels draw the tokens that one process draws of that seed; on a CPU they are interpreted. Then some steps of
+training, by straight-through draws of the next word, whose gradients are placed as the head is.
 
     python examples/tensor_parallel_decode.py
     torchrun --nproc-per-node 2 examples/tensor_parallel_decode.py

@@ -72,7 +72,7 @@ def step(model: Model, words: Tensor) -> float:
     loss.backward()
     with torch.no_grad():
         for parameter in model.parameters():
-            parameter -= parameter.grad
+            parameter -= parameter.grad  # pyright: ignore[reportOperatorIssue]
     return whole((policy.probs * cost).sum(-1).mean()).item()
 
 
@@ -92,7 +92,7 @@ def main() -> None:
     nn.init.normal_(model.head.weight)
     if ranks > 1:
         plan = {"head": ColwiseParallel(output_layouts=Shard(-1), use_local_output=False)}
-        parallelize_module(model, init_device_mesh("cpu", (ranks,)), plan)
+        parallelize_module(model, init_device_mesh("cpu", (ranks,)), plan)  # pyright: ignore[reportArgumentType]
 
     def say(*words: object) -> None:
         if rank == 0:

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 CPU, THREADS = torch.device("cpu"), 2
 # A provider has so many turns at a case, each of about so long, but of one call at least and so many at the most.
-TURNS, TURN_SECONDS, MOST_CALLS = 5, 0.015, 20
+TURNS, TURN_SECONDS, MOST_CALLS = 3, 0.015, 20
 
 
 class Run:

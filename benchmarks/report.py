@@ -269,6 +269,18 @@ def growth(result: Result, question: str, operation: str, by: str) -> str:
     return table(head, rows)
 
 
+def policy_gradient(result: Result) -> str:
+    """Time and memory of everybody at one shape of the tokens of a language model, a line for each."""
+    rows = []
+    for case in result.of(question="rlhf"):
+        for name in names_of([case]):
+            seconds = median(case, name)
+            if seconds is not None:
+                peak = mebibytes(case["providers"][name]["peak_bytes"])
+                rows.append([f"{shape(case)}, {case['dtype']}", name, duration(seconds), ratio(case, name), peak])
+    return table(["tokens x vocabulary", "", "time", "times ours", "memory beside inputs and results, MiB"], rows)
+
+
 def limits(results: list[Result]) -> str:
     rows = []
     for result in results:
@@ -323,6 +335,7 @@ def blocks(results: list[Result]) -> dict[Path, dict[str, str]]:
             scaling[f"columns {operation}"] = growth(result, "columns", operation, "columns")
             scaling[f"rows {operation}"] = growth(result, "rows", operation, "rows")
         scaling["device"] = about(result)
+        found[ROOT / "docs" / "members.md"] = {"policy gradient": policy_gradient(result)}
     return found | {ROOT / "docs" / "scaling.md": scaling}
 
 
@@ -424,6 +437,24 @@ def draw_memory(result: Result) -> Draw:
     return draw
 
 
+def draw_policy_gradient(result: Result) -> Draw:
+    """Of the first shape, which is the largest."""
+    case = result.of(question="rlhf")[0]
+    names = [name for name in names_of([case]) if median(case, name) is not None][::-1]
+
+    def draw(figure: Any) -> None:
+        left, right = figure.subplots(1, 2, sharey=True)
+        colours = ["#d62728" if name == OURS else "#7f7f7f" for name in names]
+        left.barh(names, [1e3 * (median(case, name) or 0) for name in names], color=colours)
+        right.barh(names, [case["providers"][name]["peak_bytes"] / 2**20 for name in names], color=colours)
+        left.set(xlabel="ms")
+        right.set(xlabel="peak memory beside inputs and results, MiB")
+        what = OPERATIONS[case["operation"]].says
+        figure.suptitle(f"{what}: {shape(case)}, {case['dtype']}")
+
+    return draw
+
+
 def draw_roof(result: Result) -> Draw:
     def draw(figure: Any) -> None:
         at = figure.subplots()
@@ -447,6 +478,8 @@ def pictures(results: list[Result]) -> dict[str, Draw]:
         found[f"{result.name}-columns"] = draw_growth(result, "columns", ["sample", "sample_index", "train_step"])
         found[f"{result.name}-rows"] = draw_growth(result, "rows", ["sample", "train_step"])
         found[f"{result.name}-memory"] = draw_memory(result)
+        if result.of(question="rlhf"):
+            found[f"{result.name}-policy-gradient"] = draw_policy_gradient(result)
         if "operators" in result.raw:
             found[f"{result.name}-roof"] = draw_roof(result)
     return found

@@ -36,6 +36,7 @@ def raw(**more: object) -> dict:
     cases = [case("columns", name, 16, n) for name in ("sample", "sample_index", "train_step") for n in COLUMNS]
     cases += [case("rows", name, n, 1024) for name in ("sample", "train_step") for n in (1, 8)]
     cases += [case("operations", "sample", 64, 6, wrong={"wrong": "not one-hot"}, broken={"cannot": "no memory"})]
+    cases += [case("rlhf", "policy_gradient", 512, 50257, chunks=record(2e-3))]
     cases += [case("rl", "sample", 64, 6), case("limits", "sample_index", 1024, 2**20)]
     copy = {"copy_bytes_per_second": 1e10, "missing": {"flashinfer": "its kernels need a GPU"}}
     return {"environment": ENVIRONMENT, "threads": 2, "parallel_speedup": [1.9, 1.8], **copy, "cases": cases, **more}
@@ -95,7 +96,10 @@ def test_report_of_a_small_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     scaling = (folder / "docs" / "scaling.md").read_text()
     assert "| 1,048,576 | 2 ms | 0.119 ns | 8 ms | 0.477 ns | 3 | 3 |" in scaling
     names = {path.name for path in (folder / "docs" / "pictures").iterdir()}
-    assert names == {"cpu-speed.png", "cpu-columns.png", "cpu-rows.png", "cpu-memory.png"}
+    assert names == {"cpu-speed.png", "cpu-columns.png", "cpu-rows.png", "cpu-memory.png", "cpu-policy-gradient.png"}
+    members = (folder / "docs" / "members.md").read_text()
+    assert "| 512 x 50257, float32 | onehot_triton | 2 ms | 1 | 3 |" in members
+    assert "| 512 x 50257, float32 | chunks | 4 ms | 2 | 3 |" in members
 
 
 def test_a_gpu_comes_first_and_has_a_roof(folder: Path) -> None:

@@ -37,6 +37,7 @@ conformance: $(VENV)/.test ## the tests of the class in checkouts of others: RL=
 
 bench: $(VENV)/.test ## times the library against its peers on this CPU, then makes the report
 	$(BIN)/python -m pytest -s -q -rs -W ignore --benchmark-quiet --save benchmarks/bench_*.py
+	$(BIN)/python benchmarks/bench_sharded.py --save
 	$(BIN)/python benchmarks/report.py
 
 bench-gpu: ## checks the compiled kernels, then times them, with the python3 that is there; ARGS=--dry-run on a CPU

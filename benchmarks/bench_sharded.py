@@ -23,6 +23,7 @@ import torch
 import torch.distributed as dist
 from common import RESULTS, dumps, environment, quartiles, rounded
 from correctness import fault
+from providers import OURS, race_index
 from torch import Tensor
 from torch.distributed import FileStore  # pyright: ignore[reportPrivateImportUsage]
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
@@ -32,23 +33,16 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from onehot_triton import OneHotCategorical
 
-OURS = "onehot_triton"
 WORLDS = (2, 4)
 SHAPES = ((8, 151936, "bfloat16"), (64, 151936, "bfloat16"), (8, 32768, "float32"), (64, 32768, "float32"))
 # Of a case, for each provider: seconds, and so many calls at the most.
 SECONDS, MOST_CALLS, WARM_UP = 0.7, 40, 2
 
 
-def race(x: Tensor) -> Tensor:
-    """The draw of those who serve language models: of the softmax in float32, one exponential an element."""
-    p = torch.softmax(x, -1, dtype=torch.float32)
-    return p.div_(torch.empty_like(p).exponential_()).argmax(-1)
-
-
 PROVIDERS: dict[str, Callable[[DTensor], Tensor]] = {
     OURS: lambda x: OneHotCategorical(x, validate_args=False).sample_index(),
-    "full_tensor, onehot_triton": lambda x: OneHotCategorical(x.full_tensor(), validate_args=False).sample_index(),
-    "full_tensor, exponential race": lambda x: race(x.full_tensor()),
+    "full_tensor, then onehot_triton": lambda x: OneHotCategorical(x.full_tensor(), validate_args=False).sample_index(),
+    "full_tensor, then an exponential race": lambda x: race_index(x.full_tensor()),
 }
 
 
@@ -143,7 +137,8 @@ def main() -> None:
         print(f"{case['ranks']} ranks, {case['rows']} x {case['columns']}, {case['dtype']}")
         for name, record in case["providers"].items():
             low, middle, high = (1e3 * t for t in quartiles(record["seconds"]))
-            print(f"    {name:30} {record['bytes'] / case['rows']:9,.0f} bytes a row  {low:.2f} {middle:.2f} {high:.2f} ms")
+            bytes_a_row = record["bytes"] / case["rows"]
+            print(f"    {name:38} {bytes_a_row:9,.0f} bytes a row  {low:.2f} {middle:.2f} {high:.2f} ms")
     if args.save:
         (RESULTS / "sharded.json").write_text(dumps(result) + "\n")
 

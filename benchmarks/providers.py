@@ -186,7 +186,7 @@ def _chunked() -> Provider:
     return Provider("log_softmax in chunks", {"log_prob_index_and_entropy": both})
 
 
-def _race_index(x: Tensor) -> Tensor:
+def race_index(x: Tensor) -> Tensor:
     p = torch.softmax(x, -1, dtype=torch.float32)
     return (p / torch.empty_like(p).exponential_()).argmax(-1)
 
@@ -199,12 +199,12 @@ def _race() -> Provider:
     """What many a model's generation loop does by hand."""
 
     def decode(x: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
-        index = _race_index(x)
+        index = race_index(x)
         return _one_hot(index, x), _log_softmax_at(x, index)
 
     forwards = {
-        "sample": lambda x, _: _one_hot(_race_index(x), x),
-        "sample_index": lambda x, _: _race_index(x),
+        "sample": lambda x, _: _one_hot(race_index(x), x),
+        "sample_index": lambda x, _: race_index(x),
         "decode": decode,
     }
     return Provider("exponential race", forwards)

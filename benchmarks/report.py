@@ -5,7 +5,8 @@
 
 From results/<device>/<date>.json, the newest of each device, come results/<device>/README.md with every figure, the
 pictures in docs/pictures/, and what README.md and docs/scaling.md hold between markers: `<!-- report: NAME -->` and
-`<!-- end -->`. The predictions come from results/static_cost.json, which `make static-cost` writes.
+`<!-- end -->`. The predictions come from results/static_cost.json, which `make static-cost` writes, and what a token
+costs over ranks from results/sharded.json, of `bench_sharded.py`.
 """
 
 from __future__ import annotations
@@ -54,6 +55,12 @@ SPEED = {
 MARKED = re.compile(r"(<!-- report: ([\w ]+) -->)\n.*?(<!-- end -->)", re.DOTALL)
 PREDICTED = ("65536 x 18", "32768 x 32", "1024 x 128256", "8 x 151936", "1 x 262144")
 GPUS = {"H200": (4.3e12, 33.5e12), "H100": (3.0e12, 33.5e12)}
+# Of an all-gather, NCCL's own model of its ring: by protocol, microseconds of a call, of a step inside a node and of one
+# between nodes, and GB/s that a GPU receives, where all are in one node and where they are not.
+RING = {"LL": (6.6, 0.6, 2.7, 141, 20.4), "LL128": (14.0, 1.9, 4.0, 340, 340), "Simple": (8.4, 3.4, 14.0, 370, 370)}
+# With a network no step is shorter than this, in microseconds.
+POST = {"LL": 1.0, "LL128": 1.0, "Simple": 3.0}
+NODE = 8
 
 
 class Result:
@@ -325,11 +332,54 @@ def predictions() -> str:
     return table(["operation", "logits", "written, or value read", *PREDICTED], rows)
 
 
+def sharded() -> str:
+    """Bytes and time of a token from logits that no rank has whole."""
+    path = RESULTS / "sharded.json"
+    raw = json.loads(path.read_text()) if path.exists() else {"environment": {}, "cases": []}
+    rows, info = [], raw["environment"]
+    names = names_of(raw["cases"])
+    for case in raw["cases"]:
+        records = [case["providers"][name] for name in names]
+        sizes = [record["bytes"] // case["rows"] for record in records[:2]]
+        times = [duration(quartiles(record["seconds"])[1]) for record in records]
+        rows.append([str(case["ranks"]), f"{shape(case)}, {case['dtype']}", *(f"{size:,}" for size in sizes), *times])
+    head = ["ranks", "rows x columns", "bytes a row: ours", "full_tensor", *(f"time: {name}" for name in names)]
+    if not info:
+        return table(head, rows)
+    where = f"{info['cpu']}, {info['cores']} cores, {info['date'][:10]}; torch {info['packages']['torch']}."
+    busy = f" **Busy**: load {info['load']:.1f} before the start." if info["load"] > 1 else ""
+    return f"{where}{busy}\n\n{table(head, rows)}"
+
+
+def all_gather(sent: float, nodes: int) -> float:
+    """Predicted seconds of an all-gather of `sent` bytes from each GPU, in the protocol that is the fastest."""
+    between, steps = nodes - 1, NODE * nodes - 1
+    times = []
+    for protocol, (call, inside, across, bandwidth, bandwidth_of_many) in RING.items():
+        inside = inside if nodes == 1 else max(inside, POST[protocol])
+        latency = call + (steps - between) * inside + between * across
+        times.append(1e-6 * latency + steps * sent / (1e9 * (bandwidth if nodes == 1 else bandwidth_of_many)))
+    return min(times)
+
+
+def gathers() -> str:
+    """Predicted times of the collective of a draw: of everybody's logits, and of ours."""
+    rows = []
+    for nodes, wires in ((1, "NVLink"), (8, "NVLink in nodes of 8, InfiniBand between them")):
+        ranks = NODE * nodes
+        for n in (1, 8, 64, 512):
+            all_of_them, ours = (all_gather(n * size, nodes) for size in (2 * 151936 / ranks, 20))
+            rows.append(
+                [f"{ranks}, {wires}", str(n), duration(all_of_them), duration(ours), f"{all_of_them / ours:.2g}"]
+            )
+    return table(["GPUs", "rows", "all-gather of the logits", "of the winners", "times ours"], rows)
+
+
 def blocks(results: list[Result]) -> dict[Path, dict[str, str]]:
     """What each document holds between its markers."""
     cpu = [result for result in results if result.kind == "cpu"]
     found: dict[Path, dict[str, str]] = {ROOT / "README.md": {"picture": picture(results), "speed": speed(results)}}
-    scaling = {"limits": limits(results), "predictions": predictions()}
+    scaling = {"limits": limits(results), "predictions": predictions(), "sharded": sharded(), "gathers": gathers()}
     for result in cpu:
         for operation in ("sample", "train_step"):
             scaling[f"columns {operation}"] = growth(result, "columns", operation, "columns")

@@ -57,8 +57,8 @@ def test_the_suite_runs() -> None:
 
 def test_every_question_is_a_file() -> None:
     files = BENCHMARKS.glob("bench_*.py")
-    # bench_host.py is a program of its own, with launches that do nothing.
-    names = {path.stem.removeprefix("bench_") for path in files} - {"host"}
+    # Two are programs of their own: bench_host.py has launches that do nothing, bench_sharded.py processes.
+    names = {path.stem.removeprefix("bench_") for path in files} - {"host", "sharded"}
     assert sorted(QUESTIONS) == sorted(names)
     for name, module in questions().items():
         assert module.__doc__, name
@@ -406,3 +406,23 @@ def test_a_backward_gives_the_gradient() -> None:
     out, gradient = call_of(lambda x, _: 2 * x, "pass_through")(given)
     torch.testing.assert_close(out, 2 * given.logits)
     torch.testing.assert_close(gradient, 2 * given.grad)
+
+
+@pytest.mark.parametrize(("rows", "columns", "dtype"), [(3, 32, torch.float32), (2, 64, torch.bfloat16)])
+def test_bytes_of_ranks_are_counted(rows: int, columns: int, dtype: torch.dtype) -> None:
+    """A collective each: of ours 20 bytes a row from each of three others, of the rest their columns. Nothing is sent."""
+    fake = pytest.importorskip("torch.testing._internal.distributed.fake_pg")
+    bench_sharded = pytest.importorskip("bench_sharded", reason="torch without torch.distributed")
+    dist = torch.distributed
+    dist.init_process_group("fake", store=fake.FakeStore(), rank=1, world_size=4)
+    try:
+        mesh = dist.device_mesh.init_device_mesh("cpu", (4,))
+        x = bench_sharded.place(torch.randn(rows, columns, dtype=dtype), mesh)
+        assert x.to_local().shape == (rows, columns // 4)
+        for name, draw in bench_sharded.PROVIDERS.items():
+            with bench_sharded.Received() as received:
+                draw(x)
+            wanted = 3 * rows * (20 if name == OURS else columns // 4 * dtype.itemsize)
+            assert (received.collectives, received.bytes) == (1, wanted), name
+    finally:
+        dist.destroy_process_group()

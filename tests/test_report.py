@@ -42,6 +42,23 @@ def raw(**more: object) -> dict:
     return {"environment": ENVIRONMENT, "threads": 2, "parallel_speedup": [1.9, 1.8], **copy, "cases": cases, **more}
 
 
+SHARDED = {
+    "environment": ENVIRONMENT | {"cores": 2},
+    "cases": [
+        {
+            "ranks": 4,
+            "rows": 8,
+            "columns": 32768,
+            "dtype": "bfloat16",
+            "providers": {
+                "gathered": {"collectives": 1, "bytes": 8 * 49152, "seconds": [4e-3, 5e-3, 6e-3]},
+                "onehot_triton": {"collectives": 1, "bytes": 8 * 60, "seconds": [1e-3, 2e-3, 3e-3]},
+            },
+        }
+    ],
+}
+
+
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A repository of one device's results, of which the newest count, and of pages with markers alone."""
@@ -49,6 +66,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (results / "cpu").mkdir(parents=True)
     (results / "cpu" / "2026-01-01.json").write_text("an old one, which nobody reads")
     (results / "cpu" / "2026-01-02.json").write_text(dumps(raw()))
+    (results / "sharded.json").write_text(dumps(SHARDED))
     for name, path in {"RESULTS": results, "ROOT": tmp_path, "PICTURES": tmp_path / "docs" / "pictures"}.items():
         monkeypatch.setattr(report, name, path)
     for path, parts in report.blocks(report.newest()).items():
@@ -95,6 +113,7 @@ def test_report_of_a_small_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "flashinfer" in page
     scaling = (folder / "docs" / "scaling.md").read_text()
     assert "| 1,048,576 | 2 ms | 0.119 ns | 8 ms | 0.477 ns | 3 | 3 |" in scaling
+    assert "| 4 | 8 x 32768, bfloat16 | 60 | 49,152 | 2 ms | 5 ms |" in scaling
     names = {path.name for path in (folder / "docs" / "pictures").iterdir()}
     assert names == {"cpu-speed.png", "cpu-columns.png", "cpu-rows.png", "cpu-memory.png", "cpu-policy-gradient.png"}
     members = (folder / "docs" / "members.md").read_text()
@@ -133,6 +152,14 @@ def test_prediction() -> None:
     assert report.predicted([kernel]).startswith(f"{report.duration(h200)} / ")
     slow = kernel | {"issue_over_memory": 2.0}
     assert report.predicted([slow, kernel]).startswith(f"{report.digits(1e3 * 3 * h200)} ms* / ")
+
+
+def test_prediction_of_an_all_gather() -> None:
+    """Seven steps of NVLink; of 64 GPUs 56 of them, each as long as a message's post, and 7 of InfiniBand."""
+    assert report.all_gather(0, 1) == pytest.approx(1e-6 * (6.6 + 7 * 0.6))
+    assert report.all_gather(0, 8) == pytest.approx(1e-6 * (6.6 + 56 * 1.0 + 7 * 2.7))
+    # So many bytes that only the bandwidth counts, and one protocol has it all.
+    assert report.all_gather(1e12, 1) == pytest.approx(7e12 / 370e9, rel=1e-3)
 
 
 @pytest.mark.parametrize(

@@ -55,8 +55,8 @@ SPEED = {
 MARKED = re.compile(r"(<!-- report: ([\w ]+) -->)\n.*?(<!-- end -->)", re.DOTALL)
 PREDICTED = ("65536 x 18", "32768 x 32", "1024 x 128256", "8 x 151936", "1 x 262144")
 GPUS = {"H200": (4.3e12, 33.5e12), "H100": (3.0e12, 33.5e12)}
-# Of an all-gather, NCCL's own model of its ring: by protocol, microseconds of a call, of a step inside a node and of one
-# between nodes, and GB/s that a GPU receives, where all are in one node and where they are not.
+# Of an all-gather, NCCL's own model of its ring: by protocol, microseconds of a call, of a step inside a node and of
+# one between nodes, and GB/s that a GPU receives, where all are in one node and where they are not.
 RING = {"LL": (6.6, 0.6, 2.7, 141, 20.4), "LL128": (14.0, 1.9, 4.0, 340, 340), "Simple": (8.4, 3.4, 14.0, 370, 370)}
 # With a network no step is shorter than this, in microseconds.
 POST = {"LL": 1.0, "LL128": 1.0, "Simple": 3.0}

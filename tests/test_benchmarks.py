@@ -410,7 +410,7 @@ def test_a_backward_gives_the_gradient() -> None:
 
 @pytest.mark.parametrize(("rows", "columns", "dtype"), [(3, 32, torch.float32), (2, 64, torch.bfloat16)])
 def test_bytes_of_ranks_are_counted(rows: int, columns: int, dtype: torch.dtype) -> None:
-    """A collective each: of ours 20 bytes a row from each of three others, of the rest their columns. Nothing is sent."""
+    """A collective each: from each of three others 20 bytes a row, or its columns. Nothing is really sent."""
     fake = pytest.importorskip("torch.testing._internal.distributed.fake_pg")
     bench_sharded = pytest.importorskip("bench_sharded", reason="torch without torch.distributed")
     dist = torch.distributed

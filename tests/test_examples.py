@@ -61,7 +61,11 @@ def test_the_table_holds_every_example() -> None:
     assert set(TABLE) == {path.name for path in EXAMPLES.glob("*.py")}
 
 
-@pytest.mark.parametrize("name", TABLE)
+# Its own test runs it, alone and by ranks.
+RANKS = "tensor_parallel_decode.py"
+
+
+@pytest.mark.parametrize("name", [name for name in TABLE if name != RANKS])
 def test_example(name: str, tmp_path: Path) -> None:
     example = TABLE[name]
     for module in example.needs:
@@ -79,8 +83,9 @@ def test_example(name: str, tmp_path: Path) -> None:
 def test_a_tensor_parallel_head_streams_what_one_process_does(tmp_path: Path) -> None:
     """And is trained to the same loss."""
     pytest.importorskip("triton")
-    program = str(EXAMPLES / "tensor_parallel_decode.py"), "--quick"
+    program = str(EXAMPLES / RANKS), "--quick"
     alone = run(*program, cwd=tmp_path)
+    assert re.search(TABLE[RANKS].prints, alone.stdout), alone.stderr
     ranks = run("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *program, cwd=tmp_path)
     assert ranks.returncode == 0, ranks.stderr
     assert "2048 on each of 2 ranks" in ranks.stdout

@@ -570,6 +570,21 @@ def compiled_programs_are_one_graph(rank: int, world: int) -> None:
 
 
 @case(2)
+def a_tensor_parallel_head_streams_what_one_process_does(rank: int, world: int) -> None:
+    """And is trained to the same costs: what `examples/tensor_parallel_decode.py` says."""
+    sys.path.append(str(Path(__file__).parents[1] / "examples"))
+    import tensor_parallel_decode as example  # pyright: ignore[reportMissingImports]
+
+    words, costs = example.decode_and_train(world, 3, 2)
+    _same_on_all(words)
+    if rank == 0:
+        expected = example.decode_and_train(1, 3, 2)
+        assert torch.equal(words, expected[0])
+        _same(torch.tensor(costs), torch.tensor(expected[1]))
+        assert costs[1] < costs[0]
+
+
+@case(2)
 def equally_seeded_ranks_of_torch_draw_equal_noise(rank: int, world: int) -> None:
     """What docs/coming-from.md says of torch's DTensor."""
     from torch.distributed.tensor import Shard

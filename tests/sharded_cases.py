@@ -397,11 +397,17 @@ def subclasses_and_options(rank: int, world: int) -> None:
 
 @case(2, 4)
 def collectives_and_bytes(rank: int, world: int) -> None:
-    """As many collectives as docs/scaling.md says, and as many bytes a row; nothing that grows with the columns."""
+    """Those that docs/scaling.md says, of so many rows and draws: nothing grows with the columns."""
     from torch.distributed.tensor import Shard
     from torch.distributed.tensor.debug import CommDebugMode
 
-    from onehot_triton import OneHotCategorical, ReparamGradientStrategy, sharded
+    from onehot_triton import (
+        MaskedOneHotCategorical,
+        OneHotCategorical,
+        RelaxedOneHotCategorical,
+        ReparamGradientStrategy,
+        sharded,
+    )
 
     rows, draws, columns = 3, 2, 300
     x = _placed(_fixed(rows, columns), _mesh(world), Shard(-1)).requires_grad_()
@@ -416,51 +422,82 @@ def collectives_and_bytes(rank: int, world: int) -> None:
     sharded._gather = counted
     try:
 
-        def check(function: Callable[[], Any], collectives: int, bytes_a_row: int, count: int = rows) -> Any:
+        def check(
+            function: Callable[[], Any], collectives: int, a_row: int = 0, a_draw: int = 0, in_all: int = 0
+        ) -> Any:
             sent.clear()
             with CommDebugMode() as mode:
                 result = function()
             assert mode.get_total_counts() == len(sent) == collectives, (mode.get_comm_counts(), sent)
-            assert sum(sent) <= bytes_a_row * count, sent
+            assert sum(sent) == rows * (a_row + draws * a_draw) + in_all, sent
             return result
 
-        dist_ = OneHotCategorical(x)
-        many = rows * draws
-        for method in (dist_.sample, dist_.sample_and_log_prob, dist_.rsample):
-            check(lambda method=method: method((draws,)), 1, 24, many)
-        index = check(lambda: dist_.sample_index((draws,)), 1, 24, many)
-        check(lambda: dist_.log_prob_index(index), 0, 0)
-        check(lambda: dist_.log_prob_index(index.clone()), 1, 16, many)
-        drawn = check(lambda: dist_.sample((draws,)), 1, 24, many)
-        density = check(lambda: dist_.log_prob(drawn), 0, 0)
-        check(lambda: torch.autograd.grad(density.to_local().sum(), x), 0, 0)
+        def gradient(of: Any, *inputs: Tensor) -> Callable[[], Any]:
+            return lambda: torch.autograd.grad(of, inputs or x, grad)
+
+        dist_, grad = OneHotCategorical(x), w.expand(draws, rows, columns)
+        for method in (dist_.sample, dist_.sample_and_log_prob, dist_.rsample, dist_.rsample_and_log_prob):
+            check(lambda method=method: method((draws,)), 1, 8, 12)
+        check(lambda: dist_.rsample_log_prob_and_entropy((draws,)), 2, 8 + 12, 12)
+        index = check(lambda: dist_.sample_index((draws,)), 1, 8, 12)
+        check(lambda: dist_.log_prob_index(index), 0)
+        check(lambda: dist_.log_prob_index_and_entropy(index), 1, 12)
+        check(lambda: dist_.log_prob_index(index.clone()), 1, 8, 4)
+        drawn = check(lambda: dist_.sample((draws,)), 1, 8, 12)
+        density = check(lambda: dist_.log_prob(drawn), 0)
+        check(lambda: torch.autograd.grad(density.to_local().sum(), x), 0)
+        check(lambda: dist_.log_prob_and_entropy(drawn), 1, 12)
         # A change in place, and it is another value.
         drawn.zero_()
-        density = check(lambda: dist_.log_prob(drawn), 1, 16, many)
-        check(lambda: torch.autograd.grad(density.to_local().sum(), x), 0, 0)
-        density = check(dist_.entropy, 1, 16)
-        check(lambda: torch.autograd.grad(density.to_local().sum(), x), 0, 0)
-        draw = check(lambda: dist_.rsample((draws,)), 1, 24, many)
-        check(lambda: torch.autograd.grad(draw, x, w.expand(draws, rows, columns)), 1, 4)
-        relaxed = OneHotCategorical(x, grad_method=ReparamGradientStrategy.RelaxedOneHot)
-        draw = check(lambda: relaxed.rsample((draws,)), 1, 24, many)
-        check(lambda: torch.autograd.grad(draw, x, w.expand(draws, rows, columns)), 2, 12, many)
-        several = OneHotCategorical(
-            x, grad_method=ReparamGradientStrategy.RelaxedOneHot, temperature=torch.tensor(0.7), relaxed_samples=3
-        )
-        draw = check(lambda: several.rsample((draws,)), 1, 24, many)
-        check(lambda: torch.autograd.grad(draw, x, w.expand(draws, rows, columns)), 2, 3 * 12, many)
-        for name, t, size in (("ReinMax", 1.0, 12), ("ReinMax", 1.5, 16), ("GappedStraightThrough", 1.5, 8)):
+        density = check(lambda: dist_.log_prob(drawn), 1, 8, 8)
+        check(lambda: torch.autograd.grad(density.to_local().sum(), x), 0)
+        density = check(dist_.entropy, 1, 12)
+        check(lambda: torch.autograd.grad(density.to_local().sum(), x), 0)
+        check(gradient(check(lambda: dist_.rsample((draws,)), 1, 8, 12)), 1, 4)
+        soft = ReparamGradientStrategy.RelaxedOneHot
+        relaxed = OneHotCategorical(x, grad_method=soft)
+        check(gradient(check(lambda: relaxed.rsample((draws,)), 1, 8, 12)), 2, 0, 12)
+        t = torch.tensor(0.7)
+        several = OneHotCategorical(x, grad_method=soft, temperature=t, relaxed_samples=3)
+        check(gradient(check(lambda: several.rsample((draws,)), 1, 8, 12)), 2, 0, 3 * 12)
+        several = OneHotCategorical(x, grad_method=soft, temperature=t.clone().requires_grad_(), relaxed_samples=3)
+        learned = check(lambda: several.rsample((draws,)), 1, 8, 12)
+        check(gradient(learned, x, several.temperature), 2, 0, 3 * 20)
+        for name, t, a_row in (("ReinMax", 1.0, 4), ("ReinMax", 1.5, 8), ("GappedStraightThrough", 1.5, 0)):
             straight = OneHotCategorical(x, grad_method=ReparamGradientStrategy[name], temperature=t)
-            draw = check(lambda straight=straight: straight.rsample((draws,)), 1, 24, many)
-            check(lambda draw=draw: torch.autograd.grad(draw, x, w.expand(draws, rows, columns)), 1, size, many)
-        check(lambda: dist_.mode, 1, 12)
+            draw = check(lambda straight=straight: straight.rsample((draws,)), 1, 8, 12)
+            check(gradient(draw), 1, a_row, 8)
+        check(lambda: dist_.mode, 1, 4)
+        check(dist_.enumerate_support, 0)
         for name in ("probs", "logits", "mean", "variance"):
-            check(lambda name=name: getattr(dist_, name), 1, 8)
+            moment = check(lambda name=name: getattr(dist_, name), 1, 8)
+            check(lambda moment=moment: torch.autograd.grad(moment, x, w), 1, 4)
+        other = OneHotCategorical(w)
+        check(lambda: torch.distributions.kl_divergence(dist_, other), 3, 8 + 8 + 4)
+        # Of one float64 number a row, another has twice the bytes.
+        check(OneHotCategorical(x.double()).entropy, 1, 2 * 12)
+        # The noise of soft samples, and so their scores, are float64.
+        gumbel = RelaxedOneHotCategorical(0.5, logits=x)
+        draw = check(lambda: gumbel.rsample((draws,)), 1, 0, 16)
+        check(gradient(draw), 1, 0, 8)
+        soft_value = draw.detach()
+        check(lambda: gumbel.log_prob(soft_value), 2, 0, 12)
+        for name in ("probs", "logits"):
+            check(lambda name=name: getattr(gumbel, name), 1, 8)
+        # What is sent when a distribution is made.
+        mask = torch.ones(columns, dtype=torch.bool)
+        masked = check(lambda: MaskedOneHotCategorical(x, mask=mask), 0)
+        check(lambda: (masked.mask, masked.expand((draws, rows)), dist_.expand((draws, rows))), 0)
+        check(lambda: masked.logits, 1, 8)
+        check(lambda: OneHotCategorical(x, unimix=0.1), 1, 8)
+        check(lambda: MaskedOneHotCategorical(x, mask=mask, unimix=0.1), 2, 12)
+        checked = check(lambda: OneHotCategorical(x, validate_args=True), 2, 4, 0, 8)
+        check(lambda: checked.log_prob_index(index.clone()), 2, 8, 4, 8)
+        check(lambda: checked.log_prob(drawn.copy_(dist_.mode.expand_as(drawn))), 3, 8 + 4, 8, 8)
         # Whole rows need nobody.
         batch = OneHotCategorical(_placed(_fixed(world, 5), _mesh(world), Shard(0)))
         for function in (batch.sample, batch.rsample, batch.entropy, lambda: batch.probs, lambda: batch.mode):
-            check(function, 0, 0)
+            check(function, 0)
     finally:
         sharded._gather = gather
 

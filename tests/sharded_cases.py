@@ -131,7 +131,7 @@ def _refused(function: Callable[[], Any], *words: str) -> None:
     with pytest.raises(ValueError, match=r"expected .* found") as error:
         function()
     for word in words:
-        assert word in str(error.value)
+        assert word in str(error.value), (word, str(error.value))
 
 
 @case(2, 3, 4)
@@ -541,19 +541,86 @@ def rows_that_are_no_distribution(rank: int, world: int) -> None:
 @case(2, 4)
 def placements_that_are_refused(rank: int, world: int) -> None:
     from torch.distributed.tensor import DTensor, Partial, Shard
+    from torch.distributed.tensor.placement_types import _StridedShard
 
-    from onehot_triton import MaskedOneHotCategorical, OneHotCategorical
+    from onehot_triton import MaskedOneHotCategorical, OneHotCategorical, RelaxedOneHotCategorical
 
     mesh, full = _mesh(world), _fixed(world, 4 * world)
-    cases = [(DTensor.from_local(full, mesh, [Partial()], run_check=False), "Partial")]
+    # What FSDP makes of a tensor-parallel parameter, on the columns and on the batch.
+    refused = Partial(), _StridedShard(1, split_factor=2), _StridedShard(0, split_factor=2)
+    cases = [(DTensor.from_local(full, mesh, [placement], run_check=False), repr(placement)) for placement in refused]
     if world == 4:
         both = _mesh(2, 2)
         cases.append((_placed(full, both, Shard(1), Shard(1)), "mesh dimensions 0 and 1"))
-    for logits, words in cases:
-        _refused(partial(OneHotCategorical, logits), "logits: ", words)
+    everywhere = torch.ones(1, dtype=torch.bool)
+    for param, words in cases:
+        _refused(partial(OneHotCategorical, param), "logits: ", words)
+        _refused(partial(OneHotCategorical, probs=param), "probs: ", words)
+        _refused(partial(MaskedOneHotCategorical, param, mask=everywhere), "logits: ", words)
+        _refused(RelaxedOneHotCategorical(0.5, logits=param).rsample, "logits: ", words)
     x = _placed(full, mesh, Shard(-1))
     _refused(partial(MaskedOneHotCategorical, x, mask=_placed(full > -9, mesh, Shard(0))), "mask: ", "Shard(dim=0)")
     _refused(partial(OneHotCategorical(x).log_prob, _placed(full, mesh, Shard(0))), "value: ", "Shard(dim=0)")
+
+
+@case(2)
+def devices(rank: int, world: int) -> None:
+    """A shard is moved by torch to the mesh's type of device; what is beside it there is not, and is refused."""
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor, Shard
+
+    from onehot_triton import MaskedOneHotCategorical, OneHotCategorical
+
+    mesh = DeviceMesh("meta", list(range(world)))
+    x = DTensor.from_local(torch.zeros(3, 2), mesh, [Shard(-1)], run_check=False)
+    assert x.device.type == "meta"
+    d = OneHotCategorical(x)
+    for result in (d.sample(), d.sample_index(), d.entropy(), d.mode):
+        assert result.device_mesh == mesh
+        assert result.to_local().is_meta
+    here = "meta", "found one on cpu"
+    _refused(partial(d.log_prob_index, torch.zeros(3, dtype=torch.int64)), "index: ", *here)
+    _refused(partial(d.log_prob, torch.zeros(3, 2 * world)), "value: ", *here)
+    _refused(partial(MaskedOneHotCategorical, x, mask=torch.ones(2 * world, dtype=torch.bool)), "mask: ", *here)
+    # On one device, and of another mesh.
+    other = _placed(torch.zeros(3, dtype=torch.int64), _mesh(1, world), Shard(0), Shard(0))
+    d = OneHotCategorical(_placed(torch.zeros(3, 2 * world), _mesh(world), Shard(-1)))
+    _refused(partial(d.log_prob_index, other), "index: ", "DeviceMesh((1, 2)")
+
+
+@case(2, 4)
+def batches_of_four_dimensions(rank: int, world: int) -> None:
+    from torch.distributed.tensor import Shard
+
+    from onehot_triton import OneHotCategorical, use_backend
+
+    full = _fixed(2, 1, 4, 2, 6)
+    for placements in [(Shard(-1),), (Shard(2),)] if world == 2 else [(Shard(0), Shard(-1)), (Shard(2), Shard(3))]:
+        x = _placed(full, _mesh(*(2,) * len(placements)), *placements).requires_grad_()
+        ref = full.clone().requires_grad_()
+        sharded, whole = OneHotCategorical(x), OneHotCategorical(ref)
+        value = sharded.rsample((2,)).detach()
+        assert value.shape == (2, *full.shape)
+        assert value.full_tensor().sum(-1).eq(1).all()
+        if world == 4 and Shard(-1) not in placements:
+            found = []
+            for d in (sharded, whole):
+                with use_backend("triton"):
+                    torch.manual_seed(3)
+                    found.append(_whole(d.sample_index()))
+            assert torch.equal(*found)
+        _same(sharded.log_prob(value), whole.log_prob(value.full_tensor()))
+        _same(sharded.log_prob(value.clone()), whole.log_prob(value.full_tensor()))
+        index = value.full_tensor().argmax(-1)
+        _same(sharded.log_prob_index(index), whole.log_prob_index(index))
+        for name in ("probs", "mode"):
+            _same(getattr(sharded, name), getattr(whole, name))
+        (grad,), (expected,) = (
+            torch.autograd.grad(d.entropy().square().sum() + d.log_prob_index(index).sum(), p)
+            for d, p in ((sharded, x), (whole, ref))
+        )
+        assert grad.placements == x.placements
+        _same(grad, expected)
 
 
 @case(3)
@@ -602,8 +669,18 @@ def compiled_programs_are_one_graph(rank: int, world: int) -> None:
     _same(grad.full_tensor().sum(-1), torch.zeros(4))
 
     rows = _placed(_fixed(4, 6), mesh, Shard(0))
-    whole = torch.compile(lambda x: OneHotCategorical(x).sample(), fullgraph=True, backend="aot_eager")(rows)
-    assert whole.full_tensor().sum(-1).eq(1).all()
+    index = _placed(torch.tensor([1, 5, 0, 2]), mesh, Shard(0))
+
+    def of_whole_rows(x: Any, index: Any) -> Any:
+        d = OneHotCategorical(x)
+        return d.sample(), d.log_prob_index(index), d.entropy()
+
+    hot, *densities = torch.compile(of_whole_rows, fullgraph=True, backend="aot_eager")(rows, index)
+    assert hot.full_tensor().sum(-1).eq(1).all()
+    d = OneHotCategorical(rows)
+    for found, expected in zip(densities, (d.log_prob_index(index), d.entropy()), strict=True):
+        assert found.placements == (Shard(0),)
+        _same(found, expected)
 
 
 @case(2)
@@ -630,6 +707,32 @@ def equally_seeded_ranks_of_torch_draw_equal_noise(rank: int, world: int) -> Non
     mesh = _mesh(world)
     noise = _placed(torch.zeros(2, 8 * world), mesh, Shard(-1)).exponential_().to_local()
     _same_on_all(noise)
+
+
+@case(2)
+def a_rank_that_does_not_come_or_dies(rank: int, world: int) -> None:
+    """The others get torch.distributed's own error. The last case: afterwards a rank is gone."""
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor, Shard
+
+    from onehot_triton import OneHotCategorical
+
+    part, late = torch.zeros(2, 3), timedelta(seconds=2)
+    mesh = DeviceMesh.from_group(dist.new_group(timeout=late), "cpu")
+    waits = OneHotCategorical(DTensor.from_local(part, mesh, [Shard(-1)], run_check=False))
+    d = OneHotCategorical(DTensor.from_local(part, _mesh(world), [Shard(-1)], run_check=False))
+    if rank == 0:
+        start = time.perf_counter()
+        with pytest.raises(RuntimeError, match=r"[Tt]imed out|timeout"):
+            waits.entropy()
+        assert time.perf_counter() - start > late.total_seconds() / 2
+    # Of another group, all is as before.
+    _same(d.entropy(), torch.full((2,), 6.0).log())
+    if rank == 1:
+        os._exit(0)
+    for method in (d.sample, d.entropy):
+        with pytest.raises(RuntimeError, match=r"peer|[Cc]onnection|timeout"):
+            method()
 
 
 if __name__ == "__main__":

@@ -482,6 +482,10 @@ def collectives_and_bytes(rank: int, world: int) -> None:
         check(gradient(draw), 1, 0, 8)
         soft_value = draw.detach()
         check(lambda: gumbel.log_prob(soft_value), 2, 0, 12)
+        gumbel = RelaxedOneHotCategorical(torch.tensor(0.5, requires_grad=True), logits=x)
+        draw = check(lambda: gumbel.rsample((draws,)), 1, 0, 16)
+        # Beside the draws', one sum of the temperature's gradient.
+        check(gradient(draw, x, gumbel.temperature), 2, 0, 8, 8)
         for name in ("probs", "logits"):
             check(lambda name=name: getattr(gumbel, name), 1, 8)
         # What is sent when a distribution is made.

@@ -52,8 +52,8 @@ class OneHotCategorical(Distribution):
     Parameters may be DTensors: shapes are then those of the whole, and results DTensors. What has columns is placed as
     the parameters; indices and densities are Replicate where the columns were sharded, and Shard where the batch was.
     What a method says of sharded columns it sends from each rank to each other one that has a part of the same rows: so
-    many bytes a row, and a row and draw where it says a draw; of float64 parameters twice as many. Of a sharded batch it
-    sends nothing, unless arguments are validated. `docs/scaling.md` has all in a table. `validate_args=None` checks
+    many bytes a row, and a row and draw where it says a draw; of float64 parameters twice as many. Of a sharded batch
+    it sends nothing, unless arguments are validated. `docs/scaling.md` has all in a table. `validate_args=None` checks
     nothing then, and True on all ranks.
 
     Raises:

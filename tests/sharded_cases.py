@@ -68,6 +68,9 @@ def run(rank: int, world: int, folder: str, words: str) -> None:
 
 def main(world: int, words: str = "") -> int:
     """Starts the ranks; the status is 1 where one failed, and what it says is printed."""
+    if not any(ranks == world and words in name for ranks, name in CASES):
+        print(f"no case of {world} ranks has {words!r} in its name")
+        return 1
     os.environ["TRITON_INTERPRET"] = "1"
     import torch._dynamo
     import torch.distributed.tensor.debug
@@ -504,6 +507,26 @@ def collectives_and_bytes(rank: int, world: int) -> None:
             check(function, 0)
     finally:
         sharded._gather = gather
+
+
+@case(2)
+def what_is_changed_in_place_is_not_the_last_draw(rank: int, world: int) -> None:
+    """The logits or the draw, as a whole or this rank's part alone."""
+    from torch.distributed.tensor import Shard
+
+    from onehot_triton import OneHotCategorical
+
+    first = torch.zeros(3, dtype=torch.int64)
+    for part in (lambda t: t, lambda t: t.to_local()):
+        x = _placed(_fixed(3, 7), _mesh(world), Shard(-1))
+        d = OneHotCategorical(x)
+        drawn = d.sample()
+        part(x).mul_(-2)
+        _same(d.log_prob(drawn), OneHotCategorical(x.full_tensor()).log_prob(drawn.full_tensor()))
+        # Of a value that is 0 everywhere, the first maximum counts.
+        drawn = d.sample()
+        part(drawn).zero_()
+        _same(d.log_prob(drawn), OneHotCategorical(x.full_tensor()).log_prob_index(first))
 
 
 @case(2, 3)

@@ -49,6 +49,12 @@ def whole(tensor: Tensor) -> Tensor:
     return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
+def say(*words: object, end: str = "\n") -> None:
+    """Prints, on one rank."""
+    if dist.get_rank() == 0:
+        print(*words, end=end, flush=True)
+
+
 def stream(model: Model, words: int) -> Tensor:
     """Draws word after word, [STREAMS, words], and prints the first stream as it comes."""
     found = torch.zeros(STREAMS, 1, dtype=torch.int64)
@@ -56,8 +62,7 @@ def stream(model: Model, words: int) -> Tensor:
         for _ in range(words):
             index = OneHotCategorical(model(found), validate_args=False).sample_index()
             found = torch.cat([found, whole(index).unsqueeze(-1)], -1)
-            if not dist.get_rank():
-                print(found[0, -1].item(), end=" ", flush=True)
+            say(found[0, -1].item(), end=" ")
     return found[:, 1:]
 
 
@@ -68,7 +73,7 @@ def step(model: Model, words: Tensor) -> float:
     cost = torch.linspace(0, 1, VOCABULARY)
     if isinstance(logits, DTensor):
         cost = DTensor.from_local(cost, logits.device_mesh, [Replicate()], run_check=False)
-    loss = (policy.rsample((16,)) * cost).sum(-1).mean() - 1e-3 * policy.entropy().mean()
+    loss = (policy.rsample((4,)) * cost).sum(-1).mean() - 1e-3 * policy.entropy().mean()
     loss.backward()
     with torch.no_grad():
         for parameter in model.parameters():
@@ -76,37 +81,39 @@ def step(model: Model, words: Tensor) -> float:
     return whole((policy.probs * cost).sum(-1).mean()).item()
 
 
+def decode_and_train(ranks: int, words: int, steps: int) -> tuple[Tensor, list[float]]:
+    """The words streamed, and the cost after each step, of a model whose head is on so many ranks."""
+    torch.manual_seed(0)
+    model = Model()
+    nn.init.normal_(model.head.weight)
+    placed: object = "one process"
+    if ranks > 1:
+        plan = {"head": ColwiseParallel(output_layouts=Shard(-1), use_local_output=False)}
+        parallelize_module(model, init_device_mesh("cpu", (ranks,)), plan)  # pyright: ignore[reportArgumentType]
+        assert isinstance(model.head.weight, DTensor)
+        placed = model.head.weight.placements
+    say(f"{VOCABULARY} words, {VOCABULARY // ranks} on each of {ranks} ranks")
+    with use_backend("triton"):
+        torch.manual_seed(1)
+        found = stream(model, words)
+        say()
+        torch.manual_seed(2)
+        costs = [step(model, found) for _ in range(steps)]
+    say(f"mean number of the next word, as a part of all: {costs[0]:.3f} -> {costs[-1]:.3f}; head: {placed}")
+    return found, costs
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description="decoding and a step of training with a tensor-parallel head")
+    parser = argparse.ArgumentParser(description="decoding and steps of training with a tensor-parallel head")
     parser.add_argument("--quick", action="store_true", help="a few words, to see that it runs")
     args = parser.parse_args()
     # torchrun sets these; alone, a process is a world of one.
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}.items():
         os.environ.setdefault(name, value)
     dist.init_process_group("gloo")
-    rank, ranks = dist.get_rank(), dist.get_world_size()
     np.seterr(all="ignore")
     torch.set_num_threads(1)
-    torch.manual_seed(0)
-    model = Model()
-    nn.init.normal_(model.head.weight)
-    if ranks > 1:
-        plan = {"head": ColwiseParallel(output_layouts=Shard(-1), use_local_output=False)}
-        parallelize_module(model, init_device_mesh("cpu", (ranks,)), plan)  # pyright: ignore[reportArgumentType]
-
-    def say(*words: object) -> None:
-        if rank == 0:
-            print(*words, flush=True)
-
-    say(f"{VOCABULARY} words, {VOCABULARY // ranks} on each of {ranks} ranks")
-    with use_backend("triton"):
-        torch.manual_seed(1)
-        words = stream(model, 8 if args.quick else 64)
-        say()
-        torch.manual_seed(2)
-        costs = [step(model, words) for _ in range(3 if args.quick else 50)]
-    placed = model.head.weight.placements if isinstance(model.head.weight, DTensor) else "one process"
-    say(f"mean number of the next word, as a part of all: {costs[0]:.3f} -> {costs[-1]:.3f}; head: {placed}")
+    decode_and_train(dist.get_world_size(), *((4, 2) if args.quick else (64, 50)))
     dist.destroy_process_group()
 
 

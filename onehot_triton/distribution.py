@@ -51,7 +51,10 @@ class OneHotCategorical(Distribution):
 
     Parameters may be DTensors: shapes are then those of the whole, and results DTensors. What has columns is placed as
     the parameters; indices and densities are Replicate where the columns were sharded, and Shard where the batch was.
-    What each method sends is in `docs/scaling.md`. `validate_args=None` checks nothing then, and True on all ranks.
+    What a method says of sharded columns it sends from each rank to each other one that has a part of the same rows: so
+    many bytes a row, and a row and draw where it says a draw; of float64 parameters twice as many. Of a sharded batch
+    it sends nothing, unless arguments are validated. `docs/scaling.md` has all in a table. `validate_args=None` checks
+    nothing then, and True on all ranks.
 
     Raises:
         ValueError: naming the argument, what was expected and what was found, with the first bad position.
@@ -159,7 +162,10 @@ class OneHotCategorical(Distribution):
 
     @property
     def logits(self) -> Tensor:
-        """Normalised log-probabilities, [*batch, columns]: computed when asked for."""
+        """Normalised log-probabilities, [*batch, columns]: computed when asked for.
+
+        Of sharded columns: placed as the parameters, one collective of 8 bytes.
+        """
         return self._in_param_dtype(self._log_probs())
 
     def _log_probs(self) -> Tensor:
@@ -169,7 +175,10 @@ class OneHotCategorical(Distribution):
 
     @property
     def probs(self) -> Tensor:
-        """Probabilities, [*batch, columns]: computed when asked for."""
+        """Probabilities, [*batch, columns]: computed when asked for.
+
+        Of sharded columns: placed as the parameters, one collective of 8 bytes.
+        """
         return self._in_param_dtype(self._probs())
 
     def _probs(self) -> Tensor:
@@ -272,6 +281,8 @@ class OneHotCategorical(Distribution):
             [*sample_shape, *batch, columns] of `dtype`. A row that is no distribution, where nothing was validated, is
             all zero.
 
+        Of sharded columns: placed as the parameters, one collective of 8 bytes and 12 a draw.
+
         Example:
             >>> OneHotCategorical(torch.tensor([0.0, float("-inf")])).sample((2,))
             tensor([[1, 0],
@@ -285,6 +296,9 @@ class OneHotCategorical(Distribution):
         """One-hot draws in the parameters' dtype, exactly 0 and 1, with the gradient of `grad_method`.
 
         Args and shapes are those of `sample`.
+
+        Of sharded columns: placed as the parameters, and so is the gradient. One collective of 8 bytes and 12 a draw;
+        PassThrough's backward is one of 4 bytes.
 
         Example:
             >>> logits = torch.zeros(2, requires_grad=True)
@@ -302,6 +316,8 @@ class OneHotCategorical(Distribution):
 
         A row that is no distribution, where nothing was validated, gives -1.
 
+        Of sharded columns: Replicate, one collective of 8 bytes and 12 a draw.
+
         Example:
             >>> OneHotCategorical(torch.tensor([0.0, float("-inf")])).sample_index((3,))
             tensor([0, 0, 0])
@@ -313,6 +329,8 @@ class OneHotCategorical(Distribution):
     ) -> tuple[Tensor, Tensor]:
         """`sample` and its `log_prob`: one pass over the logits by the kernels, and for large batches of long rows.
 
+        Of sharded columns: placed as by both, and what `sample` sends.
+
         Example:
             >>> OneHotCategorical(torch.tensor([0.0, float("-inf")])).sample_and_log_prob()
             (tensor([1, 0]), tensor(0.))
@@ -323,6 +341,8 @@ class OneHotCategorical(Distribution):
         self, sample_shape: SampleShape = (), *, generator: torch.Generator | None = None
     ) -> tuple[Tensor, Tensor]:
         """`rsample` and its `log_prob`: one pass over the logits by the kernels, and for large batches of long rows.
+
+        Of sharded columns: placed as by both, and what `rsample` sends.
 
         Example:
             >>> OneHotCategorical(torch.tensor([0.0, float("-inf")])).rsample_and_log_prob()
@@ -340,6 +360,8 @@ class OneHotCategorical(Distribution):
 
         Returns:
             [*sample_shape, *batch, columns] in the parameters' dtype, [*sample_shape, *batch], and [*batch].
+
+        Of sharded columns: placed as by all three, and what `rsample` and `entropy` send.
 
         Example:
             >>> OneHotCategorical(torch.tensor([0.0, float("-inf")])).rsample_log_prob_and_entropy()
@@ -375,6 +397,8 @@ class OneHotCategorical(Distribution):
     def mode(self) -> Tensor:
         """One 1 at the first maximum of each row, [*batch, columns] of `dtype`.
 
+        Of sharded columns: placed as the parameters, one collective of 4 bytes.
+
         Example:
             >>> OneHotCategorical(torch.tensor([0.0, 1.0, 1.0])).mode
             tensor([0, 1, 0])
@@ -390,11 +414,14 @@ class OneHotCategorical(Distribution):
 
     @property
     def deterministic_sample(self) -> Tensor:
-        """The mode: tensordict asks for it by this name."""
+        """The mode, of sharded columns too: tensordict asks for it by this name."""
         return self.mode
 
     def enumerate_support(self, expand: bool = True) -> Tensor:
-        """Every one-hot vector, [columns, *batch, columns] of `dtype`; [columns, 1, ..., columns] without `expand`."""
+        """Every one-hot vector, [columns, *batch, columns] of `dtype`; [columns, 1, ..., columns] without `expand`.
+
+        Of sharded columns: the last dimension is placed as the parameters', and nothing is sent.
+        """
         columns = self.num_samples
         if self._is_sharded:
             return _sharded().enumerate_support(self._param, self._name, self.dtype, expand)
@@ -417,6 +444,9 @@ class OneHotCategorical(Distribution):
 
         Raises:
             ValueError: the last dimension is not the number of categories, or, validated, a row is not one-hot.
+
+        Of sharded columns: Replicate. Of the last draw nothing is sent, of another value one collective of 8 bytes and
+        8 a draw; in the backward nothing.
 
         Example:
             >>> OneHotCategorical(probs=torch.tensor([0.25, 0.75])).log_prob(torch.tensor([True, False]))
@@ -460,6 +490,9 @@ class OneHotCategorical(Distribution):
             ValueError: `index` is no integer tensor, does not broadcast, or, validated, is outside 0 .. columns - 1.
                 Where nothing is validated, NaN stands at such a place.
 
+        Of sharded columns: Replicate. Of the last draw nothing is sent, of another index one collective of 8 bytes and
+        4 a draw; in the backward nothing.
+
         Example:
             >>> OneHotCategorical(probs=torch.tensor([0.25, 0.75])).log_prob_index(torch.tensor([0, 1]))
             tensor([-1.3863, -0.2877])
@@ -495,6 +528,8 @@ class OneHotCategorical(Distribution):
     def entropy(self) -> Tensor:
         """-sum p log p in nats, [*batch], with 0 log 0 = 0, in float32 at least; differentiable.
 
+        Of sharded columns: Replicate, one collective of 12 bytes; in the backward nothing is sent.
+
         Example:
             >>> OneHotCategorical(probs=torch.tensor([0.5, 0.5, 0.0])).entropy()
             tensor(0.6931)
@@ -507,6 +542,8 @@ class OneHotCategorical(Distribution):
         """`log_prob(value)` and `entropy()`, of one reading of the logits, and with one gradient: what a policy
         gradient takes of a batch of actions. It is one node of the graph: of losses that are differentiated one after
         the other, all but the last need `retain_graph=True`.
+
+        Of sharded columns: Replicate, and what both send.
 
         Example:
             >>> OneHotCategorical(probs=torch.tensor([0.5, 0.5, 0.0])).log_prob_and_entropy(torch.tensor([0, 1, 0]))
@@ -530,6 +567,8 @@ class OneHotCategorical(Distribution):
     def log_prob_index_and_entropy(self, index: Tensor) -> tuple[Tensor, Tensor]:
         """`log_prob_index(index)` and `entropy()`, as `log_prob_and_entropy` has them: for a language model's tokens,
         of which there are several for each row where `index` has leading dimensions before the batch's.
+
+        Of sharded columns: Replicate, and what both send.
 
         Example:
             >>> logits = torch.zeros(2, requires_grad=True)
@@ -562,19 +601,25 @@ class OneHotCategorical(Distribution):
 
     @property
     def mean(self) -> Tensor:
-        """The probabilities, [*batch, columns]."""
+        """The probabilities, [*batch, columns], of sharded columns too."""
         return self.probs
 
     @property
     def variance(self) -> Tensor:
-        """p (1 - p) of each category, [*batch, columns]."""
+        """p (1 - p) of each category, [*batch, columns].
+
+        Of sharded columns: placed as the parameters, one collective of 8 bytes.
+        """
         probs = self._probs()
         return self._in_param_dtype(probs * (1 - probs))
 
     # House ------------------------------------------------------------------------------------------------------------
 
     def expand(self, batch_shape: Sequence[int], _instance: OneHotCategorical | None = None) -> OneHotCategorical:
-        """The same distribution over a larger batch, with every option kept; no memory is copied."""
+        """The same distribution over a larger batch, with every option kept; no memory is copied.
+
+        Of sharded columns: placed as they are, and nothing is sent.
+        """
         new: Any = self._get_checked_instance(OneHotCategorical, _instance)
         batch = torch.Size(batch_shape)
         logits = self._current_logits()

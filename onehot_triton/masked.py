@@ -34,6 +34,9 @@ class MaskedOneHotCategorical(OneHotCategorical):
         grad_method, temperature, relaxed_samples, dtype, validate_args: as for `OneHotCategorical`.
         unimix: e in [0, 1]: mixes in the uniform distribution over the categories that are allowed.
 
+    Of sharded parameters all is as for `OneHotCategorical`; the mask is a DTensor that is placed as they are, or
+    replicated, or a tensor that is the same on all ranks.
+
     Raises:
         ValueError: naming the argument, what was expected and what was found, with the first bad position.
 
@@ -91,13 +94,19 @@ class MaskedOneHotCategorical(OneHotCategorical):
 
     @property
     def mask(self) -> Tensor:
-        """bool [*batch, columns], True where a category can be drawn."""
+        """bool [*batch, columns], True where a category can be drawn.
+
+        Of sharded columns: placed as the parameters, and nothing is sent.
+        """
         assert self._mask is not None
         return self._mask
 
     @property
     def logits(self) -> Tensor:
-        """Normalised log-probabilities, [*batch, columns], `neg_inf` where a category cannot be drawn."""
+        """Normalised log-probabilities, [*batch, columns], `neg_inf` where a category cannot be drawn.
+
+        Of sharded columns: placed as the parameters, one collective of 8 bytes.
+        """
         return self._finite(super().logits)
 
     def _log_prob_result(self, log_prob: Tensor) -> Tensor:
@@ -108,6 +117,7 @@ class MaskedOneHotCategorical(OneHotCategorical):
         return log_probs if self.neg_inf == -math.inf else log_probs.masked_fill(log_probs == -math.inf, self.neg_inf)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> MaskedOneHotCategorical:
+        """As of `OneHotCategorical`, of sharded columns too: the mask is expanded with the parameters."""
         new: Any = self._get_checked_instance(MaskedOneHotCategorical, _instance)
         new.neg_inf = self.neg_inf
         return super().expand(batch_shape, new)  # pyright: ignore[reportReturnType]

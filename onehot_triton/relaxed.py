@@ -29,6 +29,8 @@ class RelaxedOneHotCategorical(Distribution):
             -inf, or weight 0, has value 0 in every sample.
         validate_args: as for `OneHotCategorical`.
 
+    Parameters may be DTensors, as for `OneHotCategorical`.
+
     Raises:
         ValueError: naming the argument, what was expected and what was found, with the first bad position.
 
@@ -75,14 +77,20 @@ class RelaxedOneHotCategorical(Distribution):
 
     @property
     def logits(self) -> Tensor:
-        """Normalised log-probabilities, [*batch, columns]."""
+        """Normalised log-probabilities, [*batch, columns].
+
+        Of sharded columns: placed as the parameters, one collective of 8 bytes.
+        """
         logits = self._logits()
         log_probs = _sharded().log_softmax(logits) if is_sharded(logits) else backends.of(logits).log_softmax(logits)
         return log_probs.to(self._param.dtype)
 
     @property
     def probs(self) -> Tensor:
-        """Probabilities, [*batch, columns]."""
+        """Probabilities, [*batch, columns].
+
+        Of sharded columns: placed as the parameters, one collective of 8 bytes.
+        """
         logits = self._logits()
         if is_sharded(logits):
             return _sharded().log_softmax(logits).exp().to(self._param.dtype)
@@ -100,6 +108,9 @@ class RelaxedOneHotCategorical(Distribution):
         Args:
             sample_shape: leading dimensions; None, an int or a sequence of ints.
             generator: on the device of the parameters; None for torch's default one.
+
+        Of sharded columns: placed as the parameters, and so is the gradient. One collective of 16 bytes a draw, since
+        the scores are float64; in the backward one of 8, and one for the gradient of the temperature.
         """
         checks.generator(generator, self._param.device)
         draw = ops.Draw(checks.sample_shape(sample_shape), None, generator)
@@ -107,7 +118,7 @@ class RelaxedOneHotCategorical(Distribution):
         return relaxed_sample(self._logits(), self.temperature, draw).to(self._param.dtype)
 
     def sample(self, sample_shape: SampleShape = (), *, generator: torch.Generator | None = None) -> Tensor:
-        """`rsample` without gradient."""
+        """`rsample` without gradient, of sharded columns too."""
         with torch.no_grad():
             return self.rsample(sample_shape, generator=generator)
 
@@ -123,6 +134,8 @@ class RelaxedOneHotCategorical(Distribution):
 
         Returns:
             The broadcast leading dimensions, in float32, or float64 for parameters in float64.
+
+        Of sharded columns: Replicate, two collectives of 12 bytes a draw together.
         """
         checks.value_shape(value, self._batch_shape, self._event_shape, self._param.device)
         if self._validate_args and not is_sharded(self._param):
@@ -146,7 +159,10 @@ class RelaxedOneHotCategorical(Distribution):
     def expand(
         self, batch_shape: Sequence[int], _instance: RelaxedOneHotCategorical | None = None
     ) -> RelaxedOneHotCategorical:
-        """The same distribution over a larger batch; no memory is copied."""
+        """The same distribution over a larger batch; no memory is copied.
+
+        Of sharded columns: placed as they are, and nothing is sent.
+        """
         new: Any = self._get_checked_instance(RelaxedOneHotCategorical, _instance)
         batch = torch.Size(batch_shape)
         new._param, new._name = self._param.expand(batch + self._event_shape), self._name

@@ -32,6 +32,7 @@ collect_ignore = ["ptx"]
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--thorough", action="store_true", help="statistical checks of 10^8 draws (10^9 on a GPU)")
     parser.addoption("--without-cpu", action="store_true", help="the formulas of eager.py in place of cpu.py")
+    parser.addoption("--case", default="", help="of sharded_cases.py, those whose names contain this")
 
 
 def pytest_configure(config: pytest.Config) -> None:

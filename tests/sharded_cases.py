@@ -68,6 +68,9 @@ def run(rank: int, world: int, folder: str, words: str) -> None:
 
 def main(world: int, words: str = "") -> int:
     """Starts the ranks; the status is 1 where one failed, and what it says is printed."""
+    if not any(ranks == world and words in name for ranks, name in CASES):
+        print(f"no case of {world} ranks has {words!r} in its name")
+        return 1
     os.environ["TRITON_INTERPRET"] = "1"
     import torch._dynamo
     import torch.distributed.tensor.debug
@@ -131,7 +134,7 @@ def _refused(function: Callable[[], Any], *words: str) -> None:
     with pytest.raises(ValueError, match=r"expected .* found") as error:
         function()
     for word in words:
-        assert word in str(error.value)
+        assert word in str(error.value), (word, str(error.value))
 
 
 @case(2, 3, 4)
@@ -397,11 +400,17 @@ def subclasses_and_options(rank: int, world: int) -> None:
 
 @case(2, 4)
 def collectives_and_bytes(rank: int, world: int) -> None:
-    """As many collectives as docs/scaling.md says, and as many bytes a row; nothing that grows with the columns."""
+    """Those that docs/scaling.md says, of so many rows and draws: nothing grows with the columns."""
     from torch.distributed.tensor import Shard
     from torch.distributed.tensor.debug import CommDebugMode
 
-    from onehot_triton import OneHotCategorical, ReparamGradientStrategy, sharded
+    from onehot_triton import (
+        MaskedOneHotCategorical,
+        OneHotCategorical,
+        RelaxedOneHotCategorical,
+        ReparamGradientStrategy,
+        sharded,
+    )
 
     rows, draws, columns = 3, 2, 300
     x = _placed(_fixed(rows, columns), _mesh(world), Shard(-1)).requires_grad_()
@@ -416,53 +425,108 @@ def collectives_and_bytes(rank: int, world: int) -> None:
     sharded._gather = counted
     try:
 
-        def check(function: Callable[[], Any], collectives: int, bytes_a_row: int, count: int = rows) -> Any:
+        def check(
+            function: Callable[[], Any], collectives: int, a_row: int = 0, a_draw: int = 0, in_all: int = 0
+        ) -> Any:
             sent.clear()
             with CommDebugMode() as mode:
                 result = function()
             assert mode.get_total_counts() == len(sent) == collectives, (mode.get_comm_counts(), sent)
-            assert sum(sent) <= bytes_a_row * count, sent
+            assert sum(sent) == rows * (a_row + draws * a_draw) + in_all, sent
             return result
 
-        dist_ = OneHotCategorical(x)
-        many = rows * draws
-        for method in (dist_.sample, dist_.sample_and_log_prob, dist_.rsample):
-            check(lambda method=method: method((draws,)), 1, 24, many)
-        index = check(lambda: dist_.sample_index((draws,)), 1, 24, many)
-        check(lambda: dist_.log_prob_index(index), 0, 0)
-        check(lambda: dist_.log_prob_index(index.clone()), 1, 16, many)
-        drawn = check(lambda: dist_.sample((draws,)), 1, 24, many)
-        density = check(lambda: dist_.log_prob(drawn), 0, 0)
-        check(lambda: torch.autograd.grad(density.to_local().sum(), x), 0, 0)
+        def gradient(of: Any, *inputs: Tensor) -> Callable[[], Any]:
+            return lambda: torch.autograd.grad(of, inputs or x, grad)
+
+        dist_, grad = OneHotCategorical(x), w.expand(draws, rows, columns)
+        for method in (dist_.sample, dist_.sample_and_log_prob, dist_.rsample, dist_.rsample_and_log_prob):
+            check(lambda method=method: method((draws,)), 1, 8, 12)
+        check(lambda: dist_.rsample_log_prob_and_entropy((draws,)), 2, 8 + 12, 12)
+        index = check(lambda: dist_.sample_index((draws,)), 1, 8, 12)
+        check(lambda: dist_.log_prob_index(index), 0)
+        check(lambda: dist_.log_prob_index_and_entropy(index), 1, 12)
+        check(lambda: dist_.log_prob_index(index.clone()), 1, 8, 4)
+        drawn = check(lambda: dist_.sample((draws,)), 1, 8, 12)
+        density = check(lambda: dist_.log_prob(drawn), 0)
+        check(lambda: torch.autograd.grad(density.to_local().sum(), x), 0)
+        check(lambda: dist_.log_prob_and_entropy(drawn), 1, 12)
         # A change in place, and it is another value.
         drawn.zero_()
-        density = check(lambda: dist_.log_prob(drawn), 1, 16, many)
-        check(lambda: torch.autograd.grad(density.to_local().sum(), x), 0, 0)
-        density = check(dist_.entropy, 1, 16)
-        check(lambda: torch.autograd.grad(density.to_local().sum(), x), 0, 0)
-        draw = check(lambda: dist_.rsample((draws,)), 1, 24, many)
-        check(lambda: torch.autograd.grad(draw, x, w.expand(draws, rows, columns)), 1, 4)
-        relaxed = OneHotCategorical(x, grad_method=ReparamGradientStrategy.RelaxedOneHot)
-        draw = check(lambda: relaxed.rsample((draws,)), 1, 24, many)
-        check(lambda: torch.autograd.grad(draw, x, w.expand(draws, rows, columns)), 2, 12, many)
-        several = OneHotCategorical(
-            x, grad_method=ReparamGradientStrategy.RelaxedOneHot, temperature=torch.tensor(0.7), relaxed_samples=3
-        )
-        draw = check(lambda: several.rsample((draws,)), 1, 24, many)
-        check(lambda: torch.autograd.grad(draw, x, w.expand(draws, rows, columns)), 2, 3 * 12, many)
-        for name, t, size in (("ReinMax", 1.0, 12), ("ReinMax", 1.5, 16), ("GappedStraightThrough", 1.5, 8)):
+        density = check(lambda: dist_.log_prob(drawn), 1, 8, 8)
+        check(lambda: torch.autograd.grad(density.to_local().sum(), x), 0)
+        density = check(dist_.entropy, 1, 12)
+        check(lambda: torch.autograd.grad(density.to_local().sum(), x), 0)
+        check(gradient(check(lambda: dist_.rsample((draws,)), 1, 8, 12)), 1, 4)
+        soft = ReparamGradientStrategy.RelaxedOneHot
+        relaxed = OneHotCategorical(x, grad_method=soft)
+        check(gradient(check(lambda: relaxed.rsample((draws,)), 1, 8, 12)), 2, 0, 12)
+        t = torch.tensor(0.7)
+        several = OneHotCategorical(x, grad_method=soft, temperature=t, relaxed_samples=3)
+        check(gradient(check(lambda: several.rsample((draws,)), 1, 8, 12)), 2, 0, 3 * 12)
+        several = OneHotCategorical(x, grad_method=soft, temperature=t.clone().requires_grad_(), relaxed_samples=3)
+        learned = check(lambda: several.rsample((draws,)), 1, 8, 12)
+        check(gradient(learned, x, several.temperature), 2, 0, 3 * 20)
+        for name, t, a_row in (("ReinMax", 1.0, 4), ("ReinMax", 1.5, 8), ("GappedStraightThrough", 1.5, 0)):
             straight = OneHotCategorical(x, grad_method=ReparamGradientStrategy[name], temperature=t)
-            draw = check(lambda straight=straight: straight.rsample((draws,)), 1, 24, many)
-            check(lambda draw=draw: torch.autograd.grad(draw, x, w.expand(draws, rows, columns)), 1, size, many)
-        check(lambda: dist_.mode, 1, 12)
+            draw = check(lambda straight=straight: straight.rsample((draws,)), 1, 8, 12)
+            check(gradient(draw), 1, a_row, 8)
+        check(lambda: dist_.mode, 1, 4)
+        check(dist_.enumerate_support, 0)
         for name in ("probs", "logits", "mean", "variance"):
-            check(lambda name=name: getattr(dist_, name), 1, 8)
+            moment = check(lambda name=name: getattr(dist_, name), 1, 8)
+            check(lambda moment=moment: torch.autograd.grad(moment, x, w), 1, 4)
+        other = OneHotCategorical(w)
+        check(lambda: torch.distributions.kl_divergence(dist_, other), 3, 8 + 8 + 4)
+        # Of one float64 number a row, another has twice the bytes.
+        check(OneHotCategorical(x.double()).entropy, 1, 2 * 12)
+        # The noise of soft samples, and so their scores, are float64.
+        gumbel = RelaxedOneHotCategorical(0.5, logits=x)
+        draw = check(lambda: gumbel.rsample((draws,)), 1, 0, 16)
+        check(gradient(draw), 1, 0, 8)
+        soft_value = draw.detach()
+        check(lambda: gumbel.log_prob(soft_value), 2, 0, 12)
+        gumbel = RelaxedOneHotCategorical(torch.tensor(0.5, requires_grad=True), logits=x)
+        draw = check(lambda: gumbel.rsample((draws,)), 1, 0, 16)
+        # Beside the draws', one sum of the temperature's gradient.
+        check(gradient(draw, x, gumbel.temperature), 2, 0, 8, 8)
+        for name in ("probs", "logits"):
+            check(lambda name=name: getattr(gumbel, name), 1, 8)
+        # What is sent when a distribution is made.
+        mask = torch.ones(columns, dtype=torch.bool)
+        masked = check(lambda: MaskedOneHotCategorical(x, mask=mask), 0)
+        check(lambda: (masked.mask, masked.expand((draws, rows)), dist_.expand((draws, rows))), 0)
+        check(lambda: masked.logits, 1, 8)
+        check(lambda: OneHotCategorical(x, unimix=0.1), 1, 8)
+        check(lambda: MaskedOneHotCategorical(x, mask=mask, unimix=0.1), 2, 12)
+        checked = check(lambda: OneHotCategorical(x, validate_args=True), 2, 4, 0, 8)
+        check(lambda: checked.log_prob_index(index.clone()), 2, 8, 4, 8)
+        check(lambda: checked.log_prob(drawn.copy_(dist_.mode.expand_as(drawn))), 3, 8 + 4, 8, 8)
         # Whole rows need nobody.
         batch = OneHotCategorical(_placed(_fixed(world, 5), _mesh(world), Shard(0)))
         for function in (batch.sample, batch.rsample, batch.entropy, lambda: batch.probs, lambda: batch.mode):
-            check(function, 0, 0)
+            check(function, 0)
     finally:
         sharded._gather = gather
+
+
+@case(2)
+def what_is_changed_in_place_is_not_the_last_draw(rank: int, world: int) -> None:
+    """The logits or the draw, as a whole or this rank's part alone."""
+    from torch.distributed.tensor import Shard
+
+    from onehot_triton import OneHotCategorical
+
+    first = torch.zeros(3, dtype=torch.int64)
+    for part in (lambda t: t, lambda t: t.to_local()):
+        x = _placed(_fixed(3, 7), _mesh(world), Shard(-1))
+        d = OneHotCategorical(x)
+        drawn = d.sample()
+        part(x).mul_(-2)
+        _same(d.log_prob(drawn), OneHotCategorical(x.full_tensor()).log_prob(drawn.full_tensor()))
+        # Of a value that is 0 everywhere, the first maximum counts.
+        drawn = d.sample()
+        part(drawn).zero_()
+        _same(d.log_prob(drawn), OneHotCategorical(x.full_tensor()).log_prob_index(first))
 
 
 @case(2, 3)
@@ -504,19 +568,86 @@ def rows_that_are_no_distribution(rank: int, world: int) -> None:
 @case(2, 4)
 def placements_that_are_refused(rank: int, world: int) -> None:
     from torch.distributed.tensor import DTensor, Partial, Shard
+    from torch.distributed.tensor.placement_types import _StridedShard
 
-    from onehot_triton import MaskedOneHotCategorical, OneHotCategorical
+    from onehot_triton import MaskedOneHotCategorical, OneHotCategorical, RelaxedOneHotCategorical
 
     mesh, full = _mesh(world), _fixed(world, 4 * world)
-    cases = [(DTensor.from_local(full, mesh, [Partial()], run_check=False), "Partial")]
+    # What FSDP makes of a tensor-parallel parameter, on the columns and on the batch.
+    refused = Partial(), _StridedShard(1, split_factor=2), _StridedShard(0, split_factor=2)
+    cases = [(DTensor.from_local(full, mesh, [placement], run_check=False), repr(placement)) for placement in refused]
     if world == 4:
         both = _mesh(2, 2)
         cases.append((_placed(full, both, Shard(1), Shard(1)), "mesh dimensions 0 and 1"))
-    for logits, words in cases:
-        _refused(partial(OneHotCategorical, logits), "logits: ", words)
+    everywhere = torch.ones(1, dtype=torch.bool)
+    for param, words in cases:
+        _refused(partial(OneHotCategorical, param), "logits: ", words)
+        _refused(partial(OneHotCategorical, probs=param), "probs: ", words)
+        _refused(partial(MaskedOneHotCategorical, param, mask=everywhere), "logits: ", words)
+        _refused(RelaxedOneHotCategorical(0.5, logits=param).rsample, "logits: ", words)
     x = _placed(full, mesh, Shard(-1))
     _refused(partial(MaskedOneHotCategorical, x, mask=_placed(full > -9, mesh, Shard(0))), "mask: ", "Shard(dim=0)")
     _refused(partial(OneHotCategorical(x).log_prob, _placed(full, mesh, Shard(0))), "value: ", "Shard(dim=0)")
+
+
+@case(2)
+def devices(rank: int, world: int) -> None:
+    """A shard is moved by torch to the mesh's type of device; what is beside it there is not, and is refused."""
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor, Shard
+
+    from onehot_triton import MaskedOneHotCategorical, OneHotCategorical
+
+    mesh = DeviceMesh("meta", list(range(world)))
+    x = DTensor.from_local(torch.zeros(3, 2), mesh, [Shard(-1)], run_check=False)
+    assert x.device.type == "meta"
+    d = OneHotCategorical(x)
+    for result in (d.sample(), d.sample_index(), d.entropy(), d.mode):
+        assert result.device_mesh == mesh
+        assert result.to_local().is_meta
+    here = "meta", "found one on cpu"
+    _refused(partial(d.log_prob_index, torch.zeros(3, dtype=torch.int64)), "index: ", *here)
+    _refused(partial(d.log_prob, torch.zeros(3, 2 * world)), "value: ", *here)
+    _refused(partial(MaskedOneHotCategorical, x, mask=torch.ones(2 * world, dtype=torch.bool)), "mask: ", *here)
+    # On one device, and of another mesh.
+    other = _placed(torch.zeros(3, dtype=torch.int64), _mesh(1, world), Shard(0), Shard(0))
+    d = OneHotCategorical(_placed(torch.zeros(3, 2 * world), _mesh(world), Shard(-1)))
+    _refused(partial(d.log_prob_index, other), "index: ", "DeviceMesh((1, 2)")
+
+
+@case(2, 4)
+def batches_of_four_dimensions(rank: int, world: int) -> None:
+    from torch.distributed.tensor import Shard
+
+    from onehot_triton import OneHotCategorical, use_backend
+
+    full = _fixed(2, 1, 4, 2, 6)
+    for placements in [(Shard(-1),), (Shard(2),)] if world == 2 else [(Shard(0), Shard(-1)), (Shard(2), Shard(3))]:
+        x = _placed(full, _mesh(*(2,) * len(placements)), *placements).requires_grad_()
+        ref = full.clone().requires_grad_()
+        sharded, whole = OneHotCategorical(x), OneHotCategorical(ref)
+        value = sharded.rsample((2,)).detach()
+        assert value.shape == (2, *full.shape)
+        assert value.full_tensor().sum(-1).eq(1).all()
+        if world == 4 and Shard(-1) not in placements:
+            found = []
+            for d in (sharded, whole):
+                with use_backend("triton"):
+                    torch.manual_seed(3)
+                    found.append(_whole(d.sample_index()))
+            assert torch.equal(*found)
+        _same(sharded.log_prob(value), whole.log_prob(value.full_tensor()))
+        _same(sharded.log_prob(value.clone()), whole.log_prob(value.full_tensor()))
+        index = value.full_tensor().argmax(-1)
+        _same(sharded.log_prob_index(index), whole.log_prob_index(index))
+        for name in ("probs", "mode"):
+            _same(getattr(sharded, name), getattr(whole, name))
+        (grad,), (expected,) = (
+            torch.autograd.grad(d.entropy().square().sum() + d.log_prob_index(index).sum(), p)
+            for d, p in ((sharded, x), (whole, ref))
+        )
+        assert grad.placements == x.placements
+        _same(grad, expected)
 
 
 @case(3)
@@ -565,8 +696,33 @@ def compiled_programs_are_one_graph(rank: int, world: int) -> None:
     _same(grad.full_tensor().sum(-1), torch.zeros(4))
 
     rows = _placed(_fixed(4, 6), mesh, Shard(0))
-    whole = torch.compile(lambda x: OneHotCategorical(x).sample(), fullgraph=True, backend="aot_eager")(rows)
-    assert whole.full_tensor().sum(-1).eq(1).all()
+    index = _placed(torch.tensor([1, 5, 0, 2]), mesh, Shard(0))
+
+    def of_whole_rows(x: Any, index: Any) -> Any:
+        d = OneHotCategorical(x)
+        return d.sample(), d.log_prob_index(index), d.entropy()
+
+    hot, *densities = torch.compile(of_whole_rows, fullgraph=True, backend="aot_eager")(rows, index)
+    assert hot.full_tensor().sum(-1).eq(1).all()
+    d = OneHotCategorical(rows)
+    for found, expected in zip(densities, (d.log_prob_index(index), d.entropy()), strict=True):
+        assert found.placements == (Shard(0),)
+        _same(found, expected)
+
+
+@case(2)
+def a_tensor_parallel_head_streams_what_one_process_does(rank: int, world: int) -> None:
+    """And is trained to the same costs: what `examples/tensor_parallel_decode.py` says."""
+    sys.path.append(str(Path(__file__).parents[1] / "examples"))
+    import tensor_parallel_decode as example  # pyright: ignore[reportMissingImports]
+
+    words, costs = example.decode_and_train(world, 3, 2)
+    _same_on_all(words)
+    if rank == 0:
+        expected = example.decode_and_train(1, 3, 2)
+        assert torch.equal(words, expected[0])
+        _same(torch.tensor(costs), torch.tensor(expected[1]))
+        assert costs[1] < costs[0]
 
 
 @case(2)
@@ -578,6 +734,32 @@ def equally_seeded_ranks_of_torch_draw_equal_noise(rank: int, world: int) -> Non
     mesh = _mesh(world)
     noise = _placed(torch.zeros(2, 8 * world), mesh, Shard(-1)).exponential_().to_local()
     _same_on_all(noise)
+
+
+@case(2)
+def a_rank_that_does_not_come_or_dies(rank: int, world: int) -> None:
+    """The others get torch.distributed's own error. The last case: afterwards a rank is gone."""
+    from torch.distributed.device_mesh import DeviceMesh
+    from torch.distributed.tensor import DTensor, Shard
+
+    from onehot_triton import OneHotCategorical
+
+    part, late = torch.zeros(2, 3), timedelta(seconds=2)
+    mesh = DeviceMesh.from_group(dist.new_group(timeout=late), "cpu")
+    waits = OneHotCategorical(DTensor.from_local(part, mesh, [Shard(-1)], run_check=False))
+    d = OneHotCategorical(DTensor.from_local(part, _mesh(world), [Shard(-1)], run_check=False))
+    if rank == 0:
+        start = time.perf_counter()
+        with pytest.raises(RuntimeError, match=r"[Tt]imed out|timeout"):
+            waits.entropy()
+        assert time.perf_counter() - start > late.total_seconds() / 2
+    # Of another group, all is as before.
+    _same(d.entropy(), torch.full((2,), 6.0).log())
+    if rank == 1:
+        os._exit(0)
+    for method in (d.sample, d.entropy):
+        with pytest.raises(RuntimeError, match=r"peer|[Cc]onnection|timeout"):
+            method()
 
 
 if __name__ == "__main__":

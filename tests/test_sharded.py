@@ -15,8 +15,8 @@ CASES = Path(__file__).with_name("sharded_cases.py")
 
 
 @pytest.mark.parametrize("world", [2, 3, 4])
-def test_on_ranks(world: int) -> None:
+def test_on_ranks(world: int, pytestconfig: pytest.Config) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(CASES), str(world)]
+    command = [sys.executable, str(CASES), str(world), pytestconfig.getoption("--case")]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

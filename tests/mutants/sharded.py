@@ -1,0 +1,80 @@
+"""Faults in what ranks send, agree on and place; each with the one case, on real ranks, that should see it."""
+
+from mutants.mutant import Mutant
+
+
+def _row(old: str, new: str, why: str, case: str, ranks: int = 2) -> Mutant:
+    return Mutant(
+        "onehot_triton/sharded.py", old, new, why, f"'tests/test_sharded.py::test_on_ranks[{ranks}]' --case {case}"
+    )
+
+
+MUTANTS = [
+    _row(
+        "return -(-self.offset[-1] // length) * -(-length // GROUP)",
+        "return 0",
+        "every shard draws the noise of the row's first groups",
+        "kernels_draw",
+    ),
+    _row(
+        "or type(placement) is Shard):",
+        "or hasattr(placement, 'dim')):",
+        "strided shards taken for shards",
+        "placements_that_are_refused",
+    ),
+    _row(
+        "        first = start + sum(at)\n",
+        "        first = start\n",
+        "every run of rows draws the noise of the first run",
+        "eager_draws",
+    ),
+    _row(
+        "    for dim in replicated:\n",
+        "    for dim in ():\n",
+        "ranks that replicate the rows draw each of its own seed",
+        "ranks_agree",
+        3,
+    ),
+    _row(
+        "flag = _gather([flag], _ranks(layout.mesh, dim))[0].amax(0)",
+        "flag = flag + 0 * _gather([flag], _ranks(layout.mesh, dim))[0].amax(0)",
+        "a rank raises where the others go on",
+        "no_distribution",
+    ),
+    _row(
+        "total = (s * scale).sum(0)",
+        "total = s.sum(0)",
+        "sums of shards added that are of different maxima",
+        "members_agree",
+    ),
+    _row(
+        "z = torch.log1p(e[..., :-1] / of_ranks.sum(0).unsqueeze(-1) / p).neg()",
+        "z = torch.log1p(e[..., :-1] / e[..., -1:] / p).neg()",
+        "every shard has a winner's noise of its own",
+        "relaxed_gradient",
+    ),
+    _row(
+        "bests = _gather([best.to(compute_dtype(x.dtype))], layout.ranks)[0]",
+        "bests = _gather([best.double()], layout.ranks)[0]",
+        "the mode's maxima sent in twice the bytes",
+        "collectives",
+    ),
+    _row(
+        "if reference() is not logits or _changes(logits) != changes:",
+        "if reference() is not logits:",
+        "log_prob of logits that were changed in place since the draw is of the former ones",
+        "what_is_changed_in_place",
+    ),
+    _row(
+        "        if not isinstance(draw, DTensor) or not _changes(draw) == _changes(value) == changes:",
+        "        if not isinstance(draw, DTensor):",
+        "a draw that was changed in place since is taken for what it was",
+        "what_is_changed_in_place",
+    ),
+    _row(
+        "Replicate() if isinstance(p, Replicate) or (p.dim == last and not columns) else Shard(p.dim + len(lead))",
+        "Replicate() if isinstance(p, Replicate) or (p.dim == last and not columns) else Shard(p.dim)",
+        "draws placed by the batch's dimension, without those in front of it",
+        "batches_of_four",
+    ),
+]

@@ -3,13 +3,8 @@
 from operations import grid
 
 GPU = grid("sample step train_step", [(64, 6), (65536, 18)], "float32 bfloat16")
-# Where a call costs more than its work.
 SMALL = [(1, 6), (64, 6), (8, 64), (64, 18), (32, 32), (1024, 6)]
-CPU = [
-    *grid("sample relaxed train_step", SMALL, field="calls"),
-    *grid("rsample log_prob entropy pass_through", SMALL),
-    *GPU[1:],
-]
+CPU = [*grid("sample rsample pass_through relaxed log_prob log_prob_index entropy step train_step", SMALL), *GPU[1:]]
 
 
 def test_rl(turn):

@@ -52,7 +52,7 @@ class Case(NamedTuple):
 
     Attributes:
         field: who takes part: "eager" is everybody as they are, "compiled" is everybody under torch.compile too, "ours"
-            is us alone, where the others have not the memory; "calls" is everybody, and the operators that we call.
+            is us alone, where the others have not the memory.
     """
 
     operation: str

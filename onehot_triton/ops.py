@@ -26,12 +26,19 @@ def apply(function: type[Function], *args: Any) -> Any:
     # A tensor under vmap does not tell whether a transform outside of it wants a gradient.
     if in_transform() or torch.compiler.is_compiling():
         return function.apply(*args)
-    differentiated = args[0].requires_grad or any(isinstance(arg, Tensor) and arg.requires_grad for arg in args)
-    if differentiated and torch.is_grad_enabled():
+    if torch.is_grad_enabled() and _any_requires_grad(args):
         # Function.apply itself first binds the arguments to the signature of `forward`, 13 us, to find defaults
         # (https://github.com/pytorch/pytorch/issues/189573).
         return super(Function, function).apply(*args)  # pyright: ignore
     return function.forward(*args)  # pyright: ignore
+
+
+def _any_requires_grad(args: tuple[Any, ...]) -> bool:
+    # A loop takes half the time of `any` and a generator.
+    for arg in args:  # noqa: SIM110
+        if isinstance(arg, Tensor) and arg.requires_grad:
+            return True
+    return False
 
 
 def _keep(ctx: Any, saved: tuple[Tensor | None, ...], by_products: tuple[Tensor | None, ...]) -> None:

@@ -145,7 +145,9 @@ def test_blocks_are_all_rows_and_no_larger_than_they_may_be(rows: int, elements:
     assert len(parts) <= 1 or (parts[0].stop + 1) * elements > 2**19
 
 
-def test_results_by_blocks_are_those_of_one_block(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("exp_is_fast", [False, True])
+def test_results_by_blocks_are_those_of_one_block(monkeypatch: pytest.MonkeyPatch, exp_is_fast: bool) -> None:
+    monkeypatch.setattr(cpu, "_EXP_IS_FAST", exp_is_fast)
     x, index = torch.randn(7, LONG), torch.randint(LONG, (3, 7))
     weight = torch.randn(7, LONG)
 

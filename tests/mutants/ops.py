@@ -74,16 +74,28 @@ MUTANTS = [
         gradients("has_the_law and small"),
     ),
     _small(
-        "index.masked_fill(~valid, -1), valid.to(dtype)",
-        "index, valid.to(dtype)",
+        "index = (index if all_valid else index.masked_fill(~top.isfinite(), -1)).squeeze(-1)",
+        "index = index.squeeze(-1)",
         "a relaxed sample of a row that is no distribution has an index",
         hard("bad_row_has_no_relaxed_draw"),
     ),
-    _small(
+    _formulas(
         "zero if drawn.all_valid else zero.nan_to_num(0.0)",
         "zero",
         "a row that is no distribution makes NaN of its draw",
         hard("bad_row_has_no_relaxed_draw"),
+    ),
+    _small(
+        "out.detach().zero_()",
+        "out.detach()",
+        "a straight-through draw of a small batch is softmax beside its ones",
+        gradients("small"),
+    ),
+    _small(
+        "out = y.to(dtype, copy=True, memory_format=torch.contiguous_format)",
+        "out = y.to(dtype, copy=False)",
+        "a softmax that the backward needs is written over",
+        gradients("small"),
     ),
     _small(
         "z = z.clamp_min(-1e20)",
@@ -110,8 +122,8 @@ MUTANTS = [
         "tests/test_backends.py -k no_distribution",
     ),
     _cpu(
-        "return d.mul_(_LOG2_E).exp2_()",
-        "return d.mul_(1.4427).exp2_()",
+        "d.mul_(_LOG2_E).exp2_()",
+        "d.mul_(1.4427).exp2_()",
         "five digits of log2 e",
         eager("results_by_blocks"),
     ),

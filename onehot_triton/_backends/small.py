@@ -143,9 +143,10 @@ def straight_through(
     return _with_gradient_of(drawn, y if drawn.index.dim() == 1 else y.expand(draws, *y.shape), dtype)
 
 
-def _with_gradient_of(drawn: Sample, y: Tensor, dtype: torch.dtype) -> Sample:
+def _with_gradient_of(drawn: Sample, y: Tensor, dtype: torch.dtype | None) -> Sample:
     """`eager.with_gradient_of` in one node of the graph: a copy of y, which autograd records, is written over, which it
     need not know. With the backward, 64 x 6 takes 37 us so, 47 by y - y.detach() added to a one-hot."""
+    assert dtype is not None
     if not drawn.all_valid:
         one_hot = eager.one_hot(drawn.index, y.shape[-1], dtype)
         return eager.with_gradient_of(drawn._replace(one_hot=one_hot), y)
@@ -156,7 +157,6 @@ def _with_gradient_of(drawn: Sample, y: Tensor, dtype: torch.dtype) -> Sample:
 
 def _relaxed_first(x: Tensor, draws: int, dtype: torch.dtype | None, seed: Seed, temperature: Tensor | float) -> Sample:
     """`eager.relaxed_first` in the fewest calls, in float64, where no maximum need be subtracted."""
-    assert dtype is not None
     u = rng.uniform_like(x if draws == 1 else x.expand(draws, *x.shape), seed.generator)
     z = x - rng.exponential_of(u).neg_().log_()
     if isinstance(temperature, Tensor):

@@ -22,6 +22,7 @@ STEPS = "tests/test_benchmarks.py -k 'not_timed_and or at_its_limit or end_in_ti
 OFF = "tests/test_benchmarks.py -k kernel_that_is_off"
 STATIC_STATUS = "tests/test_static_cost.py -k status"
 LISTING = "tests/test_static_cost.py -k 'listing or masked_loop'"
+EVERY_LIMIT = "tests/test_static_cost.py -k 'every_limit and here'"
 
 MUTANTS = [
     # checks.py
@@ -508,9 +509,35 @@ MUTANTS = [
     ),
     Mutant(COST, "if turns and not is_masked(loop):", "if turns:", "masked loops counted", LISTING),
     Mutant(
-        COST, '> LIMITS[entry["operation"]]', '> 10 * LIMITS[entry["operation"]]', "a limit never reported", LISTING
+        COST,
+        'entry["instructions_per_element"] > limit(entry)',
+        'entry["instructions_per_element"] > 10 * limit(entry)',
+        "a limit never reported",
+        LISTING,
     ),
-    Mutant(COST, 'over = f"  over {LIMITS', 'over = f"" and f"  over {LIMITS', "a limit found and not shown", LISTING),
+    Mutant(COST, 'over = f"  over {limit', 'over = f"" and f"  over {limit', "a limit found and not shown", LISTING),
+    Mutant(
+        COST,
+        'LIMITS | GROUP_LIMITS if entry["tile"] <= GROUP else LIMITS',
+        "LIMITS | GROUP_LIMITS",
+        "the limit of a program of one group for every tile",
+        LISTING,
+    ),
+    Mutant(
+        COST,
+        "if function in SUMS_OF_TWO:",
+        "if function.__name__ in [one.__name__ for one in SUMS_OF_TWO]:",
+        "a kernel taken for another of the same name",
+        EVERY_LIMIT,
+    ),
+    Mutant(
+        COST,
+        "if not counts and any(",
+        "if not instructions and any(",
+        "a kernel whose loop is not found, taken for one without",
+        "tests/test_static_cost.py -k loop_that_is_not_found",
+    ),
+    Mutant(COST, '"gapped_grad": 26,', '"gapped_grad": 27,', "a limit raised silently", EVERY_LIMIT),
     Mutant(COST, "return 1 if over else 0", "return 0", "a status that is always 0", STATIC_STATUS),
     Mutant(
         COST,
@@ -521,8 +548,8 @@ MUTANTS = [
     ),
     Mutant(
         COST,
-        'entry["columns"] >= LIMIT_FROM',
-        'entry["columns"] > LIMIT_FROM',
+        'entry["columns"] < LIMIT_FROM',
+        'entry["columns"] <= LIMIT_FROM',
         "the limit from one column later",
         LISTING,
     ),

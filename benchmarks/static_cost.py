@@ -325,11 +325,11 @@ def show(entries: list[dict[str, Any]]) -> None:
     print(form.format(*names, "bytes", "predicted limit (issue / memory)"))
     for e in entries:
         shape = f"{e['rows']} x {e['columns']}"
-        limit = f"{e['predicted_limit']:6} ({e['issue_over_memory']:.2f})"
+        predicted = f"{e['predicted_limit']:6} ({e['issue_over_memory']:.2f})"
         values = (e["operation"], e["kernel"], e["arch"], e["dtype"], e["out_dtype"], shape)
         over = f"  over {limit(e)}" if over_limit(e) else ""
         numbers = [e[name] for name in ("registers", "spill_bytes", "load_bits", "store_bits", "bytes_per_element")]
-        print(form.format(*values, f"{e['instructions_per_element']:.1f}", *numbers, limit + over))
+        print(form.format(*values, f"{e['instructions_per_element']:.1f}", *numbers, predicted + over))
 
 
 def main() -> int:

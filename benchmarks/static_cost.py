@@ -52,9 +52,9 @@ LIMITS = {
     # For each of the samples.
     "relaxed_samples": 60,
     "reinmax_grad": 26,
-    # Of a temperature other than 1, on which p is not q: a second exponential and a third sum of the row. 17.5 are
-    # arithmetic of an element, the rest is what 8 warps do once, of which three reductions are most, over 16 elements a
-    # thread. With 32 it is 26.1 (bfloat16), at 128 registers: half as many warps on a multiprocessor.
+    # At a temperature other than 1, q is not p: a second exponential, and a third sum of the row. 19.8 are of an
+    # element, and 209 of a thread, most of them for three reductions over 8 warps, which 16 elements share. With 32
+    # elements a thread it is 26.3 (bfloat16), but 128 registers: a quarter of the warps that a multiprocessor can have.
     "reinmax_grad_temperatures": 33,
     "gapped_grad": 26,
     "soft_grad": 20,

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from . import launch
 from .entropy import logsumexp as row_logsumexp
-from .noise import ELEMENT, GROUP, GROUPS, LOG2E, PER_CALL, exponential64, load_key, seed_arguments, word_pairs, words
+from .noise import ELEMENT, GROUP, GROUPS, LOG2E, PER_CALL, exponential64, load_key, seed_arguments, words
 from .rows import (
     allowed_arguments,
     compute_dtype,
@@ -43,22 +43,27 @@ _SUMS = ["maximum_ptr", "total_ptr"]
 
 
 @triton.jit
-def _winner(x, maximum, column, call, row, draw, key, counter3):
-    """The column of the least E / w of each row, [ROWS], w = exp(x - maximum); the lowest of them where some are equal.
-    A logit of -inf ends at inf, and is never drawn. The tile is two halves of a group, [2, DEPTH, ROWS, LANES, VECTOR],
-    and `call` is for one."""
-    pair = tl.permute(word_pairs(ELEMENT, call, over_tile(row), draw, key, counter3), (4, 0, 1, 2, 3))
+def _race(w0, w1, x, maximum):
+    """E / w of a tile, w = exp(x - maximum)."""
     weight_inverse = tl.exp2(((over_tile(maximum) - x) * LOG2E).to(tl.float32))
-    race = exponential64(pair.to(tl.uint32), (pair >> 32).to(tl.uint32)) * weight_inverse
-    least = tl.min(lane_min(race), 1)
-    return tl.min(lane_min(tl.where(race == over_tile(least), column, 2**30)), 1)
+    return exponential64(w0, w1) * weight_inverse
 
 
 @triton.jit
-def _halves(DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr):
-    """The columns of a group, [2, DEPTH, 1, LANES, VECTOR], and the Philox calls, of which each serves both halves."""
-    call = tile_columns(DEPTH, LANES, VECTOR)
-    return tl.arange(0, 2)[:, None, None, None, None] * (DEPTH * LANES * VECTOR) + call, call
+def _winner(x, upper, maximum, call, upper_call, HALF: tl.constexpr, first_call, row, draw, key, counter3):
+    """The place in its group of the least E / w of each row, [ROWS]; the lowest of them where some are equal. A logit
+    of -inf ends at inf, and is never drawn. The group is two tiles: the places `call` of its first half, and those of
+    its second, HALF + `upper_call`, that may be columns. One Philox call, numbered from `first_call` on, serves a place
+    of each half: where both tiles have it, the compiler makes it once."""
+    row = over_tile(row)
+    w0, w1, _, _ = words(ELEMENT, first_call + call, row, draw, key, counter3)
+    _, _, w2, w3 = words(ELEMENT, first_call + upper_call, row, draw, key, counter3)
+    race = _race(w0, w1, x, maximum)
+    upper_race = _race(w2, w3, upper, maximum)
+    least = over_tile(tl.min(tl.minimum(lane_min(race), lane_min(upper_race)), 1))
+    place = lane_min(tl.where(race == least, call, 2**30))
+    upper_place = lane_min(tl.where(upper_race == least, HALF + upper_call, 2**30))
+    return tl.min(tl.minimum(place, upper_place), 1)
 
 
 @triton.jit
@@ -76,30 +81,39 @@ def _short_kernel(
     logits_ptr, one_hot_ptr, index_ptr, logsumexp_ptr, allowed_ptr, seed_ptr, key: tl.int64, counter3: tl.int64,
     row_offset: tl.int64, row_stride: tl.int64, allowed_stride: tl.int64, rows: tl.int64, draws: tl.int64, columns,
     ONE_HOT: tl.constexpr, TYPE: tl.constexpr,
-    ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
+    ROWS: tl.constexpr, DEPTH: tl.constexpr, UPPER_DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     # Rows of one group: no race of groups, and the whole row stays in registers over all draws.
     key = load_key(seed_ptr, key)
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
-    column, call = _halves(DEPTH, LANES, VECTOR)
+    HALF: tl.constexpr = DEPTH * LANES * VECTOR
+    column = tile_columns(DEPTH, LANES, VECTOR)
+    call = tile_columns(UPPER_DEPTH, LANES, VECTOR)
+    upper = HALF + call
     mask = over_tile(inside) & (column < columns)
-    allowed_at = over_tile(row * allowed_stride) + column
-    x = load_logits(tile_ptrs(logits_ptr + over_tile(row * row_stride), column), mask, TYPE, allowed_ptr, allowed_at)
+    upper_mask = over_tile(inside) & (upper < columns)
+    ptrs = logits_ptr + over_tile(row * row_stride)
+    allowed_at = over_tile(row * allowed_stride)
+    x = load_logits(tile_ptrs(ptrs, column), mask, TYPE, allowed_ptr, allowed_at + column)
+    upper_x = load_logits(tile_ptrs(ptrs, upper), upper_mask, TYPE, allowed_ptr, allowed_at + upper)
 
-    maximum = tl.max(lane_max(x), 1)
-    total = tl.sum(lane_sum(tl.exp2((x - over_tile(or_zero(maximum))) * LOG2E)), 1)
+    maximum = tl.max(tl.maximum(lane_max(x), lane_max(upper_x)), 1)
+    base = over_tile(or_zero(maximum))
+    total = tl.sum(lane_sum(tl.exp2((x - base) * LOG2E)) + lane_sum(tl.exp2((upper_x - base) * LOG2E)), 1)
     if tl.program_id(1) == 0:
         store_logsumexp(logsumexp_ptr, row, rows, inside, maximum, log_sum_of(total))
 
     for draw in range(tl.program_id(1).to(tl.int64), draws, tl.num_programs(1)):
-        winner = _winner(x, maximum, column, call, row + row_offset, draw, key, counter3)
+        winner = _winner(x, upper_x, maximum, column, call, HALF, 0, row + row_offset, draw, key, counter3)
         winner = tl.where(total > 0, winner, -1)
         at = draw * rows + row
         tl.store(index_ptr + at, winner.to(tl.int64), mask=inside)
         if ONE_HOT:
-            out = tile_ptrs(one_hot_ptr + over_tile(at * columns), column)
-            tl.store(out, _zero_or_one(column == over_tile(winner), one_hot_ptr), mask=mask)
+            out = one_hot_ptr + over_tile(at * columns)
+            one = over_tile(winner)
+            tl.store(tile_ptrs(out, column), _zero_or_one(column == one, one_hot_ptr), mask=mask)
+            tl.store(tile_ptrs(out, upper), _zero_or_one(upper == one, one_hot_ptr), mask=upper_mask)
 
 
 @triton.jit
@@ -198,12 +212,16 @@ def _race_elements(
     logits_ptr, allowed_ptr, allowed_at, first_group, group, row, draw, key, counter3, columns, TYPE: tl.constexpr
 ):
     """The winning column of the winning group."""
-    i, call = _halves(1, 128, _HALF // 128)
-    column = group * _GROUP + i
+    call = tile_columns(1, 128, _HALF // 128)
+    column = group * _GROUP + call
+    upper = column + _HALF
     x = load_logits(tile_ptrs(logits_ptr, column), column < columns, TYPE, allowed_ptr, allowed_at + column)
+    upper_x = load_logits(tile_ptrs(logits_ptr, upper), upper < columns, TYPE, allowed_ptr, allowed_at + upper)
     row += tl.arange(0, 1)
-    call += _number(group, first_group) * _HALF
-    return tl.min(_winner(x, tl.max(lane_max(x), 1), column, call, row, draw, key, counter3), 0)
+    maximum = tl.max(tl.maximum(lane_max(x), lane_max(upper_x)), 1)
+    first_call = _number(group, first_group) * _HALF
+    winner = _winner(x, upper_x, maximum, call, call, _HALF, first_call, row, draw, key, counter3)
+    return group * _GROUP + tl.min(winner, 0)
 
 
 @triton.jit
@@ -344,9 +362,12 @@ def sample(
     if short:
         tile = launch.noise_tile(logits, 2)
         programs = launch.cdiv(rows, tile.rows)
+        # Of 18 columns the second half has 2 of 16: no depth of the tile for what is beyond them.
+        upper = launch.cdiv(max(1, columns - tile.columns), tile.lanes * tile.vector)
         _short_kernel[(programs, launch.draw_programs(logits, programs, draws))](
-            *out, rows=rows, draws=draws, columns=columns, num_warps=tile.warps, **tile.shape, **race
-        )
+            *out, rows=rows, draws=draws, columns=columns, UPPER_DEPTH=launch.next_power_of_2(upper),
+            num_warps=tile.warps, **tile.shape, **race,
+        )  # fmt: skip
         return one_hot, index, logsumexp
     groups = launch.cdiv(columns, GROUP)
     sums = torch.empty(2, rows, groups, dtype=logsumexp.dtype, device=logits.device).unbind()

@@ -1360,14 +1360,14 @@ MUTANTS = [
         "_, _, w2, w3 = words(ELEMENT",
         "w2, w3, _, _ = words(ELEMENT",
         "the halves of a row share their noise",
-        "tests/test_kernel_cases.py -k 'sample_index-alone'",
+        "tests/test_kernels.py -k draw_for_draw",
     ),
     Mutant(
         "kernels/sample.py",
         "launch.cdiv(max(1, columns - tile.columns), tile.lanes * tile.vector)",
         "1",
         "the second half of a row is cut off",
-        "tests/test_kernel_cases.py -k 'sample_index-alone or sample_index-shared'",
+        "tests/test_kernels.py -k draw_for_draw",
     ),
     Mutant(
         "kernels/sample.py",

@@ -80,6 +80,8 @@ def main() -> None:
             with pytest.MonkeyPatch.context() as patch, use_backend("triton"):
                 # Launches that are kept would keep their tensors: each call would touch fresh memory.
                 on_tensors_of_a_cpu(patch).launches = deque(maxlen=0)
+                # Of a GPU nobody asks whether kernels are interpreted, which takes a microsecond of a real environment.
+                patch.setattr(os, "environ", dict(os.environ))
                 stub, launched = InterpretedFunction.run, []
                 call()
 

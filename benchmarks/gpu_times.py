@@ -155,6 +155,7 @@ NEEDS = {
     "entropy": "entropy",
     "step": "sample log_prob entropy",
     "train_step": "sample log_prob entropy softmax_grad",
+    "joint_step": "sample log_prob entropy softmax_grad",
     "policy_gradient": "log_prob entropy",
     "decode": "sample log_prob",
 }

@@ -106,6 +106,7 @@ WRONG = {
     "entropy": lambda x, _: torch.softmax(x, -1).square().sum(-1),
     "step": lambda x, _: (hot(x, draw(x)), x.logsumexp(-1), x.logsumexp(-1)),
     "train_step": lambda x, _: 3 * (x.sum(-1),),
+    "joint_step": lambda x, _: 3 * (x.sum(-1),),
     "policy_gradient": lambda x, index: (x.log_softmax(-1)[:, 0], x.logsumexp(-1)),
     "decode": lambda x, _: (hot(x, draw(x)), x.logsumexp(-1)),
 }

@@ -334,6 +334,43 @@ def test_kernels_read_an_expanded_batch_where_it_is(
     assert allocations.most_beside(result) < 8 * 4 * 8 * len(x) + 100 * len(x) * 8
 
 
+@pytest.mark.parametrize("of", [(16, 1), (8,)], ids=["a mask a row of eight", "eight masks for all rows"])
+def test_kernels_copy_a_mask_that_is_no_rows_once(monkeypatch: pytest.MonkeyPatch, of: tuple[int, ...]) -> None:
+    """A byte a category, where the distribution is made; its calls read that, and make O(rows). Logits are as they
+    are, and so is a mask that can be read in place."""
+    read: set[tuple[int, int]] = set()
+
+    def launch(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        logits = kwargs["logits_ptr"] if "logits_ptr" in kwargs else args[0]
+        read.add((logits.data_ptr(), kwargs["allowed_ptr"].data_ptr()))
+
+    monkeypatch.setattr(interpreter.InterpretedFunction, "run", launch)
+    x, mask = torch.randn(16, 8, 5000), torch.rand(*of, 5000) > 0.5
+    index = torch.zeros(16, 8, dtype=torch.int64)
+    with use_backend("triton"):
+        with Allocations(x, mask) as allocations:
+            dist = MaskedOneHotCategorical(x, mask=mask, validate_args=False)
+        assert dist._mask_to_apply is not None
+        assert [size for _, size in allocations.changes] == [x.numel()]
+        with Allocations(x, mask, dist._mask_to_apply) as allocations:
+            dist.sample_index()
+            dist.log_prob_index(index)
+            dist.entropy()
+            dist.log_prob_index_and_entropy(index)
+        assert sum(size for _, size in allocations.changes if size > 0) < 400 * index.numel()
+        assert read == {(x.data_ptr(), dist._mask_to_apply.data_ptr())}
+        # In place: one that is changed counts as it is then.
+        mask.logical_not_()
+        dist._current_logits()
+        assert torch.equal(dist._mask_to_apply, mask.expand(x.shape))
+        # Rows as they are, and what repeats itself as the logits do.
+        repeated = torch.randn(*of, 5000)
+        with Allocations(x, mask, repeated) as allocations:
+            MaskedOneHotCategorical(x, mask=mask.view(-1, 5000)[0], validate_args=False)
+            MaskedOneHotCategorical(repeated.expand(x.shape), mask=mask, validate_args=False)
+        assert allocations.changes == []
+
+
 @pytest.mark.interpreted
 @pytest.mark.parametrize("shape", [(4, 3, 2), (3, 4, 2)], ids=str)
 def test_an_expanded_batch_is_computed_as_its_copy_is(shape: tuple[int, ...], backend: str) -> None:

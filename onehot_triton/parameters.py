@@ -41,9 +41,9 @@ def _log(weights: Tensor) -> Tensor:
 
 
 def _in_rows(mask: Tensor, logits: Tensor) -> Tensor:
-    """`mask` [*batch, columns], copied where it cannot be read as rows, as [B, 1, columns] or [8, columns] beside logits
-    [B, 8, columns]: else each call would. Not one that repeats itself where the logits do, since neither is read more
-    than once."""
+    """`mask` [*batch, columns], copied where it cannot be read as rows: [B, 1, columns] or [8, columns] beside logits
+    [B, 8, columns], which each call would copy. Not one that repeats itself where the logits do, since neither is read
+    more than once."""
     batch = [d for d in range(mask.dim() - 1) if mask.shape[d] != 1]
     repeats = any(mask.stride(d) == logits.stride(d) == 0 for d in batch)
     rows = all(mask.stride(a) == mask.shape[b] * mask.stride(b) for a, b in itertools.pairwise(batch))

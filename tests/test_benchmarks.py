@@ -361,6 +361,16 @@ def test_a_kernel_that_is_off_is_seen(operation: str, place, name, spoil, monkey
         gpu_checks.checked(CPU, True, check, 3, 18, torch.float32)
 
 
+@pytest.mark.parametrize("of", [0, 1], ids=["dx", "dt"])
+def test_a_gradient_of_soft_samples_that_is_off_is_seen(of: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = gpu_checks.soft_grad.soft_grad
+    gpu_checks.checked(CPU, True, gpu_checks.soft_gradients, True)
+    spoiled = lambda *args: tuple(1.01 * f if i == of else f for i, f in enumerate(right(*args)))  # noqa: E731
+    monkeypatch.setattr(gpu_checks.soft_grad, "soft_grad", spoiled)
+    with pytest.raises(AssertionError, match=("logits", "temperature")[of]):
+        gpu_checks.checked(CPU, True, gpu_checks.soft_gradients, True)
+
+
 def test_a_fault_of_every_check_at_a_shape_is_planted() -> None:
     assert {operation for operation, *_ in FAULTS} == set(gpu_checks.AT_A_SHAPE)
 

@@ -235,8 +235,8 @@ def soft_gradients(device: torch.device, small: bool) -> None:
             except AssertionError as error:
                 raise AssertionError(f"the gradient of the logits, {where}: {error}") from None
             # A GPU's log2 is off by 2^-22 where its result is near 0: of each product, where y is near 1.
-            few = 2.0**-18 * y.double().sum((0, 2)) * grad.double().abs().amax((0, 2)) / t
-            off = ((dt - exact_dt).abs() / (4 * (twin_dt - exact_dt).abs() + few)).nan_to_num().max().item()
+            few = 2.0**-18 * y.double().sum((0, 2)) * grad.double().abs().amax((0, 2)) / t + 1e-30
+            off = ((dt - exact_dt).abs() / (4 * (twin_dt - exact_dt).abs() + few)).max().item()
             assert off <= 1, f"the gradient of the temperature, {where}: off by {off:.1f} times what it may"
 
 

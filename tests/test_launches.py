@@ -287,6 +287,14 @@ EXPANDED = {
         torch.zeros((), dtype=torch.int64).expand(len(x), 8)
     ),
     "entropy": lambda x: OneHotCategorical(x).expand((100, len(x))).entropy(),
+    "log_prob and entropy of many": lambda x: (
+        OneHotCategorical(x)
+        .expand((100, len(x)))
+        .log_prob_index_and_entropy(torch.zeros((), dtype=torch.int64).expand(100, len(x)))[0]
+    ),
+    "rsample, log_prob and entropy": lambda x: (
+        OneHotCategorical(x.requires_grad_().expand(8, -1, -1)).rsample_log_prob_and_entropy()[0].detach()
+    ),
 }
 expanded = pytest.mark.parametrize("call", EXPANDED.values(), ids=EXPANDED)
 
@@ -331,7 +339,8 @@ def test_kernels_read_an_expanded_batch_where_it_is(
     with use_backend("triton"), Allocations(x) as allocations:
         result = call(x)
     assert set(read) == {x.data_ptr()}
-    assert allocations.most_beside(result) < 8 * 4 * 8 * len(x) + 100 * len(x) * 8
+    # An index for each repetition, and the entropy beside a log-probability.
+    assert allocations.most_beside(result) < 8 * 4 * 8 * len(x) + 100 * len(x) * (8 + 4)
 
 
 @pytest.mark.parametrize("of", [(16, 1), (8,)], ids=["a mask a row of eight", "eight masks for all rows"])

@@ -222,11 +222,14 @@ def test_transforms(method, backend):
     """torch.func.grad alone, under vmap, and forwards."""
     x, weight = torch.randn(3, 2, 4, dtype=torch.float64), torch.randn(2, 4, dtype=torch.float64)
 
+    def logits(x: Tensor) -> Tensor:
+        return x.masked_fill(torch.arange(4) > 2, -math.inf)
+
+    def draw(x: Tensor) -> Tensor:
+        return OneHotCategorical(logits(x), grad_method=method, temperature=1.5, validate_args=False).rsample()
+
     def loss(x: Tensor) -> Tensor:
-        # Its draws are known: an equal draw in every way.
-        logits = x.masked_fill(torch.arange(4) > 2, -math.inf)
-        hot = OneHotCategorical(logits, grad_method=method, temperature=1.5, validate_args=False).rsample()
-        return (hot * weight).sum()
+        return (draw(x) * weight).sum()
 
     leaf = x[0].clone().requires_grad_()
     torch.manual_seed(4)
@@ -239,11 +242,10 @@ def test_transforms(method, backend):
     torch.testing.assert_close(found.sum(-1), torch.zeros(3, 2).double(), rtol=0, atol=1e-12)
     with forward_ad.dual_level():
         v = torch.randn_like(leaf)
-        torch.manual_seed(4)
-        out = forward_ad.unpack_dual(loss(forward_ad.make_dual(leaf.detach(), v)))
-        torch.manual_seed(4)
-        (backwards,) = torch.autograd.grad(loss(leaf), leaf)
-    torch.testing.assert_close(out.tangent, (backwards * v).sum())
+        hot, tangent = forward_ad.unpack_dual(draw(forward_ad.make_dual(leaf.detach(), v)))
+    assert tangent is not None
+    forwards = definition(method, logits(leaf.detach()), hot, weight, 1.5)
+    torch.testing.assert_close((tangent * weight).sum(), (forwards * v).sum())
 
 
 @pytest.mark.parametrize("method", [*NEW, RELAXED], ids=lambda method: method.name)

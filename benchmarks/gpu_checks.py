@@ -230,6 +230,8 @@ def soft_gradients(device: torch.device, small: bool) -> None:
             where = f"{columns} columns, {draws} draws, {dtype}"
             (dx, dt), (twin_dx, twin_dt) = (f(y, grad, t, True) for f in (soft_grad.soft_grad, eager.soft_grad))
             exact_dx, exact_dt = eager.soft_grad(y.double(), grad.double(), t.double(), True)
+            assert twin_dt is not None
+            assert exact_dt is not None
             try:
                 cases.assert_as_good_as(dx, twin_dx, exact_dx, dtype)
             except AssertionError as error:

@@ -183,12 +183,12 @@ MEMBERS = ["of a value", "of an index", "of a draw"]
 each_member = pytest.mark.parametrize("member", MEMBERS)
 
 
-def of(dist: OneHotCategorical, member: str, index: Tensor) -> tuple[Tensor, ...]:
-    """(log_prob, entropy), or with the draw in front, [2, *batch]: of `index` where nothing is drawn."""
+def of(dist: OneHotCategorical, member: str, index: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+    """(draw, log_prob, entropy), of `index` where nothing is drawn, of as many draws where something is."""
     if member == "of a value":
-        return dist.log_prob_and_entropy(torch.nn.functional.one_hot(index.clamp(min=0), dist.num_samples))
+        return None, *dist.log_prob_and_entropy(torch.nn.functional.one_hot(index, dist.num_samples))
     if member == "of an index":
-        return dist.log_prob_index_and_entropy(index)
+        return None, *dist.log_prob_index_and_entropy(index)
     return dist.rsample_log_prob_and_entropy(index.shape[: index.dim() - len(dist.batch_shape)])
 
 
@@ -218,18 +218,18 @@ def test_rows_that_are_no_distribution(backend: str, bad: float, rows: int, memb
     x = torch.randn(rows, 20)
     x[1, slice(None) if bad < 0 else 7] = bad
     x.requires_grad_()
-    found = of(OneHotCategorical(x, validate_args=False), member, torch.zeros(2, rows, dtype=torch.int64))
+    index = torch.zeros(2, rows, dtype=torch.int64)
+    draw, log_prob, entropy = of(OneHotCategorical(x, validate_args=False), member, index)
     good = torch.arange(rows) != 1
-    draw = found[0].detach() if len(found) > 2 else None
     if draw is not None:
-        assert torch.equal(draw.sum(-1), good.float().expand(2, -1))
-    assert all(torch.equal(out.isnan(), ~good.expand(out.shape)) for out in found[-2:])
-    index = torch.zeros(2, rows, dtype=torch.int64) if draw is None else draw.argmax(-1)
+        assert torch.equal(draw.detach().sum(-1), good.float().expand(2, -1))
+        index = draw.detach().argmax(-1)
+    assert all(torch.equal(out.isnan(), ~good.expand(out.shape)) for out in (log_prob, entropy))
     y = x[good].detach().requires_grad_()
     alone = OneHotCategorical(y)
     expected = alone.log_prob_index(index[:, good]), alone.entropy()
-    torch.testing.assert_close((found[-2][:, good], found[-1][good]), expected, rtol=1e-6, atol=2e-6)
-    (grad,) = torch.autograd.grad(found[-2][:, good].sum() + found[-1].nansum(), x, retain_graph=True)
+    torch.testing.assert_close((log_prob[:, good], entropy[good]), expected, rtol=1e-6, atol=2e-6)
+    (grad,) = torch.autograd.grad(log_prob[:, good].sum() + entropy.nansum(), x)
     torch.testing.assert_close(grad[good], torch.autograd.grad(expected[0].sum() + expected[1].sum(), y)[0])
     assert grad[1].isnan().all()
 
@@ -239,9 +239,9 @@ def test_no_rows_and_no_draws(backend: str, member: str) -> None:
     for batch, draws in (((0,), 2), ((4,), 0), ((0, 3), 0)):
         x = torch.randn(*batch, 6, requires_grad=True)
         dist = OneHotCategorical(x)
-        found = of(dist, member, torch.zeros(draws, *batch, dtype=torch.int64))
-        assert [out.shape for out in found[-2:]] == [(draws, *batch), batch]
-        (grad,) = torch.autograd.grad([out.sum() for out in found], x)
+        draw, *both = of(dist, member, torch.zeros(draws, *batch, dtype=torch.int64))
+        assert [out.shape for out in both] == [(draws, *batch), batch]
+        (grad,) = torch.autograd.grad([out.sum() for out in (draw, *both) if out is not None], x)
         torch.testing.assert_close(grad, torch.autograd.grad(dist.entropy().sum(), x)[0])
 
 
@@ -290,10 +290,10 @@ def test_of_fake_tensors(backend: str, member: str) -> None:
     with FakeTensorMode():
         x = torch.randn(4, 3, 6, dtype=torch.bfloat16, requires_grad=True)
         dist = OneHotCategorical(x, validate_args=False)
-        found = of(dist, member, torch.zeros(2, 4, 3, dtype=torch.int64))
-        assert [out.shape for out in found[-2:]] == [(2, 4, 3), (4, 3)]
-        assert [out.dtype for out in found[-2:]] == [torch.float32, torch.float32]
-        (grad,) = torch.autograd.grad([out.sum() for out in found], x)
+        draw, *both = of(dist, member, torch.zeros(2, 4, 3, dtype=torch.int64))
+        assert [out.shape for out in both] == [(2, 4, 3), (4, 3)]
+        assert [out.dtype for out in both] == [torch.float32, torch.float32]
+        (grad,) = torch.autograd.grad([out.sum() for out in (draw, *both) if out is not None], x)
         assert (grad.shape, grad.dtype) == (x.shape, x.dtype)
 
 

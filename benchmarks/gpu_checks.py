@@ -230,6 +230,7 @@ def soft_gradients(device: torch.device, small: bool) -> None:
             where = f"{columns} columns, {draws} draws, {dtype}"
             (dx, dt), (twin_dx, twin_dt) = (f(y, grad, t, True) for f in (soft_grad.soft_grad, eager.soft_grad))
             exact_dx, exact_dt = eager.soft_grad(y.double(), grad.double(), t.double(), True)
+            assert dt is not None
             assert twin_dt is not None
             assert exact_dt is not None
             try:

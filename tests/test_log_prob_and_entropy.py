@@ -6,6 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from onehot_triton import MaskedOneHotCategorical, OneHotCategorical, ReparamGradientStrategy, use_backend
@@ -283,6 +284,24 @@ def test_a_draw_with_both_under_vmap_and_compile(backend: str) -> None:
     y = x[0].clone().requires_grad_()
     torch.compile(loss, backend="aot_eager", fullgraph=True)(y).backward()
     torch.testing.assert_close(y.grad, expected[0])
+
+
+# Torch's own: forward mode scripts something when it is first used.
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_a_draw_with_both_in_forward_mode(backend: str) -> None:
+    x, v = torch.randn(2, 3, 6).double()
+    with forward_ad.dual_level():
+        dist = OneHotCategorical(forward_ad.make_dual(x, v), validate_args=False)
+        hot, *others = (forward_ad.unpack_dual(out) for out in dist.rsample_log_prob_and_entropy())
+
+    def by_hand(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        log_p = x.log_softmax(-1)
+        return log_p.exp(), (log_p * hot.primal).sum(-1), -(log_p.exp() * log_p).sum(-1)
+
+    (_, *values), tangents = torch.func.jvp(by_hand, (x,), (v,))
+    assert torch.equal(hot.primal.sum(-1), torch.ones(3).double())
+    torch.testing.assert_close([other.primal for other in others], values)
+    torch.testing.assert_close([hot.tangent, *(other.tangent for other in others)], [*tangents])
 
 
 @each_member

@@ -372,6 +372,18 @@ MUTANTS = [
         "an index that is no column is an error",
         both("widens"),
     ),
+    _cpu(
+        "log_prob_and_entropy(x, drawn.index, None, drawn.all_valid)\n    return drawn",
+        "log_prob_and_entropy(x, drawn.index, None, True)\n    return drawn",
+        "a row without a draw has an index that is no column",
+        both("of_a_row_that_is_no_distribution"),
+    ),
+    _formulas(
+        "drawn = straight_through(x, None, draws, dtype, seed, ReparamGradientStrategy.PassThrough, 1.0, 1)",
+        "drawn = straight_through(x.detach(), None, draws, dtype, seed, ReparamGradientStrategy.PassThrough, 1.0, 1)",
+        "a draw without its tangent",
+        both("forward_mode") + " --without-cpu",
+    ),
     # Autograd
     _ops(
         "*x.shape)\n                grad = grad[0] if draws == 1 else grad.sum(0)\n            args",

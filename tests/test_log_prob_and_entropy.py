@@ -298,7 +298,7 @@ def test_a_draw_with_both_in_forward_mode(backend: str) -> None:
         log_p = x.log_softmax(-1)
         return log_p.exp(), (log_p * hot.primal).sum(-1), -(log_p.exp() * log_p).sum(-1)
 
-    (_, *values), tangents = torch.func.jvp(by_hand, (x,), (v,))
+    (_, *values), tangents = torch.func.jvp(by_hand, (x,), (v,))[:2]
     assert torch.equal(hot.primal.sum(-1), torch.ones(3).double())
     torch.testing.assert_close([other.primal for other in others], values)
     torch.testing.assert_close([hot.tangent, *(other.tangent for other in others)], [*tangents])

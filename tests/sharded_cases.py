@@ -818,8 +818,9 @@ _DRAWS = _draws, _straight_through
 def compiled_programs_are_one_graph(rank: int, world: int) -> None:
     """And those with a gradient of columns send what is sent without a compiler, in one order on all ranks: of uneven
     shards, whose sizes are other ones, and a compiler plans by them what it computes twice."""
-    from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
     from torch._dynamo.backends.common import aot_autograd
+    from torch._functorch._aot_autograd.utils import make_boxed_func
+    from torch._functorch.partitioners import min_cut_rematerialization_partition
     from torch.distributed.tensor import Shard
 
     mesh = _mesh(world)
@@ -914,12 +915,16 @@ def a_tensor_parallel_head_streams_what_one_process_does(rank: int, world: int) 
 @case(2)
 def equally_seeded_ranks_of_torch_draw_equal_noise(rank: int, world: int) -> None:
     """What docs/coming-from.md says of torch's DTensor."""
-    from torch.distributed.tensor import Shard
+    from torch.distributed.tensor import DTensor, Shard
 
-    torch.manual_seed(4)
     mesh = _mesh(world)
-    noise = _placed(torch.zeros(2, 8 * world), mesh, Shard(-1)).exponential_().to_local()
-    _same_on_all(noise)
+    for name in ("exponential_", "uniform_", "normal_"):
+        torch.manual_seed(4)
+        noise = getattr(_placed(torch.zeros(2, 8 * world), mesh, Shard(-1)), name)()
+        _same_on_all(noise.to_local())
+    listed = DTensor._op_dispatcher._random_ops
+    assert torch.ops.aten.uniform_.default in listed
+    assert torch.ops.aten.exponential_.default not in listed
 
 
 @case(2)

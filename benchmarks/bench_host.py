@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 # Microseconds above Triton's own launches.
-TARGETS = {"sample": 25.0, "train step": 90.0}
+TARGETS = {"sample": 25.0, "train step": 90.0, "as one node": 90.0}
 TURNS, TURN_SECONDS = 300, 0.002
 
 
@@ -39,7 +39,11 @@ def calls(rows: int, columns: int) -> dict[str, Callable[[], Any]]:
         draw = dist.rsample()
         return torch.autograd.grad([draw, dist.log_prob(draw), dist.entropy()], leaf, grads)
 
-    return {"sample": sample, "train step": step}
+    def joint() -> Any:
+        dist = OneHotCategorical(leaf, grad_method=ReparamGradientStrategy.PassThrough, validate_args=False)
+        return torch.autograd.grad(dist.rsample_log_prob_and_entropy(), leaf, grads)
+
+    return {"sample": sample, "train step": step, "as one node": joint}
 
 
 def microseconds(call: Callable[[], Any]) -> float:
@@ -70,12 +74,14 @@ def main() -> None:
     from onehot_triton import use_backend
 
     torch.set_num_threads(1)
-    print(f"{'':10} {'rows x columns':>14} {'all':>7} {'launches':>12} {'above':>7} {'target':>7}   microseconds")
+    print(f"{'':11} {'rows x columns':>14} {'all':>7} {'launches':>12} {'above':>7} {'target':>7}   microseconds")
     for shape in ((64, 18), (64, 32), (2, 5000)):
         for name, call in calls(*shape).items():
             with pytest.MonkeyPatch.context() as patch, use_backend("triton"):
                 # Launches that are kept would keep their tensors: each call would touch fresh memory.
                 on_tensors_of_a_cpu(patch).launches = deque(maxlen=0)
+                # Of a GPU nobody asks whether kernels are interpreted, which takes a microsecond of a real environment.
+                patch.setattr(os, "environ", dict(os.environ))
                 stub, launched = InterpretedFunction.run, []
                 call()
 
@@ -92,7 +98,7 @@ def main() -> None:
                     call()
                 every, own = microseconds(call), microseconds(launch)
             print(
-                f"{name:10} {shape[0]:>6} x {shape[1]:<5} {every:7.1f} {len(launched):3} in {own:5.1f} "
+                f"{name:11} {shape[0]:>6} x {shape[1]:<5} {every:7.1f} {len(launched):3} in {own:5.1f} "
                 f"{every - own:7.1f} {TARGETS[name]:7.0f}",
                 flush=True,
             )

@@ -223,6 +223,8 @@ RACE = 1024
 
 def draw_programs(logits: Tensor, row_programs: int, draws: int) -> int:
     """How many programs share the draws of a row of one group: CUDA allows 65535 in this direction."""
+    if draws == 1:
+        return 1
     return max(1, min(draws, cdiv(4 * fill(logits), row_programs), 65535))
 
 

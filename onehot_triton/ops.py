@@ -536,10 +536,12 @@ def rsample_log_prob_and_entropy(logits: Tensor, mask: Tensor | None, draw: Draw
     """`rsample` with the gradient of PassThrough, the draw's log_prob and the entropy, as one node of the graph: its
     backward reads the logits and writes their gradient once, where three of them would each, and autograd add up."""
     backend = backends.of(logits)
-    if backend.records(logits):
-        drawn = rsample(logits, mask, draw, ReparamGradientStrategy.PassThrough, 1.0, 1)
-        return drawn, *log_prob_and_entropy(logits, mask, index=drawn.index, inside=drawn.all_valid)
     seed = backend.new_seed(logits, draw.generator)
+    if backend.records(logits):
+        args = _rows(logits), _mask_rows(mask), math.prod(draw.sample_shape), draw.dtype, seed
+        drawn, log_prob, entropy = backend.rsample_log_prob_and_entropy(*args)
+        drawn, batch = _in_shape(drawn, draw, logits), logits.shape[:-1]
+        return drawn, _shaped(log_prob, *draw.sample_shape, *batch), _shaped(entropy, *batch)
     args = logits, mask, None, None, False, seed.tensor, seed.key, seed.offset, backend, draw
     one_hot, log_prob, entropy, index, logsumexp = apply(_LogProbAndEntropy, *args)
     return Sample(one_hot, index, logsumexp, False, None), log_prob, entropy

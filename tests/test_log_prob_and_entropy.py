@@ -122,6 +122,18 @@ def test_a_draw_with_both(backend: str, columns: int, sample_shape: tuple[int, .
     torch.testing.assert_close(dist.log_prob(found[0].detach()), found[1].detach(), rtol=1e-6, atol=4e-6)
 
 
+@pytest.mark.parametrize("sample_shape", [(), (3,)])
+@pytest.mark.parametrize("columns", [6, 2000])
+def test_a_draw_of_a_row_that_is_no_distribution(backend: str, columns: int, sample_shape: tuple[int, ...]) -> None:
+    x = torch.randn(4, columns)
+    x[0, 1], x[2, -1], x[3] = torch.nan, torch.inf, -torch.inf
+    dist = OneHotCategorical(x.requires_grad_(), validate_args=False)
+    draw, log_prob, entropy = dist.rsample_log_prob_and_entropy(sample_shape)
+    assert (draw.sum(-1) == torch.tensor([0, 1, 0, 0])).all()
+    assert (log_prob.isnan() == torch.tensor([True, False, True, True])).all()
+    assert entropy.isnan().tolist() == [True, False, True, True]
+
+
 def test_losses_that_are_differentiated_separately(backend: str) -> None:
     # More than a CPU's small batches, of which autograd records several nodes.
     x = torch.randn(300 if backend == "eager" else 3, 300, requires_grad=True)

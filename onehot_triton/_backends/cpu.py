@@ -577,6 +577,15 @@ def log_prob_and_entropy(
     return chosen, eager.entropy_of(log_p), None
 
 
+def rsample_log_prob_and_entropy(
+    logits: Tensor, mask: Tensor | None, draws: int, dtype: torch.dtype | None, seed: Seed
+) -> tuple[Sample, Tensor, Tensor]:
+    x = masked(logits, mask)
+    drawn = straight_through(x, None, draws, dtype, seed, ReparamGradientStrategy.PassThrough, 1.0, 1)
+    log_prob, h, _ = log_prob_and_entropy(x, drawn.index, None, drawn.all_valid)
+    return drawn, log_prob, h
+
+
 def log_prob_and_entropy_grad(
     logits: Tensor,
     index: Tensor,

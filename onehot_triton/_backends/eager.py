@@ -427,10 +427,11 @@ def log_prob_grad(
     return out if mask is None else torch.where(mask, out, 0.0)
 
 
-def entropy_of(log_p: Tensor) -> Tensor:
-    """-sum p log p, [rows], of log p."""
+def entropy_of(log_p: Tensor, p: Tensor | None = None) -> Tensor:
+    """-sum p log p, [rows], of log p, and of p where it is known."""
     # Not -sum, which is -0 for a certain outcome; no term is positive.
-    return (log_p.exp() * log_p.clamp_min(LOWEST)).sum(-1).abs()
+    p = log_p.exp() if p is None else p
+    return (p * log_p.clamp_min(LOWEST)).sum(-1).abs()
 
 
 def entropy(logits: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
@@ -455,6 +456,15 @@ def log_prob_and_entropy(
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     x = masked(logits, mask)
     return log_prob_index(x, index, None, None, inside)[0], entropy(x)[0], None
+
+
+def rsample_log_prob_and_entropy(
+    logits: Tensor, mask: Tensor | None, draws: int, dtype: torch.dtype | None, seed: Seed
+) -> tuple[Sample, Tensor, Tensor]:
+    x = masked(logits, mask)
+    drawn = straight_through(x, None, draws, dtype, seed, ReparamGradientStrategy.PassThrough, 1.0, 1)
+    log_prob, h, _ = log_prob_and_entropy(x, drawn.index, None, drawn.all_valid)
+    return drawn, log_prob, h
 
 
 def log_prob_and_entropy_grad(

@@ -242,6 +242,12 @@ class Backend(Protocol):
         and the logsumexp where it was made."""
         ...
 
+    def rsample_log_prob_and_entropy(
+        self, logits: Tensor, mask: Tensor | None, draws: int, dtype: torch.dtype | None, seed: Seed
+    ) -> tuple[Sample, Tensor, Tensor]:
+        """What `straight_through` gives by PassThrough, and `log_prob_and_entropy` of it, for autograd to record."""
+        ...
+
     def log_prob_and_entropy_grad(
         self,
         logits: Tensor,

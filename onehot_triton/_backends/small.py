@@ -199,3 +199,19 @@ def entropy(logits: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor 
     if not cpu.is_short(logits):
         return cpu.entropy(logits, mask)
     return eager.entropy_of(cpu.nearly_log_softmax(masked(logits, mask))), None
+
+
+def rsample_log_prob_and_entropy(
+    logits: Tensor, mask: Tensor | None, draws: int, dtype: torch.dtype | None, seed: Seed
+) -> tuple[Sample, Tensor, Tensor]:
+    """Of one log_softmax, whose exponential is what both gradients need. The step of 1 x 6 with its backward takes
+    147 us so, 198 by a softmax and a log_softmax, 225 by three members."""
+    x = masked(logits, mask)
+    if not cpu.is_short(x):
+        return cpu.rsample_log_prob_and_entropy(x, None, draws, dtype, seed)
+    drawn = sample(x.detach(), None, draws, None, seed, False)
+    log_p = cpu.nearly_log_softmax(x)
+    p = log_p.exp()
+    log_prob = eager.by_draw(cpu.gathered(log_p, eager.columns_at(drawn.index), drawn.all_valid), drawn.index)
+    y = p if drawn.index.dim() == 1 else p.expand(draws, *p.shape)
+    return _with_gradient_of(drawn, y, dtype), log_prob, eager.entropy_of(log_p, p)

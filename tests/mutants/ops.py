@@ -14,6 +14,7 @@ def _of(file: str) -> Callable[[str], str]:
 
 
 eager, operators, hard = _of("test_eager_path.py"), _of("test_operators.py"), _of("test_hard_cases.py")
+joint = _of("test_log_prob_and_entropy.py")
 gradients, relaxed, distribution = _of("test_gradients.py"), _of("test_relaxed.py"), _of("test_distribution.py")
 
 
@@ -84,6 +85,18 @@ MUTANTS = [
         "zero",
         "a row that is no distribution makes NaN of its draw",
         hard("bad_row_has_no_relaxed_draw"),
+    ),
+    _small(
+        "p = log_p.exp()",
+        "p = log_p.detach().exp()",
+        "a small step as one: no gradient of its draw",
+        joint("draw"),
+    ),
+    _small(
+        "eager.entropy_of(log_p, p)",
+        "eager.entropy_of(log_p, p.detach())",
+        "a small step as one: half of the entropy's gradient",
+        joint("draw"),
     ),
     _small(
         "out.detach().zero_()",

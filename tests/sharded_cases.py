@@ -329,8 +329,8 @@ def ranks_agree_and_draw_the_right_law(rank: int, world: int) -> None:
 
 @case(2)
 def relaxed_gradient_has_the_law_of_whole_rows(rank: int, world: int) -> None:
-    """Mean and covariance over rows, of one sample a draw and of several (Gumbel-Rao). What columns of two shards have to
-    do with each other is the winner's noise, and nothing else: both ranks draw as many numbers, which a common seed
+    """Mean and covariance over rows, of one sample a draw and of several (Gumbel-Rao). What columns of two shards have
+    to do with each other is the winner's noise, and nothing else: both ranks draw as many numbers, which a common seed
     would make the same."""
     from torch.distributed.tensor import DTensor, Replicate, Shard
 
@@ -355,8 +355,8 @@ def relaxed_gradient_has_the_law_of_whole_rows(rank: int, world: int) -> None:
             found.append((grads.mean(0), grads.T.cov()))
         (mean, cov), (expected_mean, expected_cov) = found
         spread = expected_cov.diagonal().sqrt()
-        # In standard errors of a mean. Winners' noise that differs is 19 of them in a mean and 70 in a covariance; of six
-        # seeds, right noise is 4 and 10 at most.
+        # In standard errors of a mean. Winners' noise that differs is 19 of them in a mean and 70 in a covariance; of
+        # six seeds, right noise is 4 and 10 at most.
         assert ((mean - expected_mean) / spread).abs().max() < 8 / rows**0.5
         assert ((cov - expected_cov) / torch.outer(spread, spread)).abs().max() < 30 / rows**0.5
         spreads.append(cov.diagonal()[:columns])

@@ -154,6 +154,7 @@ CHECKS: dict[str, Callable[[Any, Inputs], str | None]] = {
     "entropy": _entropy_fault,
     "step": _step_fault,
     "train_step": _train_step_fault,
+    "joint_step": _train_step_fault,
     "policy_gradient": _policy_gradient_fault,
     "decode": _scored_fault,
 }

@@ -29,7 +29,7 @@ from philox import philox_relaxed_noise  # pyright: ignore[reportMissingImports]
 
 from onehot_triton import OneHotCategorical, ReparamGradientStrategy, tensors, use_backend
 from onehot_triton._backends import eager
-from onehot_triton.kernels import entropy, log_prob, relaxed, sample, softmax_grad
+from onehot_triton.kernels import entropy, log_prob, relaxed, sample, soft_grad, softmax_grad
 
 Check = Callable[[torch.device, bool], None]
 """Raises AssertionError where a kernel is wrong. The flag asks for small shapes: a dry run, interpreted."""
@@ -219,6 +219,30 @@ def relaxed_samples_and_gradients(device: torch.device, small: bool) -> None:
         assert_relaxed_grad(found, exact, f", {where}")
 
 
+def soft_gradients(device: torch.device, small: bool) -> None:
+    """Of soft samples, the logits' and the temperature's; 0 where a sample is."""
+    for columns, dtype in _grid(small):
+        for draws in (1, 3):
+            y = torch.softmax(2 * torch.randn(draws, 3, columns, device=device), -1).to(dtype)
+            y[..., 0] = 0
+            grad = torch.randn(draws, 3, columns, device=device).to(dtype)
+            t = _temperature(3, dtype, device)
+            where = f"{columns} columns, {draws} draws, {dtype}"
+            (dx, dt), (twin_dx, twin_dt) = (f(y, grad, t, True) for f in (soft_grad.soft_grad, eager.soft_grad))
+            exact_dx, exact_dt = eager.soft_grad(y.double(), grad.double(), t.double(), True)
+            assert dt is not None
+            assert twin_dt is not None
+            assert exact_dt is not None
+            try:
+                cases.assert_as_good_as(dx, twin_dx, exact_dx, dtype)
+            except AssertionError as error:
+                raise AssertionError(f"the gradient of the logits, {where}: {error}") from None
+            # A GPU's log2 is off by 2^-22 where its result is near 0: of each product, where y is near 1.
+            few = 2.0**-18 * y.double().sum((0, 2)) * grad.double().abs().amax((0, 2)) / t + 1e-30
+            off = ((dt - exact_dt).abs() / (4 * (twin_dt - exact_dt).abs() + few)).max().item()
+            assert off <= 1, f"the gradient of the temperature, {where}: off by {off:.1f} times what it may"
+
+
 def more_than_2_to_the_31_elements(device: torch.device, small: bool) -> None:
     """The last rows of a batch so large that 32-bit offsets would wrap, against the same rows by themselves."""
     rows, columns, last = (5, 1500, 3) if small else (2**31 // 131_072 + 7, 131_072, 3)
@@ -305,6 +329,7 @@ CHECKS: tuple[tuple[Check, str, str], ...] = (
     (rows_that_round, "peaked rows, logits far from 0", "entropy log_prob"),
     (category_masks, "category masks", "masks"),
     (relaxed_samples_and_gradients, "relaxed samples and gradients", "relaxed relaxed_grad"),
+    (soft_gradients, "gradients of soft samples", "soft_grad"),
     (public_classes, "the public classes", "classes"),
     (more_than_2_to_the_31_elements, "more than 2^31 elements", "limits"),
 )

@@ -31,7 +31,7 @@ from providers import COMPILED, OURS
 from torch import Tensor
 
 from onehot_triton import OneHotCategorical, ReparamGradientStrategy, use_backend
-from onehot_triton.kernels import entropy, log_prob, relaxed, sample, softmax_grad
+from onehot_triton.kernels import entropy, log_prob, relaxed, sample, soft_grad, softmax_grad
 
 # Nothing begins that could be running after so many seconds: the whole is killed after ten minutes at worst.
 DEADLINE = 560
@@ -87,6 +87,8 @@ OPERATIONS = (
         lambda s: 3 * s,
     ),
     Operation("relaxed", lambda i: relaxed.relaxed(i.logits, 0.5, 1, 5, 8), lambda s: 2 * s),
+    # A one-hot is a soft sample too, at a low temperature.
+    Operation("soft_grad", lambda i: soft_grad.soft_grad(i.value[None], i.grad[None], 0.5), lambda s: 3 * s),
 )
 
 
@@ -155,6 +157,7 @@ NEEDS = {
     "entropy": "entropy",
     "step": "sample log_prob entropy",
     "train_step": "sample log_prob entropy softmax_grad",
+    "joint_step": "sample log_prob entropy softmax_grad",
     "policy_gradient": "log_prob entropy",
     "decode": "sample log_prob",
 }
@@ -333,7 +336,7 @@ class Run:
 def wanted_launches(shapes: tuple[tuple[int, int], ...]) -> list[gpu_compile.Wanted]:
     """What the first questions launch, in their order; the checks have a temperature for each row."""
     same = ("sample", "softmax_grad", "relaxed", "relaxed_temperatures", "relaxed_grad", "relaxed_grad_temperatures",
-            "sample_index", "log_prob", "entropy")  # fmt: skip
+            "sample_index", "log_prob", "entropy", "soft_grad")  # fmt: skip
     found: list[gpu_compile.Wanted] = []
     for shape, dtype in product(shapes, ("bfloat16", "float32")):
         found += [(name, *shape, dtype, dtype, 1) for name in same]

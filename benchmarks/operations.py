@@ -40,6 +40,7 @@ OPERATIONS = {
     "entropy": Operation("entropy", "entropy", False, lambda s: s),
     "step": Operation("rsample, log_prob, entropy", "step", False, lambda s: 4 * s),
     "train_step": Operation("rsample, log_prob, entropy, backward", "step", True, lambda s: 7 * s),
+    "joint_step": Operation("rsample, log_prob, entropy, backward, as one node", "joint_step", True, lambda s: 5 * s),
     "policy_gradient": Operation(
         "log_prob of an index, entropy, backward", "log_prob_index_and_entropy", True, lambda s: 3 * s
     ),

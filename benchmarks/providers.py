@@ -57,6 +57,7 @@ def _class_forwards(make: Callable[[Tensor], Any]) -> dict[str, Forward]:
         "log_prob": lambda x, value: make(x).log_prob(value),
         "entropy": lambda x, _: make(x).entropy(),
         "step": lambda x, _: _step(make(x)),
+        "joint_step": lambda x, _: _step(make(x)),
         "decode": lambda x, _: _draw_and_log_prob(make(x)),
     }
 
@@ -69,6 +70,7 @@ def _ours() -> Provider:
         "log_prob_index": lambda x, index: OneHotCategorical(x).log_prob_index(index),
         "log_prob_index_and_entropy": lambda x, index: OneHotCategorical(x).log_prob_index_and_entropy(index),
         "rsample_relaxed": lambda x, _: OneHotCategorical(x, grad_method=relaxed).rsample(),
+        "joint_step": lambda x, _: OneHotCategorical(x).rsample_log_prob_and_entropy(),
         "decode": lambda x, _: OneHotCategorical(x).sample_and_log_prob(),
     }
     return Provider("onehot_triton", forwards, OneHotCategorical(torch.zeros(2))._validate_args)
@@ -162,6 +164,7 @@ def _operators() -> Provider:
         "log_prob_index": log_prob_index,
         "entropy": lambda x, _: entropy(x),
         "step": step,
+        "joint_step": step,
     }
     return Provider(OPERATORS, forwards)
 

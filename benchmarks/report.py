@@ -37,6 +37,7 @@ SPEED = {
         ("operations", "sample", 16, 131072, "float32"),
         ("operations", "train_step", 64, 6, "float32"),
         ("operations", "train_step", 16, 131072, "float32"),
+        ("operations", "joint_step", 16, 131072, "float32"),
         ("world_model", "relaxed", 32768, 32, "float32"),
         ("decode", "decode", 1, 151936, "bfloat16"),
     ],

@@ -60,9 +60,13 @@ def _weights(
 
 
 @triton.jit
-def _hot(winner, start, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr):
-    """Where the draw is in a tile from column `start` on. The columns of a lane are constants, and the winner counts
-    from its first one: a comparison an element, and no addition."""
+def _hot(winner, start, column):
+    """Where the draw is in a tile from column `start` on, [DEPTH, ROWS, LANES, VECTOR], as `column` but for the rows.
+    The columns of a lane are constants, and the winner counts from its first one: a comparison an element, and no
+    addition."""
+    DEPTH: tl.constexpr = column.shape[0]
+    LANES: tl.constexpr = column.shape[2]
+    VECTOR: tl.constexpr = column.shape[3]
     lane = tl.arange(0, LANES)[None, :] * VECTOR
     depth = tl.arange(0, DEPTH)[:, None, None, None] * (LANES * VECTOR)
     return over_lanes((winner - start)[:, None] - lane) == depth + tl.arange(0, VECTOR)[None, None, None, :]
@@ -98,34 +102,41 @@ def _winner(index_ptr, grad_ptr, at, grad_stride, inside, TYPE: tl.constexpr, ME
 
 
 @triton.jit
+def _tile(
+    x_ptrs, allowed_ptr, allowed_at, grad_ptrs, start, mask, column, winner, maximum, log_sum, inverse,
+    TYPE: tl.constexpr, METHOD: tl.constexpr,
+):  # fmt: skip
+    """(w, p, g, where the draw is) of the tile from column `start` on; `mask` is None where it is whole."""
+    hot = _hot(winner, start, column)
+    w, p = _weights(
+        tile_ptrs(x_ptrs, start), mask, allowed_ptr, allowed_at + start, hot, maximum, log_sum, inverse, TYPE, METHOD
+    )
+    return w, p, load_grad(tile_ptrs(grad_ptrs, start), mask, TYPE), hot
+
+
+@triton.jit
 def _row_sums(
     x_ptrs, allowed_ptr, allowed_at, grad_ptrs, column, columns, winner, maximum, log_sum, inverse, TYPE: tl.constexpr,
-    METHOD: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
+    METHOD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The sums of w, w g and p g, [1], over this program's tiles of a long row."""
-    BLOCK: tl.constexpr = DEPTH * LANES * VECTOR
     whole = columns // BLOCK * BLOCK
     total = tl.zeros([1, column.shape[2]], TYPE)
     dot = tl.zeros([1, column.shape[2]], TYPE)
     p_dot = tl.zeros([1, column.shape[2]], TYPE)
     for start in range(tl.program_id(1) * BLOCK, whole, tl.num_programs(1) * BLOCK):
-        hot = _hot(winner, start, DEPTH, LANES, VECTOR)
-        w, p = _weights(
-            tile_ptrs(x_ptrs, start), None, allowed_ptr, allowed_at + start, hot, maximum, log_sum, inverse, TYPE,
+        w, p, g, _ = _tile(
+            x_ptrs, allowed_ptr, allowed_at, grad_ptrs, start, None, column, winner, maximum, log_sum, inverse, TYPE,
             METHOD,
         )  # fmt: skip
-        g = load_grad(tile_ptrs(grad_ptrs, start), None, TYPE)
         total += lane_sum(w)
         dot += lane_sum(w * g)
         p_dot += lane_sum(p * g)
     if has_tail(whole, columns, BLOCK):
-        mask = whole + column < columns
-        hot = _hot(winner, whole, DEPTH, LANES, VECTOR)
-        w, p = _weights(
-            tile_ptrs(x_ptrs, whole), mask, allowed_ptr, allowed_at + whole, hot, maximum, log_sum, inverse, TYPE,
-            METHOD,
+        w, p, g, _ = _tile(
+            x_ptrs, allowed_ptr, allowed_at, grad_ptrs, whole, whole + column < columns, column, winner, maximum,
+            log_sum, inverse, TYPE, METHOD,
         )  # fmt: skip
-        g = load_grad(tile_ptrs(grad_ptrs, whole), mask, TYPE)
         total += lane_sum(w)
         dot += lane_sum(w * g)
         p_dot += lane_sum(p * g)
@@ -133,35 +144,36 @@ def _row_sums(
 
 
 @triton.jit
+def _write_tile(
+    x_ptrs, allowed_ptr, allowed_at, grad_ptrs, out_ptrs, start, mask, column, winner, winner_grad, total, dot, p_dot,
+    maximum, log_sum, inverse, TYPE: tl.constexpr, METHOD: tl.constexpr,
+):  # fmt: skip
+    w, p, g, hot = _tile(
+        x_ptrs, allowed_ptr, allowed_at, grad_ptrs, start, mask, column, winner, maximum, log_sum, inverse, TYPE, METHOD
+    )
+    out = _gradient(w, p, hot, g, total, dot, p_dot, winner_grad, log_sum, inverse, METHOD)
+    tl.store(tile_ptrs(out_ptrs, start), out.to(out_ptrs.dtype.element_ty), mask=mask)
+
+
+@triton.jit
 def _write_row(
     x_ptrs, allowed_ptr, allowed_at, grad_ptrs, out_ptrs, column, columns, winner, winner_grad, total, dot, p_dot,
-    maximum, log_sum, inverse, TYPE: tl.constexpr, METHOD: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr,
-    VECTOR: tl.constexpr,
+    maximum, log_sum, inverse, TYPE: tl.constexpr, METHOD: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """The gradient of the same tiles, the last one first: what was read last is still in the L2."""
-    BLOCK: tl.constexpr = DEPTH * LANES * VECTOR
     whole = columns // BLOCK * BLOCK
     if has_tail(whole, columns, BLOCK):
-        mask = whole + column < columns
-        hot = _hot(winner, whole, DEPTH, LANES, VECTOR)
-        w, p = _weights(
-            tile_ptrs(x_ptrs, whole), mask, allowed_ptr, allowed_at + whole, hot, maximum, log_sum, inverse, TYPE,
-            METHOD,
+        _write_tile(
+            x_ptrs, allowed_ptr, allowed_at, grad_ptrs, out_ptrs, whole, whole + column < columns, column, winner,
+            winner_grad, total, dot, p_dot, maximum, log_sum, inverse, TYPE, METHOD,
         )  # fmt: skip
-        g = load_grad(tile_ptrs(grad_ptrs, whole), mask, TYPE)
-        out = _gradient(w, p, hot, g, total, dot, p_dot, winner_grad, log_sum, inverse, METHOD)
-        tl.store(tile_ptrs(out_ptrs, whole), out.to(out_ptrs.dtype.element_ty), mask=mask)
     turns = tl.cdiv(whole // BLOCK - tl.program_id(1), tl.num_programs(1))
     for turn in range(turns):
         start = (tl.program_id(1) + (turns - 1 - turn) * tl.num_programs(1)) * BLOCK
-        hot = _hot(winner, start, DEPTH, LANES, VECTOR)
-        w, p = _weights(
-            tile_ptrs(x_ptrs, start), None, allowed_ptr, allowed_at + start, hot, maximum, log_sum, inverse, TYPE,
-            METHOD,
+        _write_tile(
+            x_ptrs, allowed_ptr, allowed_at, grad_ptrs, out_ptrs, start, None, column, winner, winner_grad, total, dot,
+            p_dot, maximum, log_sum, inverse, TYPE, METHOD,
         )  # fmt: skip
-        g = load_grad(tile_ptrs(grad_ptrs, start), None, TYPE)
-        out = _gradient(w, p, hot, g, total, dot, p_dot, winner_grad, log_sum, inverse, METHOD)
-        tl.store(tile_ptrs(out_ptrs, start), out.to(out_ptrs.dtype.element_ty))
 
 
 @triton.jit(do_not_specialize=[*_PER_CALL, "programs_per_draw"])
@@ -182,7 +194,7 @@ def _tile_kernel(
     maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, inside)
     inverse = inverse_temperature(temperature_ptr, temperature, row * temperature_stride, inside, TYPE)
     winner, winner_grad = _winner(index_ptr, grad_ptr, at, grad_stride, inside, TYPE, METHOD)
-    hot = _hot(winner, 0, DEPTH, LANES, VECTOR)
+    hot = _hot(winner, 0, column)
     x_ptrs = tile_ptrs(logits_ptr + over_tile(row * row_stride), column)
     allowed_at = over_tile(row * allowed_stride) + column
     w, p = _weights(x_ptrs, mask, allowed_ptr, allowed_at, hot, maximum, log_sum, inverse, TYPE, METHOD)
@@ -201,6 +213,7 @@ def _rows_kernel(
 ):  # fmt: skip
     # Long rows, one after the other: between its two walks a row is to stay in the L2, which holds as few as these.
     column = tile_columns(DEPTH, LANES, VECTOR)
+    BLOCK: tl.constexpr = DEPTH * LANES * VECTOR
     for number in range(tl.program_id(0), draws * rows, tl.num_programs(0)):
         at = tl.zeros([1], tl.int64) + number
         row = at % rows
@@ -213,11 +226,11 @@ def _rows_kernel(
         out_ptrs = tile_ptrs(out_ptr + over_tile(at * columns), column)
         total, dot, p_dot = _row_sums(
             x_ptrs, allowed_ptr, allowed_at, grad_ptrs, column, columns, winner, maximum, log_sum, inverse, TYPE,
-            METHOD, DEPTH, LANES, VECTOR,
+            METHOD, BLOCK,
         )  # fmt: skip
         _write_row(
             x_ptrs, allowed_ptr, allowed_at, grad_ptrs, out_ptrs, column, columns, winner, winner_grad, total, dot,
-            p_dot, maximum, log_sum, inverse, TYPE, METHOD, DEPTH, LANES, VECTOR,
+            p_dot, maximum, log_sum, inverse, TYPE, METHOD, BLOCK,
         )  # fmt: skip
 
 
@@ -232,6 +245,7 @@ def _sums_kernel(
     at = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
     row = at % rows
     column = tile_columns(DEPTH, LANES, VECTOR)
+    BLOCK: tl.constexpr = DEPTH * LANES * VECTOR
     maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, None)
     inverse = inverse_temperature(temperature_ptr, temperature, row * temperature_stride, row >= 0, TYPE)
     winner = tl.load(index_ptr + at).to(tl.int32)
@@ -240,7 +254,7 @@ def _sums_kernel(
     grad_ptrs = tile_ptrs(grad_ptr + over_tile(at * grad_stride), column)
     total, dot, p_dot = _row_sums(
         x_ptrs, allowed_ptr, allowed_at, grad_ptrs, column, columns, winner, maximum, log_sum, inverse, TYPE, METHOD,
-        DEPTH, LANES, VECTOR,
+        BLOCK,
     )  # fmt: skip
     store_part(parts_ptr, 3 * at, total)
     store_part(parts_ptr, 3 * at + 1, dot)
@@ -259,6 +273,7 @@ def _write_kernel(
     at = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
     row = at % rows
     column = tile_columns(DEPTH, LANES, VECTOR)
+    BLOCK: tl.constexpr = DEPTH * LANES * VECTOR
     maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, None)
     inverse = inverse_temperature(temperature_ptr, temperature, row * temperature_stride, row >= 0, TYPE)
     winner, winner_grad = _winner(index_ptr, grad_ptr, at, grad_stride, row >= 0, TYPE, METHOD)
@@ -272,7 +287,7 @@ def _write_kernel(
     out_ptrs = tile_ptrs(out_ptr + over_tile(at * columns), column)
     _write_row(
         x_ptrs, allowed_ptr, allowed_at, grad_ptrs, out_ptrs, column, columns, winner, winner_grad, total, dot, p_dot,
-        maximum, log_sum, inverse, TYPE, METHOD, DEPTH, LANES, VECTOR,
+        maximum, log_sum, inverse, TYPE, METHOD, BLOCK,
     )  # fmt: skip
 
 

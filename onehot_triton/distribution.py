@@ -126,8 +126,9 @@ class OneHotCategorical(Distribution):
         logits_of = _sharded().logits_of if self._is_sharded else parameters.logits_of
         is_probs = self._name == "probs"
         self._logits, self._mask_to_apply = logits_of(self._param, is_probs, self.unimix, self._mask)
-        # Logits that are the parameter itself are as it is.
-        self._made_of = None if self._logits is self._param else _state(self._param, self._mask)
+        # What is the parameter itself, and the mask, is as they are.
+        as_given = self._logits is self._param and self._mask_to_apply is self._mask
+        self._made_of = None if as_given else _state(self._param, self._mask)
 
     def _current_logits(self) -> Tensor:
         """The unnormalised logits, derived anew where the parameter or the mask was changed in place, and where a CUDA

@@ -466,27 +466,32 @@ class _LogProbAndEntropy(Function):
 
     @staticmethod
     def forward(logits, mask, value, index, inside, seed_tensor, key, offset, backend, draw):
-        x, mask, batch = _rows(logits), _mask_rows(mask), logits.shape[:-1]
-        one_hot = new_index = None
+        dims, batch = repeated(logits, mask), logits.shape[:-1]
+        one_hot = drawn_at = None
         if draw is not None:
-            seed, lead = Seed(seed_tensor, key, offset, draw.generator), draw.sample_shape
-            drawn = backend.sample(x, mask, math.prod(lead), draw.dtype, seed, False)
-            one_hot, new_index = _shaped(drawn.one_hot, *lead, *logits.shape), drawn.index
-            log_prob, entropy, logsumexp = backend.log_prob_and_entropy(x, drawn.index, mask, drawn.all_valid)
-        elif value is None:
-            lead = index.shape[: index.dim() - len(batch)]
-            index = _shaped(index, math.prod(lead), x.shape[0])
+            drawn = _drawn(backend, logits, mask, draw, Seed(seed_tensor, key, offset, draw.generator))
+            one_hot, index, inside = drawn.one_hot, drawn.index, drawn.all_valid
+            drawn_at = index
+        lead = index.shape[: index.dim() - len(batch)] if value is None else value.shape[: value.dim() - logits.dim()]
+        if dims:
+            index, value = (t if t is None else _as_draws(t, dims, len(lead)) for t in (index, value))
+            logits, mask = once(logits, dims), None if mask is None else once(mask, dims)
+        x, mask = _rows(logits), _mask_rows(mask)
+        draws = math.prod(lead) * math.prod(_sizes(batch, dims)[0])
+        index = None if index is None else _shaped(index, draws, x.shape[0])
+        if value is None:
             log_prob, entropy, logsumexp = backend.log_prob_and_entropy(x, index, mask, inside)
+            new_index = drawn_at
         else:
             # The logits are read once here too: of a known logsumexp, a log-probability is one number of them.
-            lead = value.shape[: value.dim() - logits.dim()]
-            index = None if index is None else _shaped(index, math.prod(lead), x.shape[0])
             entropy, logsumexp = backend.entropy(x, mask)
-            value = _shaped(value, math.prod(lead), *x.shape)
-            log_prob, new_index, new_logsumexp = backend.log_prob(x, value, mask, logsumexp, index)
-            logsumexp = new_logsumexp if logsumexp is None else logsumexp
-        new_index = None if new_index is None else _shaped(new_index, *lead, *batch)
-        return one_hot, _shaped(log_prob, *lead, *batch), _shaped(entropy, *batch), new_index, logsumexp
+            log_prob, index, new = backend.log_prob(x, _shaped(value, draws, *x.shape), mask, logsumexp, index)
+            logsumexp = new if logsumexp is None else logsumexp
+            new_index = _as_batch(index, dims, batch, lead)
+        entropy = _shaped(entropy, *logits.shape[:-1])
+        entropy = again(entropy, dims, batch).contiguous() if dims else entropy
+        log_prob = _as_batch(log_prob, dims, batch, lead) if dims else _shaped(log_prob, *lead, *batch)
+        return one_hot, log_prob, entropy, new_index, _of_rows(logsumexp, dims, batch)
 
     @staticmethod
     def setup_context(ctx, inputs, output):

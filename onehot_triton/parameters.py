@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 from torch.autograd import Function
@@ -38,6 +40,16 @@ def _log(weights: Tensor) -> Tensor:
     return weights.masked_fill(off, 1.0).log().masked_fill(off, -torch.inf)
 
 
+def _in_rows(mask: Tensor, logits: Tensor) -> Tensor:
+    """`mask` [*batch, columns], copied where it cannot be read as rows: [B, 1, columns] or [8, columns] beside logits
+    [B, 8, columns], which each call would copy. Not one that repeats itself where the logits do, since neither is read
+    more than once."""
+    batch = [d for d in range(mask.dim() - 1) if mask.shape[d] != 1]
+    repeats = any(mask.stride(d) == logits.stride(d) == 0 for d in batch)
+    rows = all(mask.stride(a) == mask.shape[b] * mask.stride(b) for a, b in itertools.pairwise(batch))
+    return mask if rows or repeats else mask.contiguous()
+
+
 def logits_of(param: Tensor, is_probs: bool, unimix: float, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """Unnormalised logits of softmax(param), or of param / sum(param), mixed with `unimix` of the uniform distribution.
 
@@ -56,7 +68,7 @@ def logits_of(param: Tensor, is_probs: bool, unimix: float, mask: Tensor | None 
         if mask is None:
             return param, None
         if backends.of(param).reads_masks:
-            return param, mask
+            return param, _in_rows(mask, param)
     dims = repeated(param, mask)
     if dims:
         logits, _ = logits_of(once(param, dims), is_probs, unimix, None if mask is None else once(mask, dims))

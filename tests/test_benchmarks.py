@@ -106,6 +106,7 @@ WRONG = {
     "entropy": lambda x, _: torch.softmax(x, -1).square().sum(-1),
     "step": lambda x, _: (hot(x, draw(x)), x.logsumexp(-1), x.logsumexp(-1)),
     "train_step": lambda x, _: 3 * (x.sum(-1),),
+    "joint_step": lambda x, _: 3 * (x.sum(-1),),
     "policy_gradient": lambda x, index: (x.log_softmax(-1)[:, 0], x.logsumexp(-1)),
     "decode": lambda x, _: (hot(x, draw(x)), x.logsumexp(-1)),
 }
@@ -358,6 +359,16 @@ def test_a_kernel_that_is_off_is_seen(operation: str, place, name, spoil, monkey
     monkeypatch.setattr(place, name, lambda *args, **kwargs: spoil(right(*args, **kwargs)))
     with pytest.raises(AssertionError):
         gpu_checks.checked(CPU, True, check, 3, 18, torch.float32)
+
+
+@pytest.mark.parametrize("of", [0, 1], ids=["dx", "dt"])
+def test_a_gradient_of_soft_samples_that_is_off_is_seen(of: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    right = gpu_checks.soft_grad.soft_grad
+    gpu_checks.checked(CPU, True, gpu_checks.soft_gradients, True)
+    spoiled = lambda *args: tuple(1.01 * f if i == of else f for i, f in enumerate(right(*args)))  # noqa: E731
+    monkeypatch.setattr(gpu_checks.soft_grad, "soft_grad", spoiled)
+    with pytest.raises(AssertionError, match=("logits", "temperature")[of]):
+        gpu_checks.checked(CPU, True, gpu_checks.soft_gradients, True)
 
 
 def test_a_fault_of_every_check_at_a_shape_is_planted() -> None:

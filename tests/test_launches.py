@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -114,6 +115,65 @@ def test_log_prob_of_a_draw_is_one_kernel_whose_results_nobody_waits_for(launche
             dist.log_prob(drawn)
         assert launched == ["_log_prob_kernel"]
         assert "aten._local_scalar_dense.default" not in operators.names
+
+
+@pytest.mark.parametrize("shape", [(8, 32), (300, 5000), (300, 20_000), (2, 20_000)])
+def test_log_prob_with_entropy_is_one_kernel_each_way(launched: list[str], shape: tuple[int, int]) -> None:
+    """Of several indices a row, too, and after a draw. Rows that are shared by programs have one more, which joins what
+    they leave; a draw's <p, g> of rows that no tile holds, as well. New are results, and O(rows)."""
+    split, long = shape[0] == 2, shape[1] == 20_000
+    x = torch.randn(*shape, requires_grad=True)
+    index = torch.zeros(3, shape[0], dtype=torch.int64)
+    forward = ["_forward_kernel"] + ["_join_kernel"] * split
+    with use_backend("triton"):
+        dist = OneHotCategorical(x, validate_args=False)
+        with Allocations(x, index) as allocations:
+            out = dist.log_prob_index_and_entropy(index)
+        assert launched == forward
+        assert sum(size for _, size in allocations.changes if size > 0) < 400 * shape[0]
+        launched.clear()
+        grads = [torch.ones_like(one) for one in out]
+        with Allocations(x, index, *out, *grads) as allocations:
+            (dx,) = torch.autograd.grad(out, x, grads)
+        assert launched == ["_backward_kernel"]
+        assert allocations.most_beside(dx) < 400 * shape[0]
+        launched.clear()
+        dist.sample()
+        drawing = [*launched]
+        launched.clear()
+        out = dist.rsample_log_prob_and_entropy()
+        assert launched == [*drawing, *forward]
+        launched.clear()
+        grads = [torch.ones_like(one) for one in out]
+        with Allocations(x, *out, *grads) as allocations:
+            (dx,) = torch.autograd.grad(out, x, grads)
+        assert launched == ["_dot_kernel"] * long + ["_backward_kernel"]
+        assert allocations.most_beside(dx) < 400 * shape[0]
+
+
+KEPT: dict[str, Callable[[Tensor], Tensor]] = {
+    "ReinMax": lambda x: OneHotCategorical(x, grad_method=ReparamGradientStrategy.ReinMax).rsample((3,)),
+    "GappedStraightThrough": lambda x: OneHotCategorical(
+        x, grad_method=ReparamGradientStrategy.GappedStraightThrough, temperature=0.5
+    ).rsample((3,)),
+    "Gumbel-Rao": lambda x: OneHotCategorical(
+        x, grad_method=ReparamGradientStrategy.RelaxedOneHot, relaxed_samples=4
+    ).rsample((3,)),
+    "with log_prob and entropy": lambda x: OneHotCategorical(x).rsample_log_prob_and_entropy((3,))[0],
+}
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_a_draw_keeps_its_index_and_numbers_of_its_rows(launched: list[str], name: str) -> None:
+    """From its forward to its backward, beside the logits: an index a draw, the logsumexp's two numbers and, with it,
+    the entropy a row, and the seed where the noise is drawn again."""
+    x = torch.randn(8, 5000, requires_grad=True)
+    with use_backend("triton"):
+        node = KEPT[name](x).grad_fn
+    saved = [t for t in node.saved_tensors if t is not None]  # pyright: ignore
+    assert any(t.data_ptr() == x.data_ptr() for t in saved)
+    kept = sum(t.untyped_storage().nbytes() for t in saved if t.data_ptr() != x.data_ptr())
+    assert 3 * 8 * 8 <= kept <= 3 * 8 * 8 + 3 * 8 * 4 + 16
 
 
 def test_the_log_prob_of_the_last_draw_reads_one_number_a_row() -> None:
@@ -287,6 +347,14 @@ EXPANDED = {
         torch.zeros((), dtype=torch.int64).expand(len(x), 8)
     ),
     "entropy": lambda x: OneHotCategorical(x).expand((100, len(x))).entropy(),
+    "log_prob and entropy of many": lambda x: (
+        OneHotCategorical(x)
+        .expand((100, len(x)))
+        .log_prob_index_and_entropy(torch.zeros((), dtype=torch.int64).expand(100, len(x)))[0]
+    ),
+    "rsample, log_prob and entropy": lambda x: (
+        OneHotCategorical(x.requires_grad_().expand(8, -1, -1)).rsample_log_prob_and_entropy()[0].detach()
+    ),
 }
 expanded = pytest.mark.parametrize("call", EXPANDED.values(), ids=EXPANDED)
 
@@ -331,7 +399,45 @@ def test_kernels_read_an_expanded_batch_where_it_is(
     with use_backend("triton"), Allocations(x) as allocations:
         result = call(x)
     assert set(read) == {x.data_ptr()}
-    assert allocations.most_beside(result) < 8 * 4 * 8 * len(x) + 100 * len(x) * 8
+    # An index for each repetition, and the entropy beside a log-probability.
+    assert allocations.most_beside(result) < 8 * 4 * 8 * len(x) + 100 * len(x) * (8 + 4)
+
+
+@pytest.mark.parametrize("of", [(16, 1), (8,)], ids=["a mask a row of eight", "eight masks for all rows"])
+def test_kernels_copy_a_mask_that_is_no_rows_once(monkeypatch: pytest.MonkeyPatch, of: tuple[int, ...]) -> None:
+    """A byte a category, where the distribution is made; its calls read that, and make O(rows). Logits are as they
+    are, and so is a mask that can be read in place."""
+    read: set[tuple[int, int]] = set()
+
+    def launch(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
+        logits = kwargs["logits_ptr"] if "logits_ptr" in kwargs else args[0]
+        read.add((logits.data_ptr(), kwargs["allowed_ptr"].data_ptr()))
+
+    monkeypatch.setattr(interpreter.InterpretedFunction, "run", launch)
+    x, mask = torch.randn(16, 8, 5000), torch.rand(*of, 5000) > 0.5
+    index = torch.zeros(16, 8, dtype=torch.int64)
+    with use_backend("triton"):
+        with Allocations(x, mask) as allocations:
+            dist = MaskedOneHotCategorical(x, mask=mask, validate_args=False)
+        assert dist._mask_to_apply is not None
+        assert [size for _, size in allocations.changes] == [x.numel()]
+        with Allocations(x, mask, dist._mask_to_apply) as allocations:
+            dist.sample_index()
+            dist.log_prob_index(index)
+            dist.entropy()
+            dist.log_prob_index_and_entropy(index)
+        assert sum(size for _, size in allocations.changes if size > 0) < 400 * index.numel()
+        assert read == {(x.data_ptr(), dist._mask_to_apply.data_ptr())}
+        # In place: one that is changed counts as it is then.
+        mask.logical_not_()
+        dist._current_logits()
+        assert torch.equal(dist._mask_to_apply, mask.expand(x.shape))
+        # Rows as they are, and what repeats itself as the logits do.
+        repeated = torch.randn(*of, 5000)
+        with Allocations(x, mask, repeated) as allocations:
+            MaskedOneHotCategorical(x, mask=mask.view(-1, 5000)[0], validate_args=False)
+            MaskedOneHotCategorical(repeated.expand(x.shape), mask=mask, validate_args=False)
+        assert allocations.changes == []
 
 
 @pytest.mark.interpreted
@@ -349,6 +455,10 @@ def test_an_expanded_batch_is_computed_as_its_copy_is(shape: tuple[int, ...], ba
         draw = dist.sample((2,))
         index = torch.arange(2 * 24).view(2, *shape) % columns
         h, p = dist.entropy(), dist.log_prob_index(index)
+        torch.testing.assert_close(dist.log_prob_index_and_entropy(index), (p, h))
+        torch.testing.assert_close(dist.log_prob_and_entropy(one_hot(index, columns)), (p, h))
+        drawn, *both = dist.rsample_log_prob_and_entropy((2,))
+        torch.testing.assert_close(both, [dist.log_prob(drawn.detach().clone()), h])
         grad = torch.autograd.grad([h, p], leaf, [torch.linspace(1, 2, 24).view(shape), torch.ones_like(p)])[0]
         results.append((h, p, dist.log_prob(draw), draw, grad))
     (h, p, log_p, draw, grad), (h2, p2, _, _, grad2) = results

@@ -5,6 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from onehot_triton import MaskedOneHotCategorical, OneHotCategorical, ReparamGradientStrategy, use_backend
@@ -173,6 +175,145 @@ def test_under_vmap_and_compile(backend: str) -> None:
     y = x[0].clone().requires_grad_()
     torch.compile(loss, backend="aot_eager", fullgraph=True)(y, index[0]).backward()
     torch.testing.assert_close(y.grad, expected[0])
+
+
+# A draw with both, where something is unlike the rest ---------------------------------------------------------------
+
+
+MEMBERS = ["of a value", "of an index", "of a draw"]
+each_member = pytest.mark.parametrize("member", MEMBERS)
+
+
+def of(dist: OneHotCategorical, member: str, index: Tensor) -> tuple[Tensor | None, Tensor, Tensor]:
+    """(draw, log_prob, entropy), of `index` where nothing is drawn, of as many draws where something is."""
+    if member == "of a value":
+        return None, *dist.log_prob_and_entropy(torch.nn.functional.one_hot(index, dist.num_samples))
+    if member == "of an index":
+        return None, *dist.log_prob_index_and_entropy(index)
+    return dist.rsample_log_prob_and_entropy(index.shape[: index.dim() - len(dist.batch_shape)])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("kind", MAKE)
+def test_a_draw_of_every_kind_with_both(backend: str, kind: str, dtype: torch.dtype) -> None:
+    x = logits_of(4, 6, dtype)
+    dist = MAKE[kind](x)
+    torch.manual_seed(5)
+    found = dist.rsample_log_prob_and_entropy((2,))
+    torch.manual_seed(5)
+    draw = dist.rsample((2,))
+    assert torch.equal(found[0], draw)
+    assert found[0].dtype == dtype
+    expected = draw, dist.log_prob(draw.detach()), dist.entropy()
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=4e-6)
+    assert_gradients_agree(found, expected, x)
+
+
+@each_member
+@pytest.mark.parametrize("rows", [4, 4000])
+@pytest.mark.parametrize("bad", [torch.nan, torch.inf, -torch.inf])
+def test_rows_that_are_no_distribution(backend: str, bad: float, rows: int, member: str) -> None:
+    """They are NaN, and so is their gradient, their draw is all zero; of the others all is as without them."""
+    if backend == "triton" and rows > 4:
+        pytest.skip("tests/test_kernel_cases.py has many rows")
+    x = torch.randn(rows, 20)
+    x[1, slice(None) if bad < 0 else 7] = bad
+    x.requires_grad_()
+    index = torch.zeros(2, rows, dtype=torch.int64)
+    draw, log_prob, entropy = of(OneHotCategorical(x, validate_args=False), member, index)
+    good = torch.arange(rows) != 1
+    if draw is not None:
+        assert torch.equal(draw.detach().sum(-1), good.float().expand(2, -1))
+        index = draw.detach().argmax(-1)
+    assert all(torch.equal(out.isnan(), ~good.expand(out.shape)) for out in (log_prob, entropy))
+    y = x[good].detach().requires_grad_()
+    alone = OneHotCategorical(y)
+    expected = alone.log_prob_index(index[:, good]), alone.entropy()
+    torch.testing.assert_close((log_prob[:, good], entropy[good]), expected, rtol=1e-6, atol=2e-6)
+    (grad,) = torch.autograd.grad(log_prob[:, good].sum() + entropy.nansum(), x)
+    torch.testing.assert_close(grad[good], torch.autograd.grad(expected[0].sum() + expected[1].sum(), y)[0])
+    assert grad[1].isnan().all()
+
+
+@each_member
+def test_no_rows_and_no_draws(backend: str, member: str) -> None:
+    for batch, draws in (((0,), 2), ((4,), 0), ((0, 3), 0)):
+        x = torch.randn(*batch, 6, requires_grad=True)
+        dist = OneHotCategorical(x)
+        draw, *both = of(dist, member, torch.zeros(draws, *batch, dtype=torch.int64))
+        assert [out.shape for out in both] == [(draws, *batch), batch]
+        (grad,) = torch.autograd.grad([out.sum() for out in (draw, *both) if out is not None], x)
+        torch.testing.assert_close(grad, torch.autograd.grad(dist.entropy().sum(), x)[0])
+
+
+def test_second_derivatives_of_a_draw_with_both(backend: str) -> None:
+    """The draw fixed by a seed."""
+    x = torch.randn(3, 300, dtype=torch.float64, requires_grad=True)
+    dist, v = OneHotCategorical(x), torch.randn(3, 300, dtype=torch.float64)
+
+    def product(outs: tuple[Tensor, ...]) -> Tensor:
+        weighted = (outs[0] * v).sum(), *((out * (1 + out)).sum() for out in outs[1:])
+        (g,) = torch.autograd.grad(sum(weighted), x, create_graph=True)
+        return torch.autograd.grad((g * v).sum(), x)[0]
+
+    torch.manual_seed(5)
+    found = dist.rsample_log_prob_and_entropy()
+    torch.manual_seed(5)
+    draw = dist.rsample()
+    torch.testing.assert_close(product(found), product((draw, dist.log_prob(draw.detach()), dist.entropy())))
+
+
+def test_a_draw_with_both_under_vmap_and_compile(backend: str) -> None:
+    """Of logits whose draw is known: category 1, which is nearly certain, and whose gradient is not 0."""
+    x = torch.randn(3, 4, 300).double()
+    x[..., 1] += 30
+    w = torch.randn(300).double()
+
+    def loss(x: Tensor) -> Tensor:
+        draw, log_prob, entropy = OneHotCategorical(x / 8, validate_args=False).rsample_log_prob_and_entropy()
+        # At a temperature at which the rest has a part; the draw itself is left out but for its gradient.
+        return (draw * w - (draw * w).detach()).sum() + (entropy * entropy).sum() + 0 * log_prob.sum()
+
+    def by_hand(x: Tensor) -> Tensor:
+        p = (x / 8).softmax(-1)
+        return (p * w).sum() + ((p * p.log()).sum(-1) ** 2).sum()
+
+    expected = torch.stack([torch.func.grad(by_hand)(one) for one in x])
+    torch.testing.assert_close(torch.func.vmap(torch.func.grad(loss), randomness="different")(x), expected)
+    torch._dynamo.reset()
+    y = x[0].clone().requires_grad_()
+    torch.compile(loss, backend="aot_eager", fullgraph=True)(y).backward()
+    torch.testing.assert_close(y.grad, expected[0])
+
+
+# Torch's own: forward mode scripts something when it is first used.
+@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
+def test_a_draw_with_both_in_forward_mode(backend: str) -> None:
+    x, v = torch.randn(2, 3, 6).double()
+    with forward_ad.dual_level():
+        dist = OneHotCategorical(forward_ad.make_dual(x, v), validate_args=False)
+        hot, *others = (forward_ad.unpack_dual(out) for out in dist.rsample_log_prob_and_entropy())
+
+    def by_hand(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        log_p = x.log_softmax(-1)
+        return log_p.exp(), (log_p * hot.primal).sum(-1), -(log_p.exp() * log_p).sum(-1)
+
+    (_, *values), tangents = torch.func.jvp(by_hand, (x,), (v,))[:2]
+    assert torch.equal(hot.primal.sum(-1), torch.ones(3).double())
+    torch.testing.assert_close([other.primal for other in others], values)
+    torch.testing.assert_close([hot.tangent, *(other.tangent for other in others)], [*tangents])
+
+
+@each_member
+def test_of_fake_tensors(backend: str, member: str) -> None:
+    with FakeTensorMode():
+        x = torch.randn(4, 3, 6, dtype=torch.bfloat16, requires_grad=True)
+        dist = OneHotCategorical(x, validate_args=False)
+        draw, *both = of(dist, member, torch.zeros(2, 4, 3, dtype=torch.int64))
+        assert [out.shape for out in both] == [(2, 4, 3), (4, 3)]
+        assert [out.dtype for out in both] == [torch.float32, torch.float32]
+        (grad,) = torch.autograd.grad([out.sum() for out in (draw, *both) if out is not None], x)
+        assert (grad.shape, grad.dtype) == (x.shape, x.dtype)
 
 
 class _Made(TorchDispatchMode):

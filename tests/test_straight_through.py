@@ -7,9 +7,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad, gradcheck
 
-from onehot_triton import MaskedOneHotCategorical, OneHotCategorical, ReparamGradientStrategy
+from onehot_triton import MaskedOneHotCategorical, OneHotCategorical, ReparamGradientStrategy, use_backend
 from onehot_triton import _backends as backends
 from onehot_triton._backends import cpu, eager
 from onehot_triton.rng import Seed
@@ -22,6 +23,12 @@ pytestmark = [
     # Torch's own: forward mode scripts something when it is first used.
     pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
 ]
+ESTIMATORS: dict[str, dict[str, Any]] = {
+    "ReinMax": {"grad_method": REINMAX},
+    "GappedStraightThrough": {"grad_method": GAPPED},
+    "Gumbel-Rao": {"grad_method": RELAXED, "relaxed_samples": 3},
+}
+each_estimator = pytest.mark.parametrize("estimator", ESTIMATORS)
 each_method = pytest.mark.parametrize("method", NEW, ids=lambda method: method.name)
 both_sizes = pytest.mark.usefixtures("small")
 
@@ -143,14 +150,36 @@ def test_gradient_of_large_batches_of_long_rows(method):
 
 
 @both_sizes
-@each_method
+@each_estimator
 @pytest.mark.parametrize("bad", [math.nan, math.inf])
-def test_a_row_that_is_no_distribution_has_no_gradient(bad, method, backend):
+def test_a_row_that_is_no_distribution_has_no_gradient(bad, estimator, backend):
     x = torch.randn(4, 6)
     x[1, 2], x[2] = bad, -math.inf
-    hot, found = gradient_of_a_draw(x, torch.randn(4, 6), grad_method=method, validate_args=False)
+    hot, found = gradient_of_a_draw(x, torch.randn(4, 6), validate_args=False, **ESTIMATORS[estimator])
     assert hot.sum(-1).tolist() == [1, 0, 0, 1]
     assert found.isnan().all(-1).tolist() == [False, True, True, False]
+    assert found[[0, 3]].isfinite().all()
+
+
+@both_sizes
+@each_estimator
+def test_no_rows_and_no_draws_have_a_gradient_of_their_shape(estimator, backend):
+    for batch, draws in (((0,), 2), ((4,), 0), ((0, 3), 0)):
+        x = torch.randn(*batch, 6)
+        hot, found = gradient_of_a_draw(x, torch.randn(draws, *batch, 6), **ESTIMATORS[estimator])
+        assert hot.shape == (draws, *batch, 6)
+        assert torch.equal(found, torch.zeros_like(x))
+
+
+@each_estimator
+def test_of_fake_tensors(estimator, backend):
+    with FakeTensorMode():
+        x = torch.randn(4, 3, 6, dtype=torch.bfloat16, requires_grad=True)
+        t = torch.full((4, 3), 1.5)
+        hot = OneHotCategorical(x, temperature=t, validate_args=False, **ESTIMATORS[estimator]).rsample((2,))
+        assert (hot.shape, hot.dtype) == ((2, 4, 3, 6), x.dtype)
+        (found,) = torch.autograd.grad(hot.sum(), x)
+        assert (found.shape, found.dtype) == (x.shape, x.dtype)
 
 
 # Ways of differentiating ----------------------------------------------------------------------------------------------
@@ -193,11 +222,14 @@ def test_transforms(method, backend):
     """torch.func.grad alone, under vmap, and forwards."""
     x, weight = torch.randn(3, 2, 4, dtype=torch.float64), torch.randn(2, 4, dtype=torch.float64)
 
+    def logits(x: Tensor) -> Tensor:
+        return x.masked_fill(torch.arange(4) > 2, -math.inf)
+
+    def draw(x: Tensor) -> Tensor:
+        return OneHotCategorical(logits(x), grad_method=method, temperature=1.5, validate_args=False).rsample()
+
     def loss(x: Tensor) -> Tensor:
-        # Its draws are known: an equal draw in every way.
-        logits = x.masked_fill(torch.arange(4) > 2, -math.inf)
-        hot = OneHotCategorical(logits, grad_method=method, temperature=1.5, validate_args=False).rsample()
-        return (hot * weight).sum()
+        return (draw(x) * weight).sum()
 
     leaf = x[0].clone().requires_grad_()
     torch.manual_seed(4)
@@ -210,11 +242,10 @@ def test_transforms(method, backend):
     torch.testing.assert_close(found.sum(-1), torch.zeros(3, 2).double(), rtol=0, atol=1e-12)
     with forward_ad.dual_level():
         v = torch.randn_like(leaf)
-        torch.manual_seed(4)
-        out = forward_ad.unpack_dual(loss(forward_ad.make_dual(leaf.detach(), v)))
-        torch.manual_seed(4)
-        (backwards,) = torch.autograd.grad(loss(leaf), leaf)
-    torch.testing.assert_close(out.tangent, (backwards * v).sum())
+        hot, tangent = forward_ad.unpack_dual(draw(forward_ad.make_dual(leaf.detach(), v)))
+    assert tangent is not None
+    forwards = definition(method, logits(leaf.detach()), hot, weight, 1.5)
+    torch.testing.assert_close((tangent * weight).sum(), (forwards * v).sum())
 
 
 @pytest.mark.parametrize("method", [*NEW, RELAXED], ids=lambda method: method.name)
@@ -291,6 +322,85 @@ def test_samples_of_a_draw_are_its_own_on_a_cpu():
             assert f is not None
             assert e is not None
             torch.testing.assert_close(f, e / 4)
+
+
+# Options, and what each stands for: of one seed the draw and its gradient are the same.
+STAND_FOR: dict[str, tuple[Callable[[Tensor], OneHotCategorical], Callable[[Tensor], OneHotCategorical]]] = {
+    "a mask": (
+        lambda x: MaskedOneHotCategorical(x, mask=torch.arange(6) != 2, **ESTIMATORS["Gumbel-Rao"]),
+        lambda x: OneHotCategorical(x.masked_fill(torch.arange(6) == 2, -math.inf), **ESTIMATORS["Gumbel-Rao"]),
+    ),
+    "unimix": (
+        lambda x: OneHotCategorical(x, unimix=0.2, **ESTIMATORS["Gumbel-Rao"]),
+        lambda x: OneHotCategorical((0.8 * x.softmax(-1) + 0.2 / 6).log(), **ESTIMATORS["Gumbel-Rao"]),
+    ),
+    "a temperature for each row": (
+        lambda x: OneHotCategorical(x, temperature=torch.tensor([0.5, 0.5]), **ESTIMATORS["Gumbel-Rao"]),
+        lambda x: OneHotCategorical(x, temperature=0.5, **ESTIMATORS["Gumbel-Rao"]),
+    ),
+    "half precision": (
+        lambda x: OneHotCategorical(x.bfloat16(), **ESTIMATORS["Gumbel-Rao"]),
+        lambda x: OneHotCategorical(x.bfloat16().float(), **ESTIMATORS["Gumbel-Rao"]),
+    ),
+}
+
+
+@both_sizes
+@pytest.mark.parametrize("draws", [(), (2,)], ids=["one draw", "two draws"])
+@pytest.mark.parametrize("option", STAND_FOR)
+def test_gumbel_rao_with_options(option, draws, backend):
+    x, grad = torch.randn(2, 6), torch.randn(*draws, 2, 6).bfloat16().float()
+    found = []
+    for make in STAND_FOR[option]:
+        leaf = x.clone().requires_grad_()
+        torch.manual_seed(7)
+        hot = make(leaf).rsample(draws)
+        found.append((hot.detach().float(), torch.autograd.grad(hot, leaf, grad.to(hot.dtype))[0]))
+    assert torch.equal(found[0][0], found[1][0])
+    eps = 2**-7 if option == "half precision" else 1e-5
+    torch.testing.assert_close(found[0][1], found[1][1], rtol=eps, atol=eps)
+    assert found[0][1].abs().sum() > 0.01
+
+
+def test_gumbel_rao_of_rows_of_different_temperatures(backend):
+    """As each row is by itself, of its own noise: the ratio of two gradients of one seed."""
+    x, grad = torch.randn(1, 6).expand(3, 6), torch.randn(1, 6).expand(3, 6)
+    found = []
+    for t in (0.3, 2.0, torch.tensor([0.3, 2.0, 0.3])):
+        torch.manual_seed(7)
+        found.append(gradient_of_a_draw(x, grad, temperature=t, **ESTIMATORS["Gumbel-Rao"])[1])
+    torch.testing.assert_close(found[2], torch.stack([found[0][0], found[1][1], found[0][2]]))
+
+
+def test_gumbel_rao_under_vmap(backend):
+    """Of draws that differ: each gradient sums to 0, and is 0 where a category is off."""
+    x, weight = torch.randn(3, 2, 6).double(), torch.randn(2, 6).double()
+    x[..., 4] = -math.inf
+
+    def loss(x: Tensor) -> Tensor:
+        dist = OneHotCategorical(x, temperature=0.7, validate_args=False, **ESTIMATORS["Gumbel-Rao"])
+        return (dist.rsample() * weight).sum()
+
+    found = torch.func.vmap(torch.func.grad(loss), randomness="different")(x)
+    torch.testing.assert_close(found.sum(-1), torch.zeros(3, 2).double(), rtol=0, atol=1e-12)
+    assert torch.equal(found[..., 4], torch.zeros(3, 2).double())
+    assert found.abs().sum(-1).gt(0.01).all()
+
+
+def test_second_derivative_of_gumbel_rao_is_that_of_its_gradient(monkeypatch: pytest.MonkeyPatch):
+    """By finite differences, of the noise that a seed gives; a kernel's says that it has none."""
+    monkeypatch.setattr(cpu, "_SMALL", 0)
+    x = torch.randn(2, 4, dtype=torch.float64, requires_grad=True)
+    grad = torch.randn(2, 4, dtype=torch.float64, requires_grad=True)
+
+    def first(x: Tensor, grad: Tensor) -> Tensor:
+        torch.manual_seed(3)
+        hot = OneHotCategorical(x, temperature=1.5, validate_args=False, **ESTIMATORS["Gumbel-Rao"]).rsample()
+        return torch.autograd.grad(hot, x, grad, create_graph=True)[0]
+
+    assert gradcheck(first, (x, grad), fast_mode=True)
+    with use_backend("triton"), pytest.raises((RuntimeError, NotImplementedError)):
+        first(x, grad).sum().backward()
 
 
 def test_gumbel_rao_in_forward_mode_is_a_mean():

@@ -107,7 +107,8 @@ class MaskedOneHotCategorical(OneHotCategorical):
 
         Of sharded columns: placed as the parameters, one collective of 8 bytes.
         """
-        return self._finite(super().logits)
+        # Not by super(): a compiled program would ask the property of an object that has no attributes.
+        return self._finite(self._in_param_dtype(self._log_probs()))
 
     def _log_prob_result(self, log_prob: Tensor) -> Tensor:
         return self._finite(super()._log_prob_result(log_prob))

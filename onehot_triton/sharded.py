@@ -13,7 +13,7 @@ row, m = max x, s = sum exp(x - m), and M, S are those of the whole row, which e
     PassThrough           backward: gather <p, g>
     ReinMax               backward: gather (g at the draw, <p, g>), and of softmax(x / t) (sum exp, sum g exp)
     GappedStraightThrough backward: gather (sum exp x', sum g exp x')
-    RelaxedOneHot         backward: gather the winner's noise, then (sum exp z, sum g exp z)
+    RelaxedOneHot         the draw sends a seed, too; backward: gather (sum exp z, sum g exp z)
 """
 
 from __future__ import annotations
@@ -28,7 +28,6 @@ from torch import Tensor
 from torch.autograd import Function
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from . import _backends as backends
 from . import ops, parameters, rng
@@ -98,6 +97,11 @@ def layout_of(param: Tensor, name: str) -> Layout:
     mesh, placements, last = param.device_mesh, tuple(param.placements), param.dim() - 1
     expected = "Replicate, Shard of a batch dimension or, on one mesh dimension, of the last one"
     vocabulary = None
+    if torch.compiler.is_compiling():
+        # With dynamic shapes the number of a dimension is symbolic, too; a comparison makes it a number again.
+        placements = tuple(
+            Shard(next(d for d in range(last + 1) if p.dim == d)) if type(p) is Shard else p for p in placements
+        )
     for dim, placement in enumerate(placements):
         if isinstance(placement, Partial) or not (isinstance(placement, Replicate) or type(placement) is Shard):
             raise _error(name, expected, f"{placement!r} on mesh dimension {dim}")
@@ -107,7 +111,14 @@ def layout_of(param: Tensor, name: str) -> Layout:
             vocabulary = dim
     if mesh.get_coordinate() is None:
         raise _error(name, "a mesh that this rank is part of", f"{mesh}")
-    local, offset = compute_local_shape_and_global_offset(param.shape, mesh, placements)
+    # By plain arithmetic: torch's own function takes numbers out of tensors, which a compiler does not know.
+    local, offset = list(param.shape), [0] * param.dim()
+    for dim, placement in enumerate(placements):
+        if isinstance(placement, Shard):
+            size, length = local[placement.dim], -(-local[placement.dim] // mesh.size(dim))
+            start = min(mesh.get_local_rank(dim) * length, size)
+            offset[placement.dim] += start
+            local[placement.dim] = min(length, size - start)
     return Layout(mesh, placements, tuple(param.shape), tuple(local), tuple(offset), vocabulary)
 
 
@@ -182,14 +193,15 @@ def _rows(tensor: Tensor, columns: bool) -> Tensor:
 
 
 def _gather(tensors: Sequence[Tensor], ranks: Ranks) -> list[Tensor]:
-    """What all ranks have of these tensors, [size, *shape] each, in the order of the shards: one collective. All have
-    elements of one length, and no gradient."""
+    """What all ranks have of these tensors, [size, *shape] each, in the order of the shards: one collective. Elements
+    are as long as those of the first, or of several such lengths; there is no gradient."""
     word = torch.int64 if tensors[0].element_size() == 8 else torch.int32
-    mine = torch.cat([tensor.detach().contiguous().reshape(-1).view(word) for tensor in tensors])
+    mine = [tensor.detach().contiguous().reshape(-1).view(word) for tensor in tensors]
+    lengths, mine = [part.numel() for part in mine], torch.cat(mine)
     if mine.numel():
         sent = torch.ops._c10d_functional.all_gather_into_tensor(mine, ranks.size, ranks.group)
         mine = torch.ops._c10d_functional.wait_tensor(sent)
-    parts = mine.view(ranks.size, -1).split([tensor.numel() for tensor in tensors], 1)
+    parts = mine.view(ranks.size, -1).split(lengths, 1)
     return [
         part.contiguous().view(tensor.dtype).view(ranks.size, *tensor.shape)
         for part, tensor in zip(parts, tensors, strict=True)
@@ -438,8 +450,9 @@ def _by_runs(function: Callable[..., Any], layout: Layout, seed: Seed, *tensors:
     return results
 
 
-def _shard_race(x: Tensor, layout: Layout, draws: int, seed: Seed) -> tuple[Tensor, Known]:
-    """The drawn columns of whole rows, int64 [draws, rows], from this rank's [rows, n] and one collective."""
+def _shard_race(x: Tensor, layout: Layout, draws: int, seed: Seed, *numbers: Tensor) -> tuple[Tensor, Known, Any]:
+    """The drawn columns of whole rows, int64 [draws, rows], from this rank's [rows, n] and one collective, in which all
+    ranks get the first one's `numbers`, too."""
     rows, n = x.shape
     dtype = compute_dtype(x.dtype)
     if n and rows:
@@ -453,7 +466,8 @@ def _shard_race(x: Tensor, layout: Layout, draws: int, seed: Seed) -> tuple[Tens
         m, s, _ = _shard_sums(x)
     word = torch.int64 if dtype == torch.float64 else torch.int32
     column = (index + layout.offset[-1]).to(word)
-    scores, ms, totals, columns, choices = _gather([score.to(dtype), m, s, column, chosen], layout.ranks)
+    sent = score.to(dtype), m, s, column, chosen
+    scores, ms, totals, columns, choices, *others = _gather([*sent, *numbers], layout.ranks)
     sums, _ = _join(ms, totals)
     base = sums.maximum.masked_fill(sums.maximum == -torch.inf, 0.0)
     exact = torch.float32 if x.device.type in ("mps", "xpu") else torch.float64
@@ -463,7 +477,7 @@ def _shard_race(x: Tensor, layout: Layout, draws: int, seed: Seed) -> tuple[Tens
     column = columns.gather(0, winner)[0].long()
     inside = valid & (winner[0] == layout.mesh.get_local_rank(layout.vocabulary))
     known = Known(torch.where(inside, index, -1), choices.gather(0, winner)[0], sums)
-    return torch.where(valid, column, -1), known
+    return torch.where(valid, column, -1), known, [other[0] for other in others]
 
 
 def _in_shape(one_hot: Tensor | None, index: Tensor, known: Known | None, draw: ops.Draw, layout: Layout) -> Drawn:
@@ -480,7 +494,7 @@ def sample(logits: Tensor, draw: ops.Draw) -> Drawn:
     draws = math.prod(draw.sample_shape)
     if layout.vocabulary is None:
         return _of_whole_rows(lambda seed, x: ops.sample(x, None, _flat(draw), seed), layout, seed, draw, x)
-    index, known = _shard_race(x, layout, draws, seed)
+    index, known, _ = _shard_race(x, layout, draws, seed)
     hot = None if draw.dtype is None else one_hot(known.at, x.shape[-1], draw.dtype)
     return _in_shape(hot, index, known, draw, layout)
 
@@ -500,21 +514,21 @@ def _of_whole_rows(function: Callable[..., Any], layout: Layout, seed: Seed, dra
 
 
 class _StraightThrough(Function):
-    """A one-hot draw of this rank's columns, with the gradient of `method`; `seed` is that of its noise."""
+    """A one-hot draw of this rank's columns, with the gradient of `method`; `seeds` are those of its noise."""
 
     @staticmethod
-    def forward(x, temperature, maximum, log_sum, at, seed, ranks, dtype, method, samples):
+    def forward(x, temperature, maximum, log_sum, at, seeds, ranks, dtype, method, samples):
         return one_hot(at, x.shape[-1], dtype)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, temperature, maximum, log_sum, at, seed, ctx.ranks, _, ctx.method, ctx.samples = inputs
+        x, temperature, maximum, log_sum, at, seeds, ctx.ranks, _, ctx.method, ctx.samples = inputs
         tensor, ctx.temperature = (temperature, None) if isinstance(temperature, Tensor) else (None, temperature)
-        ctx.save_for_backward(x, tensor, maximum, log_sum, at, seed)
+        ctx.save_for_backward(x, tensor, maximum, log_sum, at, seeds)
 
     @staticmethod
     def backward(ctx, grad):
-        x, temperature, maximum, log_sum, at, seed = ctx.saved_tensors
+        x, temperature, maximum, log_sum, at, seeds = ctx.saved_tensors
         t = ctx.temperature if temperature is None else temperature.unsqueeze(-1)
         args = x, t, Sums(maximum, log_sum), at, grad.to(maximum.dtype), ctx.ranks
         dx: Any = None
@@ -527,7 +541,7 @@ class _StraightThrough(Function):
             dx = _gapped_grad(*args)
         else:
             with torch.no_grad():
-                dx, dt = _relaxed_grad(*args, seed, ctx.samples, ctx.needs_input_grad[1])
+                dx, dt = _relaxed_grad(*args, seeds, ctx.samples, ctx.needs_input_grad[1])
             if torch.is_grad_enabled():
                 dx, dt = (None if d is None else _NoSecondDerivative.apply(d, x, grad, temperature) for d in (dx, dt))
         return dx.to(x.dtype), dt, None, None, None, None, None, None, None, None
@@ -589,18 +603,22 @@ def _relaxed_grad(
     at: Tensor,
     grad: Tensor,
     ranks: Ranks,
-    seed: Tensor,
+    seeds: Tensor,
     samples: int,
     with_temperature: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """sum_s J(y) g / t, y = softmax(z) drawn given winner k: z_j = -log(1 + E_j / (p_j E_k)) / t, 0 at k, E iid Exp(1)
-    (`eager.scores_given`). 0 is the maximum, so that no rank need know another's. The mean over the `samples`."""
+    (`eager.scores_given`). 0 is the maximum, so that no rank need know another's. The mean over the `samples`. E is of
+    the first of the seeds, but for E_k: that is of the second, which all ranks have in common."""
     p = _log_p(x, sums).exp()
     at, g = for_each_sample(at, samples), for_each_sample(grad, samples)
-    e = rng.noise_again(seed)((*at.shape, x.shape[-1] + 1), None).neg().to(p.dtype)
-    # The winner's noise is that of the rank that has it.
-    (of_ranks,) = _gather([torch.where(at >= 0, e[..., -1], 0.0)], ranks)
-    z = torch.log1p(e[..., :-1] / of_ranks.sum(0).unsqueeze(-1) / p).neg()
+    # A collective for the winner's noise would be one of a backward that needs no gradient: torch's compiler plans such
+    # as the sizes say, on each rank its own way, and ranks with uneven shards would wait for each other.
+    e, winners = (
+        rng.noise_again(seed)((*at.shape, n), None).neg().to(p.dtype)
+        for seed, n in zip(seeds.unbind(), (x.shape[-1], 1), strict=True)
+    )
+    z = torch.log1p(e / winners / p).neg()
     z = z.masked_fill(one_hot(at, x.shape[-1], torch.bool), 0.0) / t
     w = z.exp()
     parts = [w.sum(-1), (w * g).sum(-1)]
@@ -649,23 +667,29 @@ def rsample(
         return _of_whole_rows(
             lambda seed, x, t: ops.rsample(x, None, _flat(draw), method, t, samples, seed), layout, seed, draw, x, t
         )
-    index, known = _shard_race(x.detach(), layout, math.prod(draw.sample_shape), seed)
+    numbers = [_number(seed, x.device)] if relaxed else []
+    index, known, numbers = _shard_race(x.detach(), layout, math.prod(draw.sample_shape), seed, *numbers)
     if isinstance(t, Tensor):
         t = t.to(compute_dtype(x.dtype)).expand(x.shape[0])
-    place = _place(seed, layout, x.device) if relaxed else None
+    seeds = torch.stack([_place(numbers[0], layout, at) for at in (1 + layout.first_group, 0)]) if relaxed else None
     how = layout.ranks, draw.dtype, method, samples
-    hot = ops.apply(_StraightThrough, x, t, *known.sums, known.at, place, *how)
+    hot = ops.apply(_StraightThrough, x, t, *known.sums, known.at, seeds, *how)
     return _in_shape(hot, index, known, draw, layout)
 
 
-def _place(seed: Seed, layout: Layout, device: torch.device) -> Tensor:
-    """The seed of this rank's own noise, of each element of its part."""
+def _number(seed: Seed, device: torch.device) -> Tensor:
+    """The seed as one int64 element."""
+    if seed.tensor is not None:
+        return seed.tensor
+    # Of the counter of a generator, which moves by four, another number at each call.
+    number = (seed.key + seed.offset * 0x9E3779B97F4A7C15) % 2**63
+    return torch.full((), number, dtype=torch.int64, device=device)
+
+
+def _place(number: Tensor, layout: Layout, first_group: int) -> Tensor:
+    """Of a seed, that of the noise of this rank's rows from that group on."""
     first_row = sum(o * math.prod(layout.batch[d + 1 :]) for d, o in enumerate(layout.offset[:-1]))
-    if seed.tensor is None:
-        # Of the counter of a generator, which moves by four, another number at each call.
-        number = (seed.key + seed.offset * 0x9E3779B97F4A7C15) % 2**63
-        seed = seed._replace(tensor=torch.full((), number, dtype=torch.int64, device=device))
-    return rng.seed_of_place(seed._replace(first_row=first_row), layout.first_group)
+    return rng.seed_of_place(Seed(number, first_row=first_row), first_group)
 
 
 def relaxed_sample(logits: Tensor, temperature: Tensor | float, draw: ops.Draw) -> DTensor:
@@ -679,7 +703,8 @@ def relaxed_sample(logits: Tensor, temperature: Tensor | float, draw: ops.Draw) 
         runs = _by_runs(function, layout, seed, x, t) if x.shape[0] else [function(seed, x, t)]
         y = torch.cat(runs, 1)
     else:
-        e = rng.noise_again(_place(seed, layout, x.device))((math.prod(lead), *x.shape), None)
+        place = _place(_number(seed, x.device), layout, layout.first_group)
+        e = rng.noise_again(place)((math.prod(lead), *x.shape), None)
         if isinstance(t, Tensor):
             t = _spread(t.to(e.dtype), layout.ranks)
             t = t.unsqueeze(-1) if t.dim() else t

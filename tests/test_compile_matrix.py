@@ -12,7 +12,12 @@ import torch
 from torch import Tensor
 from torch.distributions import kl_divergence
 
-from onehot_triton import OneHotCategorical, RelaxedOneHotCategorical, ReparamGradientStrategy
+from onehot_triton import (
+    MaskedOneHotCategorical,
+    OneHotCategorical,
+    RelaxedOneHotCategorical,
+    ReparamGradientStrategy,
+)
 from onehot_triton import __main__ as demo
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -151,6 +156,7 @@ ONE_CALL: dict[str, Callable[[Tensor], Tensor]] = {
     "tensor_temperature": lambda x: OneHotCategorical(
         x, grad_method=METHODS[1], temperature=torch.ones(x.shape[0])
     ).rsample(),
+    "masked_logits": lambda x: MaskedOneHotCategorical(x, mask=x < 1).logits,
     "relaxed_rsample": lambda x: RelaxedOneHotCategorical(0.5, logits=x).rsample(),
     "relaxed_log_prob": lambda x: RelaxedOneHotCategorical(0.5, logits=x).log_prob(x.softmax(-1)),
 }

@@ -18,5 +18,5 @@ CASES = Path(__file__).with_name("sharded_cases.py")
 def test_on_ranks(world: int, pytestconfig: pytest.Config) -> None:
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(CASES), str(world), pytestconfig.getoption("--case")]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=280, check=False)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=480, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

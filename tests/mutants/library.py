@@ -193,10 +193,17 @@ MUTANTS = [
     # masked.py
     Mutant(
         MASKED,
-        "self._finite(super().logits)",
-        "super().logits",
+        "self._finite(self._in_param_dtype(self._log_probs()))",
+        "self._in_param_dtype(self._log_probs())",
         "neg_inf not in logits",
         "tests/test_masked.py -k neg_inf",
+    ),
+    Mutant(
+        MASKED,
+        "self._finite(self._in_param_dtype(self._log_probs()))",
+        "self._finite(super().logits)",
+        "a compiled program has no logits of it",
+        "tests/test_compile_matrix.py -k masked_logits",
     ),
     Mutant(
         MASKED,

@@ -48,10 +48,35 @@ MUTANTS = [
         "members_agree",
     ),
     _row(
-        "z = torch.log1p(e[..., :-1] / of_ranks.sum(0).unsqueeze(-1) / p).neg()",
-        "z = torch.log1p(e[..., :-1] / e[..., -1:] / p).neg()",
+        "[other[0] for other in others]",
+        "[other[layout.mesh.get_local_rank(layout.vocabulary)] for other in others]",
         "every shard has a winner's noise of its own",
         "relaxed_gradient",
+    ),
+    _row(
+        "for at in (1 + layout.first_group, 0)",
+        "for at in (0, 0)",
+        "the winner's noise is that of the first columns",
+        "relaxed_gradient",
+    ),
+    _row(
+        "    if torch.compiler.is_compiling():\n        # With dynamic",
+        "    if False:\n        # With dynamic",
+        "the number of a dimension is symbolic in a compiled program",
+        "dynamic_shapes",
+    ),
+    _row(
+        "offset[placement.dim] += start",
+        "offset[placement.dim] = start",
+        "of a dimension that two mesh dimensions shard, a part is where the second one says",
+        "parts_are_those_of_torch",
+        4,
+    ),
+    _row(
+        "z = torch.log1p(e / winners / p).neg()",
+        "z = torch.log1p(e / _gather([winners], ranks)[0][0] / p).neg()",
+        "a collective of a backward that needs no gradient, which each rank's compiler places as its sizes say",
+        "compiled_programs",
     ),
     _row(
         "bests = _gather([best.to(compute_dtype(x.dtype))], layout.ranks)[0]",

@@ -620,12 +620,12 @@ def log_prob_and_entropy_grad(
         d.clamp_(min=eager.LOWEST)
         result = out[part] if out.dtype == dtype else d
         if grad is None:
-            torch.mul(d.mul_(factor[part]).add_(offset[part]), weight, out=result)
+            torch.mul(torch.addcmul(offset[part], d, factor[part], out=d), weight, out=result)
         else:
             # The constant is not of use where <p, g> must be found: p (h - <p, h>) does not know of it.
-            p, h = weight.mul_(over_sum[part]), d.mul_(slope[part]).add_(part_of(grad, part))
-            h.mul_(p)
-            torch.sub(h, p.mul_(h.sum(-1, keepdim=True).add_(total[part])), out=result)
+            wh = torch.addcmul(part_of(grad, part), d, slope[part], out=d).mul_(weight)
+            mean = wh.sum(-1, keepdim=True).mul_(over_sum[part]).add_(total[part])
+            torch.addcmul(wh, weight, mean, value=-1, out=result).mul_(over_sum[part])
         result.scatter_add_(-1, k[part], g_k[part])
         if result is d:
             out[part] = d

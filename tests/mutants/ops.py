@@ -215,8 +215,8 @@ MUTANTS = [
         "tests/test_log_prob_and_entropy.py -k 'in_blocks'",
     ),
     _cpu(
-        "p.mul_(h.sum(-1, keepdim=True).add_(total[part]))",
-        "p.mul_(h.sum(-1, keepdim=True))",
+        "mean = wh.sum(-1, keepdim=True).mul_(over_sum[part]).add_(total[part])",
+        "mean = wh.sum(-1, keepdim=True).mul_(over_sum[part])",
         "the log_prob's p left out of a joint gradient",
         "tests/test_log_prob_and_entropy.py -k 'in_blocks'",
     ),

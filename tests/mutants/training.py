@@ -352,8 +352,8 @@ MUTANTS = [
         estimators("large_batches"),
     ),
     _cpu(
-        "torch.mul(d.mul_(factor[part]).add_(offset[part]), weight, out=result)",
-        "torch.mul(d.mul_(factor[part]), weight, out=result)",
+        "torch.mul(torch.addcmul(offset[part], d, factor[part], out=d), weight, out=result)",
+        "torch.mul(torch.mul(d, factor[part], out=d), weight, out=result)",
         "the constant of a row left out",
         both("in_blocks"),
     ),

@@ -361,8 +361,8 @@ MUTANTS = [
     _cpu("result.scatter_add_(-1, k[part], g_k[part])", "pass", "log_probs without their 1", both("in_blocks")),
     _cpu("        if result is d:\n", "        if False:\n", "half precision is never written", both("other_dtypes")),
     _cpu(
-        "d.mul_(slope[part]).add_(part_of(grad, part))",
-        "d.mul_(slope[part])",
+        "torch.addcmul(part_of(grad, part), d, slope[part], out=d)",
+        "torch.mul(d, slope[part], out=d)",
         "a draw without its gradient, in blocks",
         both("in_blocks"),
     ),

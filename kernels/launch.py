@@ -208,6 +208,12 @@ def _noise_tile(
     return row_tile(block // parts, width, warps, _splits(filling, draws * rows, cdiv(columns, block)))
 
 
+@lru_cache(4096)
+def upper_depth(columns: int, tile: Tile) -> int:
+    """Of the tile of a row's second half: of 18 columns it has 2 of 16, and no depth for what is beyond them."""
+    return next_power_of_2(cdiv(max(1, columns - tile.columns), tile.lanes * tile.vector))
+
+
 # Sampling a long row: four groups a turn, a warp for each, so that a group's sum needs no barrier.
 SAMPLE_GROUPS = 4
 

@@ -11,8 +11,6 @@ A group's sum is kept as s_g exp m_g, m_g its maximum, which only its own logits
 one order, whichever programs summed them. So the winner does not depend on how a row is dealt out.
 """
 
-from functools import lru_cache
-
 import torch
 import triton
 import triton.language as tl
@@ -316,12 +314,6 @@ def _select_kernel(
     )  # fmt: skip
 
 
-@lru_cache(4096)
-def _upper_depth(columns: int, tile: launch.Tile) -> int:
-    """Of the tile of a row's second half: of 18 columns it has 2 of 16, and no depth for what is beyond them."""
-    return launch.next_power_of_2(launch.cdiv(max(1, columns - tile.columns), tile.lanes * tile.vector))
-
-
 @launch.on_its_device
 def sample(
     logits: Tensor,
@@ -371,7 +363,7 @@ def sample(
         tile = launch.noise_tile(logits, 2)
         programs = launch.cdiv(rows, tile.rows)
         _short_kernel[(programs, launch.draw_programs(logits, programs, draws))](
-            *out, rows=rows, draws=draws, columns=columns, UPPER_DEPTH=_upper_depth(columns, tile),
+            *out, rows=rows, draws=draws, columns=columns, UPPER_DEPTH=launch.upper_depth(columns, tile),
             num_warps=tile.warps, **tile.shape, **race,
         )  # fmt: skip
         return one_hot, index, logsumexp

@@ -1363,8 +1363,8 @@ MUTANTS = [
         "tests/test_kernels.py -k draw_for_draw",
     ),
     Mutant(
-        "kernels/sample.py",
-        "launch.cdiv(max(1, columns - tile.columns), tile.lanes * tile.vector)",
+        "kernels/launch.py",
+        "cdiv(max(1, columns - tile.columns), tile.lanes * tile.vector)",
         "1",
         "the second half of a row is cut off",
         "tests/test_kernels.py -k draw_for_draw",

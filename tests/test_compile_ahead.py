@@ -1,4 +1,5 @@
-"""Every kernel compiles for every architecture, with its launcher's own configuration, where no GPU is."""
+"""Every kernel compiles for every architecture, with its launcher's own configuration, where no GPU is; and what executes
+the compiled code there finds the faults that it is for."""
 
 import os
 import subprocess
@@ -9,13 +10,23 @@ import pytest
 
 pytest.importorskip("triton")
 
-SCRIPT = Path(__file__).parent.parent / "benchmarks" / "ahead_of_time.py"
+ROOT = Path(__file__).parent.parent
+
+
+def script(path: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    """In a process of its own, because this one interprets the kernels."""
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
+    return subprocess.run([sys.executable, ROOT / path, *arguments], env=environment, capture_output=True, text=True)
 
 
 def test_every_kernel_compiles_for_every_architecture() -> None:
-    # A process of its own, because this one interprets the kernels.
-    environment = {**os.environ, "TRITON_INTERPRET": "0"}
-    done = subprocess.run([sys.executable, SCRIPT, "--spread"], env=environment, capture_output=True, text=True)
+    done = script("benchmarks/ahead_of_time.py", "--spread")
     assert done.returncode == 0, done.stdout + done.stderr
     for arch in ("sm_80", "sm_90", "sm_100", "gfx942"):
         assert f"{arch:7} ok " in done.stdout
+
+
+def test_the_emulator_of_compiled_kernels_finds_planted_faults() -> None:
+    done = script("tests/ptx/check.py", "--self-test")
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "WRONG" not in done.stdout

@@ -141,7 +141,7 @@ def arithmetic() -> bool:
         want = np.array([1, 1, np.inf, 0, np.nan, 1, 1, np.inf, 0, 1024], np.float32)
         good &= np.array_equal(machine.ex2(special, 3, True), want, equal_nan=True)
         want = np.array([-np.inf, -np.inf, np.inf, np.nan, np.nan, -np.inf, -np.inf, 7, np.nan], np.float32)
-        good &= np.array_equal(machine.lg2(special[:-1], 3, True), want, equal_nan=True)
+        good &= np.array_equal(machine.lg2(special[:-1], None, True), want, equal_nan=True)
         x = random.uniform(0.01, 10, 20000).astype(np.float32)
         for seed in (None, 1, 2):
             error = np.abs(machine.ex2(x, seed, True) / np.exp2(x.astype(np.float64)) - 1)

@@ -1,5 +1,5 @@
-"""Every kernel compiles for every architecture, with its launcher's own configuration, where no GPU is; and what executes
-the compiled code there finds the faults that it is for."""
+"""Every kernel compiles for every architecture, with its launcher's own configuration, where no GPU is; and what
+executes the compiled code there finds the faults that it is for."""
 
 import os
 import subprocess
@@ -15,7 +15,8 @@ ROOT = Path(__file__).parent.parent
 
 def script(path: str, *arguments: str) -> subprocess.CompletedProcess[str]:
     """In a process of its own, because this one interprets the kernels."""
-    environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": os.pathsep.join((str(ROOT), str(ROOT / "tests")))}
+    imported = os.pathsep.join((str(ROOT), str(ROOT / "tests")))
+    environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": imported}
     return subprocess.run([sys.executable, ROOT / path, *arguments], env=environment, capture_output=True, text=True)
 
 

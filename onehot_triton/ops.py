@@ -109,6 +109,8 @@ def _as_draws(tensor: Tensor, dims: tuple[int, ...], lead: int) -> Tensor:
 
 def _as_batch(tensor: Tensor, dims: tuple[int, ...], batch: torch.Size, lead: tuple[int, ...], *tail: int) -> Tensor:
     """[draws, rows, *tail] of rows without repetition as [*lead, *batch, *tail]."""
+    if not dims:
+        return _shaped(tensor, *lead, *batch, *tail)
     repetitions, others = _sizes(batch, dims)
     tensor = tensor.reshape(*lead, *repetitions, *others, *tail)
     return tensor.movedim(list(range(len(lead), len(lead) + len(dims))), [len(lead) + d for d in dims])
@@ -490,8 +492,7 @@ class _LogProbAndEntropy(Function):
             new_index = _as_batch(index, dims, batch, lead)
         entropy = _shaped(entropy, *logits.shape[:-1])
         entropy = again(entropy, dims, batch).contiguous() if dims else entropy
-        log_prob = _as_batch(log_prob, dims, batch, lead) if dims else _shaped(log_prob, *lead, *batch)
-        return one_hot, log_prob, entropy, new_index, _of_rows(logsumexp, dims, batch)
+        return one_hot, _as_batch(log_prob, dims, batch, lead), entropy, new_index, _of_rows(logsumexp, dims, batch)
 
     @staticmethod
     def setup_context(ctx, inputs, output):

@@ -139,14 +139,15 @@ def straight_through(
     if method is not ReparamGradientStrategy.PassThrough:
         return cpu.straight_through(x, None, draws, dtype, seed, method, temperature, samples)
     drawn = sample(x.detach(), None, draws, None, seed, False)
-    y = cpu.nearly_softmax(x)
-    return _with_gradient_of(drawn, y if drawn.index.dim() == 1 else y.expand(draws, *y.shape), dtype)
+    return _with_gradient_of(drawn, cpu.nearly_softmax(x), dtype)
 
 
 def _with_gradient_of(drawn: Sample, y: Tensor, dtype: torch.dtype | None) -> Sample:
     """`eager.with_gradient_of` in one node of the graph: a copy of y, which autograd records, is written over, which it
-    need not know. With the backward, 64 x 6 takes 37 us so, 47 by y - y.detach() added to a one-hot."""
+    need not know. With the backward, 64 x 6 takes 37 us so, 47 by y - y.detach() added to a one-hot. The draws of a row
+    have one y, [rows, columns], or one each."""
     assert dtype is not None
+    y = y.expand(*drawn.index.shape, -1) if y.dim() == drawn.index.dim() else y
     if not drawn.all_valid:
         one_hot = eager.one_hot(drawn.index, y.shape[-1], dtype)
         return eager.with_gradient_of(drawn._replace(one_hot=one_hot), y)
@@ -168,7 +169,8 @@ def _relaxed_first(x: Tensor, draws: int, dtype: torch.dtype | None, seed: Seed,
     drawn = Sample(None, index, None, all_valid, None, z.numel() > cpu._ONE_THREAD)
     if isinstance(temperature, Tensor) or temperature != 1:
         z = z / eager.by_row(temperature, z.dtype)
-    return _with_gradient_of(drawn, cpu.nearly_softmax(z), dtype)
+    # Without a gradient, nothing is asked of y but its shape.
+    return _with_gradient_of(drawn, cpu.nearly_softmax(z) if is_differentiated(z) else z, dtype)
 
 
 # Densities ------------------------------------------------------------------------------------------------------------
@@ -213,5 +215,4 @@ def rsample_log_prob_and_entropy(
     log_p = cpu.nearly_log_softmax(x)
     p = log_p.exp()
     log_prob = eager.by_draw(cpu.gathered(log_p, eager.columns_at(drawn.index), drawn.all_valid), drawn.index)
-    y = p if drawn.index.dim() == 1 else p.expand(draws, *p.shape)
-    return _with_gradient_of(drawn, y, dtype), log_prob, eager.entropy_of(log_p, p)
+    return _with_gradient_of(drawn, p, dtype), log_prob, eager.entropy_of(log_p, p)

@@ -442,8 +442,8 @@ MUTANTS = [
         "tests/test_launches.py -k computed_as_its_copy",
     ),
     _ops(
-        "_as_batch(log_prob, dims, batch, lead) if dims else _shaped(log_prob, *lead, *batch)",
-        "_shaped(log_prob, *lead, *batch)",
+        "one_hot, _as_batch(log_prob, dims, batch, lead), entropy",
+        "one_hot, _shaped(log_prob, *lead, *batch), entropy",
         "repetitions in front of the rows",
         "tests/test_launches.py -k computed_as_its_copy",
     ),

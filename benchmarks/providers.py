@@ -134,26 +134,39 @@ def _operators() -> Provider:
         z = x - e.log_()
         top, at = z.detach().max(-1, keepdim=True)
         top.sum().item()
-        y = torch.softmax(z, -1)
-        return torch.zeros_like(x).scatter_(1, at, 1).add_(y - y.detach())
+        return written_over(torch.softmax(z, -1), at, x.dtype)
+
+    def written_over(y: Tensor, at: Tensor, dtype: torch.dtype) -> Tensor:
+        out = y.to(dtype, copy=True)
+        out.detach().zero_().scatter_(-1, at, 1)
+        return out
 
     def pass_through(x: Tensor) -> Tensor:
-        y = torch.softmax(x, -1, dtype=torch.float32)
-        return draw(x.detach(), x.dtype).add_(y - y.detach())
+        at = index_of(x.detach()).unsqueeze(1)
+        return written_over(torch.softmax(x, -1, dtype=torch.float32), at, x.dtype)
 
     def log_prob(x: Tensor, value: Tensor) -> Tensor:
         return log_prob_index(x, value.detach().argmax(-1))
 
     def log_prob_index(x: Tensor, index: Tensor) -> Tensor:
-        return torch.log_softmax(x, -1, dtype=torch.float32).gather(-1, index.unsqueeze(-1)).squeeze(-1)
+        return _log_softmax_at(x, index, torch.float32)
+
+    def entropy_of(log_p: Tensor, p: Tensor) -> Tensor:
+        return (p * log_p.clamp_min(-10_000)).sum(-1).abs()
 
     def entropy(x: Tensor) -> Tensor:
         log_p = torch.log_softmax(x, -1, dtype=torch.float32)
-        return (log_p.exp() * log_p.clamp_min(-10_000)).sum(-1).abs()
+        return entropy_of(log_p, log_p.exp())
 
     def step(x: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         one_hot = pass_through(x)
         return one_hot, log_prob(x, one_hot), entropy(x)
+
+    def joint_step(x: Tensor, _: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        at = index_of(x.detach()).unsqueeze(1)
+        log_p = torch.log_softmax(x, -1, dtype=torch.float32)
+        p = log_p.exp()
+        return written_over(p, at, x.dtype), log_p.gather(-1, at).squeeze(-1), entropy_of(log_p, p)
 
     forwards = {
         "sample": lambda x, _: draw(x, torch.int64),
@@ -164,13 +177,13 @@ def _operators() -> Provider:
         "log_prob_index": log_prob_index,
         "entropy": lambda x, _: entropy(x),
         "step": step,
-        "joint_step": step,
+        "joint_step": joint_step,
     }
     return Provider(OPERATORS, forwards)
 
 
-def _log_softmax_at(x: Tensor, index: Tensor) -> Tensor:
-    return torch.log_softmax(x, -1).gather(-1, index.unsqueeze(-1)).squeeze(-1)
+def _log_softmax_at(x: Tensor, index: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    return torch.log_softmax(x, -1, dtype=dtype).gather(-1, index.unsqueeze(-1)).squeeze(-1)
 
 
 def _log_softmax() -> Provider:

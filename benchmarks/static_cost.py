@@ -63,11 +63,6 @@ LIMITS = {
     # Beside log_prob_and_entropy_grad, a second operand, and what is reduced of it.
     "rsample_log_prob_and_entropy_grad": 28,
 }
-# Of so few rows that a program has one group of 1024 columns of one, 8 elements a thread and no loop: with the usual
-# tile half of the multiprocessors would have no program. Some 85 instructions of each thread are not of an element: the
-# place of its program and the numbers of its row. Some 150 where there is a gradient of the draw: the sums of <p, g>
-# that other programs left are joined by all threads of each program, with a barrier.
-GROUP_LIMITS = {"log_prob_and_entropy_grad": 25, "rsample_log_prob_and_entropy_grad": 36}
 LIMIT_FROM = 4096
 # Kernels that touch no row, but what the programs left that shared it.
 PARTIAL = ("_select_kernel", "_join_kernel")
@@ -310,8 +305,7 @@ def limit(entry: dict[str, Any]) -> float:
     """The most instructions an element, inf for short rows."""
     if entry["columns"] < LIMIT_FROM:
         return math.inf
-    limits = LIMITS | GROUP_LIMITS if entry["tile"] <= GROUP else LIMITS
-    return limits[entry["operation"]]
+    return LIMITS[entry["operation"]]
 
 
 def over_limit(entry: dict[str, Any]) -> bool:

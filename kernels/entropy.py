@@ -24,6 +24,7 @@ from .rows import (
     compute_dtype,
     compute_type,
     has_tail,
+    is_shared,
     lane_max,
     lane_sum,
     load_logits,
@@ -149,7 +150,7 @@ def _store(entropy_ptr, logsumexp_ptr, row, rows, inside, maximum, total, rest, 
 def _entropy_kernel(
     logits_ptr, allowed_ptr, entropy_ptr, logsumexp_ptr, parts_ptr, row_stride: tl.int64, allowed_stride: tl.int64,
     rows: tl.int64, columns,
-    ENTROPY: tl.constexpr, TYPE: tl.constexpr, SPLIT: tl.constexpr,
+    ENTROPY: tl.constexpr, TYPE: tl.constexpr,
     ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -157,7 +158,7 @@ def _entropy_kernel(
     maximum, total, rest, moment = _row_sums(
         logits_ptr, allowed_ptr, row, inside, row_stride, allowed_stride, columns, TYPE, ROWS, DEPTH, LANES, VECTOR
     )
-    if SPLIT:
+    if is_shared(ROWS):
         _store_sums(parts_ptr, row, maximum, total, rest, moment)
     else:
         _store(entropy_ptr, logsumexp_ptr, row, rows, inside, maximum, total, rest, moment, ENTROPY)
@@ -206,13 +207,11 @@ def _reduce(logits: Tensor, allowed: Tensor | None, with_entropy: bool) -> tuple
         parts = logsumexp.new_empty(rows, 4, tile.parts) if split else logsumexp
         _entropy_kernel[(launch.cdiv(rows, tile.rows), tile.parts)](
             logits, entropy_ptr=entropy, logsumexp_ptr=logsumexp, parts_ptr=parts, row_stride=logits.stride(0),
-            rows=rows, columns=columns, ENTROPY=with_entropy, TYPE=compute_type(logits.dtype), SPLIT=split,
+            rows=rows, columns=columns, ENTROPY=with_entropy, TYPE=compute_type(logits.dtype),
             num_warps=tile.warps, **tile.shape, **allowed_arguments(allowed),
         )  # fmt: skip
         if split:
-            _join_kernel[(rows,)](
-                parts, entropy, logsumexp, tile.parts, ENTROPY=with_entropy, PARTS=launch.part_lanes(logits, tile.parts)
-            )
+            _join_kernel[(rows,)](parts, entropy, logsumexp, tile.parts, ENTROPY=with_entropy, PARTS=tile.part_lanes)
     return entropy, logsumexp
 
 

@@ -81,6 +81,8 @@ class Tile(NamedTuple):
     Attributes:
         one: a whole row is in it.
         parts: how many programs share a row that is not.
+        part_lanes: in how many lanes a kernel reads what these left: as many for one number of columns, however many
+            rows there are and so programs to a row, because another would be another kernel to compile.
     """
 
     depth: int
@@ -90,6 +92,7 @@ class Tile(NamedTuple):
     warps: int
     one: bool
     parts: int = 1
+    part_lanes: int = 1
 
     @property
     def columns(self) -> int:
@@ -116,20 +119,8 @@ def splits(logits: Tensor, rows: int, tiles: int) -> int:
     return _splits(fill(logits), rows, tiles)
 
 
-def part_lanes(logits: Tensor, parts: int) -> int:
-    """In how many lanes a kernel reads what `parts` programs of a row left: as many for one number of columns, however
-    many rows there are and so programs to a row, because another would be another kernel to compile."""
-    return next_power_of_2(max(parts, cdiv(logits.shape[1], GROUP)))
-
-
 def _splits(filling: int, rows: int, tiles: int) -> int:
     return cdiv(tiles, max(1, rows * tiles // filling))
-
-
-def _few_rows(least: int, rows: int, columns: int, block: int) -> int:
-    """`block` columns of a tile, or a group where rows are so few that multiprocessors would have none; so that the
-    partial results are of no more than columns / 1024 programs a row. Nothing between: it would be one more kernel."""
-    return block if rows * cdiv(columns, block) >= least else min(block, GROUP)
 
 
 def _short_tile(columns: int, width: int, elements: int, parts: int = 1) -> Tile:
@@ -145,9 +136,10 @@ def _short_tile(columns: int, width: int, elements: int, parts: int = 1) -> Tile
     return Tile(part // (lanes * width), many, lanes, width, max(1, min(4, many * lanes // 32)), True)
 
 
-def row_tile(block: int, width: int, warps: int, parts: int = 0) -> Tile:
-    """One row, a lane for each thread; no parts where the row is in the tile whole."""
-    return Tile(block // (32 * warps * width), 1, 32 * warps, width, warps, parts == 0, max(1, parts))
+def row_tile(block: int, width: int, warps: int, parts: int = 0, tiles: int = 1) -> Tile:
+    """One row of `tiles` tiles, a lane for each thread; no parts where it is in the one tile whole."""
+    depth, lanes = block // (32 * warps * width), 32 * warps
+    return Tile(depth, 1, lanes, width, warps, parts == 0, max(1, parts), next_power_of_2(tiles))
 
 
 def tile(logits: Tensor, *others: Tensor, draws: int = 1, twice: bool = False) -> Tile:
@@ -155,28 +147,27 @@ def tile(logits: Tensor, *others: Tensor, draws: int = 1, twice: bool = False) -
     where a long row is."""
     # Half a tile where an element takes more than one register until it is added up: no more than 64 a thread.
     elements = TILE if not others and logits.element_size() <= 4 else TILE // 2
-    sizes = TILE // 2, elements, ONE_TILE * elements // TILE, multiprocessors(logits), fill(logits)
+    sizes = TILE // 2, elements, ONE_TILE * elements // TILE, fill(logits)
     return _tile(*logits.shape, vector(logits), *sizes, draws, twice)
 
 
 # Looked up: to work it out anew took a tenth of the time of a host, from a member of a distribution to the launch.
 @lru_cache(4096)
 def _tile(
-    rows: int, columns: int, width: int, short: int, elements: int, longest: int, least: int, filling: int, draws: int,
-    twice: bool,
-) -> Tile:  # fmt: skip
+    rows: int, columns: int, width: int, short: int, elements: int, longest: int, filling: int, draws: int, twice: bool
+) -> Tile:
     block = next_power_of_2(columns)
     if block <= elements:
         return _short_tile(columns, width, short)
     # A row in registers is read once.
     if block <= longest:
         return row_tile(block, width, 4 * block // elements)
-    block = _few_rows(least, draws * rows, columns, elements)
-    parts = _splits(filling, draws * rows, cdiv(columns, block))
+    tiles = cdiv(columns, elements)
+    parts = _splits(filling, draws * rows, tiles)
     # Of rows that are walked twice as few as possible at once, one for each multiprocessor, by as many threads as keep
     # 32 KB of loads in flight there: the second walk is to find its row in the L2.
     more = 4 if twice and parts == 1 else 1
-    return row_tile(more * block, width, more * 4, parts)
+    return row_tile(more * elements, width, more * 4, parts, tiles)
 
 
 def noise_tile(logits: Tensor, parts: int, draws: int = 1) -> Tile:
@@ -203,9 +194,9 @@ def _noise_tile(
     # Walked, 16 elements a thread, 64 registers. Of bf16 it is 32, one 128-bit load of each quarter, and 76 to 96
     # registers: the 20 warps of a multiprocessor have 40 KB of loads in flight, which is enough, and eight independent
     # Philox calls each, which keep the schedulers busy; with 64-bit loads it is one instruction an element more.
-    block = _few_rows(least, draws * rows, columns, max(elements // 2, parts * 128 * width))
-    warps = max(1, min(4, block // (parts * 32 * width)))
-    return row_tile(block // parts, width, warps, _splits(filling, draws * rows, cdiv(columns, block)))
+    block = max(elements // 2, parts * 128 * width)
+    tiles = cdiv(columns, block)
+    return row_tile(block // parts, width, 4, _splits(filling, draws * rows, tiles), tiles)
 
 
 @lru_cache(4096)
@@ -216,13 +207,6 @@ def upper_depth(columns: int, tile: Tile) -> int:
 
 # Sampling a long row: four groups a turn, a warp for each, so that a group's sum needs no barrier.
 SAMPLE_GROUPS = 4
-
-
-def sample_groups(logits: Tensor) -> int:
-    """The groups of a turn, and the warps of a program."""
-    return _few_rows(multiprocessors(logits), *logits.shape, SAMPLE_GROUPS * GROUP) // GROUP
-
-
 # Groups that the race of the groups reads at once: one tile up to a million columns.
 RACE = 1024
 

@@ -18,6 +18,7 @@ from .rows import (
     compute_dtype,
     compute_type,
     has_tail,
+    is_shared,
     join_lanes,
     lane_max,
     lane_min,
@@ -83,7 +84,7 @@ def _log_prob_kernel(
     logits_ptr, allowed_ptr, logsumexp_ptr, value_ptr, hint_ptr, out_ptr, index_ptr, parts_ptr, part_index_ptr,
     row_stride: tl.int64, allowed_stride: tl.int64, rows: tl.int64, programs_per_draw: tl.int64, columns,
     KNOWN: tl.constexpr, TYPE: tl.constexpr, VALUE_TYPE: tl.constexpr, LEAST: tl.constexpr, VALUE_VECTOR: tl.constexpr,
-    SPLIT: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
+    ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     draw = tl.program_id(0) // programs_per_draw
     row = tl.program_id(0) % programs_per_draw * ROWS + tl.arange(0, ROWS)
@@ -145,7 +146,7 @@ def _log_prob_kernel(
 
     if not KNOWN:
         maximum, total = join_lanes(maximum, total)
-    if SPLIT:
+    if is_shared(ROWS):
         store_part(part_index_ptr, at, index)
         if not KNOWN:
             store_part(parts_ptr, 2 * at, maximum)
@@ -290,12 +291,12 @@ def log_prob(
             **allowed_arguments(allowed),
         }  # fmt: skip
         _log_prob_kernel[(programs * draws, tile.parts)](
-            hint_ptr=None if hint is None else hint.contiguous(), programs_per_draw=programs, SPLIT=split,
+            hint_ptr=None if hint is None else hint.contiguous(), programs_per_draw=programs,
             VALUE_VECTOR=min(launch.vector(value), tile.depth * tile.vector), num_warps=tile.warps, **tile.shape,
             **common,
         )  # fmt: skip
         if split:
-            _join_kernel[(draws * rows,)](parts=tile.parts, PARTS=launch.part_lanes(logits, tile.parts), **common)
+            _join_kernel[(draws * rows,)](parts=tile.parts, PARTS=tile.part_lanes, **common)
     return out, index, logsumexp
 
 

@@ -25,16 +25,17 @@ from .rows import (
     allowed_arguments,
     compute_dtype,
     compute_type,
+    is_shared,
     lane_sum,
     load_chosen,
     load_grad,
     load_logits,
     load_logsumexp,
-    load_parts,
     log2_probs,
     log_sum_of,
     over_tile,
     store_logsumexp,
+    sum_parts,
     tile_columns,
     tile_ptrs,
     with_unit_stride,
@@ -63,7 +64,7 @@ def _store(
 def _forward_kernel(
     logits_ptr, allowed_ptr, index_ptr, log_prob_ptr, entropy_ptr, logsumexp_ptr, parts_ptr, row_stride: tl.int64,
     allowed_stride: tl.int64, rows: tl.int64, columns, draws,
-    TYPE: tl.constexpr, SPLIT: tl.constexpr,
+    TYPE: tl.constexpr,
     ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
@@ -71,7 +72,7 @@ def _forward_kernel(
     maximum, total, rest, moment = _row_sums(
         logits_ptr, allowed_ptr, row, inside, row_stride, allowed_stride, columns, TYPE, ROWS, DEPTH, LANES, VECTOR
     )
-    if SPLIT:
+    if is_shared(ROWS):
         _store_sums(parts_ptr, row, maximum, total, rest, moment)
     else:
         _store(
@@ -138,7 +139,7 @@ def _backward_kernel(
         if parts_ptr is None:
             dot = tl.sum(lane_sum(p * grad), 1)
         else:
-            dot = tl.sum(load_parts(parts_ptr, row, parts, 0.0, PARTS), 1)
+            dot = sum_parts(parts_ptr, row, parts, TYPE, PARTS)
         slope += grad - over_tile(dot)
     if ONE_DRAW:
         total, index = _given(
@@ -189,10 +190,10 @@ def log_prob_and_entropy(logits: Tensor, index: Tensor, allowed: Tensor | None =
             "TYPE": compute_type(logits.dtype), **allowed_arguments(allowed),
         }  # fmt: skip
         _forward_kernel[(launch.cdiv(rows, tile.rows), tile.parts)](
-            rows=rows, SPLIT=split, num_warps=tile.warps, **tile.shape, **common
+            rows=rows, num_warps=tile.warps, **tile.shape, **common
         )
         if split:
-            _join_kernel[(rows,)](parts=tile.parts, PARTS=launch.part_lanes(logits, tile.parts), **common)
+            _join_kernel[(rows,)](parts=tile.parts, PARTS=tile.part_lanes, **common)
     return log_prob, entropy, logsumexp
 
 
@@ -239,7 +240,7 @@ def log_prob_and_entropy_grad(
     _backward_kernel[(launch.cdiv(rows, tile.rows) * launch.cdiv(columns, tile.columns),)](
         entropy_ptr=entropy.contiguous(), index_ptr=index.contiguous(), grad_log_prob_ptr=grad_log_prob.contiguous(),
         grad_entropy_ptr=grad_entropy.contiguous(), parts_ptr=parts, out_ptr=out, rows=rows, draws=index.shape[0],
-        parts=tile.parts, ONE_DRAW=index.shape[0] == 1, PARTS=1 if tile.one else launch.part_lanes(logits, tile.parts),
+        parts=tile.parts, ONE_DRAW=index.shape[0] == 1, PARTS=1 if tile.one else tile.part_lanes,
         ROWS=tile.rows, **common,
     )  # fmt: skip
     return out

@@ -59,6 +59,7 @@ from .rows import (
     over_lanes,
     over_tile,
     store_part,
+    sum_parts,
     temperature_arguments,
     tile_columns,
     tile_ptrs,
@@ -275,9 +276,7 @@ def relaxed(
         parts = torch.empty(draws * rows, 3, tile.parts, dtype=compute_dtype(logits.dtype), device=logits.device)
         grid = (draws * rows, tile.parts)
         _relaxed_sums_kernel[grid](logits, parts_ptr=parts, **common)
-        _relaxed_write_kernel[grid](
-            logits, parts_ptr=parts, out_ptr=out, PARTS=launch.part_lanes(logits, tile.parts), **common
-        )
+        _relaxed_write_kernel[grid](logits, parts_ptr=parts, out_ptr=out, PARTS=tile.part_lanes, **common)
     return out
 
 
@@ -374,10 +373,8 @@ def _write_tile(
             total = tl.sum(lane_sum(w), 1)
             dot = tl.sum(lane_sum(w * g), 1)
         else:
-            # To a number first, which has no layout that a whole tile would be moved out of.
-            one = tl.full([1], 1.0, TYPE)
-            total = one * tl.sum(load_parts(parts_ptr, 2 * at, tl.num_programs(1), 0.0, PARTS))
-            dot = one * tl.sum(load_parts(parts_ptr, 2 * at + 1, tl.num_programs(1), 0.0, PARTS))
+            total = sum_parts(parts_ptr, 2 * at, tl.num_programs(1), TYPE, PARTS)
+            dot = sum_parts(parts_ptr, 2 * at + 1, tl.num_programs(1), TYPE, PARTS)
         # y (g - <y, g>) / t with y = w / total, <y, g> = dot / total.
         dx = w * over_tile(inverse / (total * samples)) * (g - over_tile(dot / total))
         out += dx
@@ -485,7 +482,7 @@ def relaxed_grad(
             _grad_sums_kernel[(draws * samples * rows, parts)](**common)
         _relaxed_grad_kernel[(launch.cdiv(rows, tile.rows), max(1, parts))](
             out_ptr=out, dt_ptr=dt, draws=draws, DT=with_temperature, MASK=tile.rows > 1 or columns != 4 * tile.columns,
-            PARTS=launch.part_lanes(logits, parts) if parts else 0, ROWS=tile.rows, **common,
+            PARTS=tile.part_lanes if parts else 0, ROWS=tile.rows, **common,
         )  # fmt: skip
         dt = dt.sum(-1) if with_temperature else dt
     return out, dt

@@ -153,6 +153,13 @@ def has_tail(whole, columns, BLOCK: tl.constexpr):
 
 
 @triton.jit
+def is_shared(ROWS: tl.constexpr):
+    """Whether other programs have a part of this program's row. Asked when it runs, not by a constant, which would be a
+    second kernel to compile as rows become fewer; of several rows, which are in their tile whole, it is a constant."""
+    return tl.num_programs(1) > 1 if ROWS == 1 else False
+
+
+@triton.jit
 def store_part(ptr, row, value):
     """Leaves what this program found, `value` [ROWS], in the row of [..., parts] that is meant for it."""
     tl.store(ptr + row * tl.num_programs(1) + tl.program_id(1), value)
@@ -163,6 +170,19 @@ def load_parts(ptr, row, parts, other, PARTS: tl.constexpr):
     """What the `parts` programs of each row left, [ROWS, PARTS], `other` beyond them: to be joined as lanes are."""
     part = tl.arange(0, PARTS)[None, :]
     return tl.load(ptr + row[:, None] * parts + part, mask=part < parts, other=other)
+
+
+@triton.jit
+def sum_parts(ptr, row, parts, TYPE: tl.constexpr, PARTS: tl.constexpr):
+    """The sum of what the `parts` programs of the one `row`, [1], left, [1]."""
+    # No more lanes than a warp has: each warp adds them up by itself, without a barrier, of which there would be one in
+    # each turn of a loop. And a number first, which has no layout that a whole tile would be moved out of.
+    LANES: tl.constexpr = min(PARTS, 32)
+    total = tl.zeros([1, LANES], TYPE)
+    for first in tl.static_range(0, PARTS, LANES):
+        part = first + tl.arange(0, LANES)[None, :]
+        total += tl.load(ptr + row[:, None] * parts + part, mask=part < parts, other=0.0)
+    return tl.full([1], 1.0, TYPE) * tl.sum(total)
 
 
 @triton.jit

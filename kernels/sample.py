@@ -23,6 +23,8 @@ from .rows import (
     allowed_arguments,
     compute_dtype,
     compute_type,
+    has_tail,
+    is_shared,
     lane_max,
     lane_min,
     lane_sum,
@@ -149,21 +151,21 @@ def _sum_tile(
 
 @triton.jit
 def _sum_groups(
-    logits_ptr, allowed_ptr, allowed_at, one_hot_ptr, maximum_ptr, total_ptr, program, programs, columns,
-    ZERO: tl.constexpr, TYPE: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
+    logits_ptr, allowed_ptr, allowed_at, one_hot_ptr, maximum_ptr, total_ptr, columns, ZERO: tl.constexpr,
+    TYPE: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    """Writes (m, s) of each group of a row, sum exp x = s exp m; zeros beside. Tile i is program i mod programs's."""
+    """Writes (m, s) of each group of this program's tiles of a row, sum exp x = s exp m; zeros beside."""
     BLOCK: tl.constexpr = TILE * _GROUP
-    tiles = columns // BLOCK
+    whole = columns // BLOCK * BLOCK
     # Whole tiles without a mask, and one more with it.
-    for tile in range(program, tiles, programs):
+    for start in range(tl.program_id(1) * BLOCK, whole, tl.num_programs(1) * BLOCK):
         _sum_tile(
-            logits_ptr, allowed_ptr, allowed_at, one_hot_ptr, maximum_ptr, total_ptr, tile * BLOCK, columns,
+            logits_ptr, allowed_ptr, allowed_at, one_hot_ptr, maximum_ptr, total_ptr, start, columns,
             False, ZERO, TYPE, TILE, WIDTH,
         )  # fmt: skip
-    if (tiles * BLOCK < columns) & (tiles % programs == program):
+    if has_tail(whole, columns, BLOCK):
         _sum_tile(
-            logits_ptr, allowed_ptr, allowed_at, one_hot_ptr, maximum_ptr, total_ptr, tiles * BLOCK, columns,
+            logits_ptr, allowed_ptr, allowed_at, one_hot_ptr, maximum_ptr, total_ptr, whole, columns,
             True, ZERO, TYPE, TILE, WIDTH,
         )  # fmt: skip
 
@@ -256,7 +258,8 @@ def _row_kernel(
     ONE_HOT: tl.constexpr, TYPE: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
     RACE: tl.constexpr,
 ):  # fmt: skip
-    # One long row a program, one draw: reads it once, and the winning group of 1024 a second time.
+    # One draw of one long row a program, which reads it once, and the winning group of 1024 a second time; or a part of
+    # the row, of which nothing is drawn yet.
     row = tl.program_id(0).to(tl.int64)
     logits_ptr += row * row_stride
     one_hot_ptr += row * columns
@@ -264,34 +267,31 @@ def _row_kernel(
     total_ptr += row * tl.cdiv(columns, _GROUP)
     allowed_at = row * allowed_stride
     _sum_groups(
-        logits_ptr, allowed_ptr, allowed_at, one_hot_ptr, maximum_ptr, total_ptr, 0, 1, columns,
-        ONE_HOT, TYPE, TILE, WIDTH,
-    )  # fmt: skip
-    # Every sum before it is read, by other threads of this program; and the zeros of the row before the one 1 of it.
-    tl.debug_barrier()
-    _select(
-        logits_ptr, allowed_ptr, allowed_at, one_hot_ptr, index_ptr + row, logsumexp_ptr + row, maximum_ptr, total_ptr,
-        row + row_offset, tl.num_programs(0), 0, load_key(seed_ptr, key), counter3, columns,
-        ONE_HOT, TYPE, RACE,
-    )  # fmt: skip
+        logits_ptr, allowed_ptr, allowed_at, one_hot_ptr, maximum_ptr, total_ptr, columns, ONE_HOT, TYPE, TILE, WIDTH
+    )
+    if not is_shared(1):
+        # Every sum before other threads of this program read it; and the zeros of the row before the one 1 of it.
+        tl.debug_barrier()
+        _select(
+            logits_ptr, allowed_ptr, allowed_at, one_hot_ptr, index_ptr + row, logsumexp_ptr + row, maximum_ptr,
+            total_ptr, row + row_offset, tl.num_programs(0), 0, load_key(seed_ptr, key), counter3, columns,
+            ONE_HOT, TYPE, RACE,
+        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=_SUMS)
 def _sums_kernel(
-    logits_ptr, allowed_ptr, one_hot_ptr, maximum_ptr, total_ptr, row_stride: tl.int64, allowed_stride: tl.int64,
-    columns,
-    ZERO: tl.constexpr, TYPE: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
+    logits_ptr, maximum_ptr, total_ptr, allowed_ptr, row_stride: tl.int64, allowed_stride: tl.int64, columns,
+    TYPE: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
-    # A part of a long row a program.
+    # A part of a long row a program, for several draws or of a shard.
     row = tl.program_id(0).to(tl.int64)
     logits_ptr += row * row_stride
-    one_hot_ptr += row * columns
     maximum_ptr += row * tl.cdiv(columns, _GROUP)
     total_ptr += row * tl.cdiv(columns, _GROUP)
     _sum_groups(
-        logits_ptr, allowed_ptr, row * allowed_stride, one_hot_ptr, maximum_ptr, total_ptr,
-        tl.program_id(1), tl.num_programs(1), columns, ZERO, TYPE, TILE, WIDTH,
-    )  # fmt: skip
+        logits_ptr, allowed_ptr, row * allowed_stride, None, maximum_ptr, total_ptr, columns, False, TYPE, TILE, WIDTH
+    )
 
 
 @triton.jit(do_not_specialize=[*PER_CALL, *_SUMS, "first_group"])
@@ -370,16 +370,17 @@ def sample(
     groups = launch.cdiv(columns, GROUP)
     sums = torch.empty(2, rows, groups, dtype=logsumexp.dtype, device=logits.device).unbind()
     race["RACE"] = min(launch.RACE, launch.next_power_of_2(groups))
-    groups = launch.sample_groups(logits)
+    groups = launch.SAMPLE_GROUPS
     tile = {"TILE": groups, "WIDTH": 32 * launch.vector(logits), "num_warps": groups}
     parts = launch.splits(logits, rows, launch.cdiv(columns, groups * GROUP))
-    if one_draw and parts == 1:
-        _row_kernel[(rows,)](*out, *sums, columns=columns, **tile, **race)
-        return one_hot, index, logsumexp
-    _sums_kernel[(rows, parts)](
-        logits, one_hot_ptr=one_hot, maximum_ptr=sums[0], total_ptr=sums[1], row_stride=logits.stride(0),
-        columns=columns, ZERO=wanted and one_draw, TYPE=race["TYPE"], **tile, **choice,
-    )  # fmt: skip
+    if one_draw:
+        _row_kernel[(rows, parts)](*out, *sums, columns=columns, **tile, **race)
+        if parts == 1:
+            return one_hot, index, logsumexp
+    else:
+        _sums_kernel[(rows, parts)](
+            logits, *sums, row_stride=logits.stride(0), columns=columns, TYPE=race["TYPE"], **tile, **choice
+        )
     _select_kernel[(draws * rows,)](
         *out, *sums, rows=rows, columns=columns, first_group=None, score_ptr=None, num_warps=4, **race
     )
@@ -418,12 +419,11 @@ def shard_race(
         return index, score, result
     count = launch.cdiv(columns, GROUP)
     sums = torch.empty(2, rows, count, dtype=result.dtype, device=logits.device).unbind()
-    groups, kind, choice = launch.sample_groups(logits), compute_type(logits.dtype), allowed_arguments(None)
+    groups, kind, choice = launch.SAMPLE_GROUPS, compute_type(logits.dtype), allowed_arguments(None)
     parts = launch.splits(logits, rows, launch.cdiv(columns, groups * GROUP))
     _sums_kernel[(rows, parts)](
-        logits, one_hot_ptr=logits, maximum_ptr=sums[0], total_ptr=sums[1], row_stride=logits.stride(0),
-        columns=columns, ZERO=False, TYPE=kind, TILE=groups, WIDTH=32 * launch.vector(logits), num_warps=groups,
-        **choice,
+        logits, *sums, row_stride=logits.stride(0), columns=columns, TYPE=kind, TILE=groups,
+        WIDTH=32 * launch.vector(logits), num_warps=groups, **choice,
     )  # fmt: skip
     _select_kernel[(draws * rows,)](
         logits, logits, index, result, *sums, rows=rows, columns=columns, row_stride=logits.stride(0), ONE_HOT=False,

@@ -21,9 +21,9 @@ from .rows import (
     inverse_temperature,
     lane_sum,
     load_grad,
-    load_parts,
     over_tile,
     store_part,
+    sum_parts,
     temperature_arguments,
     tile_columns,
     tile_ptrs,
@@ -77,7 +77,7 @@ def _write_tile(
         if PARTS == 0:
             dot = tl.sum(lane_sum(y * g), 1)
         else:
-            dot = tl.sum(load_parts(parts_ptr, draw * rows + row, tl.num_programs(1), 0.0, PARTS), 1)
+            dot = sum_parts(parts_ptr, draw * rows + row, tl.num_programs(1), TYPE, PARTS)
         dx = y * (g - over_tile(dot)) * over_tile(inverse)
         out += dx
         if DT:
@@ -165,6 +165,6 @@ def soft_grad(
         _soft_dot_kernel[(draws * rows, parts)](**common)
     _soft_grad_kernel[(launch.cdiv(rows, tile.rows), max(1, parts))](
         out_ptr=out, dt_ptr=dt, draws=draws, DT=with_temperature, ROWS=tile.rows,
-        PARTS=launch.next_power_of_2(parts) if parts else 0, **temperature_arguments(temperature), **common,
+        PARTS=tile.part_lanes if parts else 0, **temperature_arguments(temperature), **common,
     )  # fmt: skip
     return out, dt.sum(-1) if with_temperature else dt

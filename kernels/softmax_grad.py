@@ -20,10 +20,10 @@ from .rows import (
     load_grad,
     load_logits,
     load_logsumexp,
-    load_parts,
     log2_probs,
     over_tile,
     store_part,
+    sum_parts,
     tile_columns,
     tile_ptrs,
     with_unit_stride,
@@ -147,7 +147,7 @@ def _write_kernel(
     row = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
     column = tile_columns(DEPTH, LANES, VECTOR)
     maximum, log_sum = load_logsumexp(logsumexp_ptr, row, tl.num_programs(0), None)
-    dot = tl.sum(load_parts(parts_ptr, row, tl.num_programs(1), 0.0, PARTS), 1)
+    dot = sum_parts(parts_ptr, row, tl.num_programs(1), TYPE, PARTS)
     x_ptrs = tile_ptrs(logits_ptr + over_tile(row * row_stride), column)
     allowed_at = over_tile(row * allowed_stride) + column
     grad_ptrs = tile_ptrs(grad_ptr + over_tile(row * grad_stride), column)
@@ -180,7 +180,5 @@ def softmax_grad(logits: Tensor, logsumexp: Tensor, grad: Tensor, allowed: Tenso
     else:
         parts = logsumexp.new_empty(rows, tile.parts)
         _dot_kernel[(rows, tile.parts)](parts_ptr=parts, **common)
-        _write_kernel[(rows, tile.parts)](
-            parts_ptr=parts, out_ptr=out, PARTS=launch.part_lanes(logits, tile.parts), **common
-        )
+        _write_kernel[(rows, tile.parts)](parts_ptr=parts, out_ptr=out, PARTS=tile.part_lanes, **common)
     return out

@@ -26,11 +26,11 @@ from .rows import (
     load_grad,
     load_logits,
     load_logsumexp,
-    load_parts,
     log2_probs,
     over_lanes,
     over_tile,
     store_part,
+    sum_parts,
     temperature_arguments,
     tile_columns,
     tile_ptrs,
@@ -278,9 +278,9 @@ def _write_kernel(
     inverse = inverse_temperature(temperature_ptr, temperature, row * temperature_stride, row >= 0, TYPE)
     winner, winner_grad = _winner(index_ptr, grad_ptr, at, grad_stride, row >= 0, TYPE, METHOD)
     parts = tl.num_programs(1)
-    total = tl.sum(load_parts(parts_ptr, 3 * at, parts, 0.0, PARTS), 1)
-    dot = tl.sum(load_parts(parts_ptr, 3 * at + 1, parts, 0.0, PARTS), 1)
-    p_dot = tl.sum(load_parts(parts_ptr, 3 * at + 2, parts, 0.0, PARTS), 1)
+    total = sum_parts(parts_ptr, 3 * at, parts, TYPE, PARTS)
+    dot = sum_parts(parts_ptr, 3 * at + 1, parts, TYPE, PARTS)
+    p_dot = sum_parts(parts_ptr, 3 * at + 2, parts, TYPE, PARTS)
     x_ptrs = tile_ptrs(logits_ptr + over_tile(row * row_stride), column)
     allowed_at = over_tile(row * allowed_stride) + column
     grad_ptrs = tile_ptrs(grad_ptr + over_tile(at * grad_stride), column)
@@ -318,9 +318,7 @@ def _straight_through(
         else:
             parts = logsumexp.new_empty(draws * rows, 3, tile.parts)
             _sums_kernel[(draws * rows, tile.parts)](parts_ptr=parts, **common)
-            _write_kernel[(draws * rows, tile.parts)](
-                parts_ptr=parts, out_ptr=out, PARTS=launch.part_lanes(logits, tile.parts), **common
-            )
+            _write_kernel[(draws * rows, tile.parts)](parts_ptr=parts, out_ptr=out, PARTS=tile.part_lanes, **common)
     return out if draws == 1 else out.view(draws, rows, columns).sum(0).to(logits.dtype)
 
 

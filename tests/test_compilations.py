@@ -33,10 +33,11 @@ def train_step(rows: int, columns: int, relaxed_gradient: bool) -> None:
     entropy.entropy_grad(logits, logsumexp, per_row, per_row)
 
 
-# A row that no tile holds is split over programs or not, in tiles of one of two sizes, and has more kernels for it.
+# A row that no tile holds has more kernels: for what the programs left that share it, and one of a softmax's gradient
+# where they do not share it.
 @pytest.mark.parametrize("relaxed_gradient", [False, True])
 @pytest.mark.parametrize(
-    ("columns", "at_most"), [(6, 8), (18, 8), (32, 8), (1024, 8), (2000, 8), (5000, 9), (128256, 21)]
+    ("columns", "at_most"), [(6, 8), (18, 8), (32, 8), (1024, 8), (2000, 8), (5000, 8), (128256, 11)]
 )
 def test_compilations_of_a_train_step_over_rows(
     monkeypatch: pytest.MonkeyPatch, columns: int, at_most: int, relaxed_gradient: bool

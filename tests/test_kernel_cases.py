@@ -182,7 +182,7 @@ def _sample_tile(given: Given) -> tuple[bool, int, int, int]:
     if columns <= GROUP:
         t = launch.noise_tile(given.x, 2)
         return t.one, t.rows, 2 * t.columns, t.parts
-    block = GROUP * launch.sample_groups(given.x)
+    block = GROUP * launch.SAMPLE_GROUPS
     return block >= columns, 1, block, launch.splits(given.x, rows, -(-columns // block))
 
 

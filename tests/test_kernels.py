@@ -206,15 +206,17 @@ def test_kernel_of_long_rows(case: Case, columns: int, launched: str) -> None:
 @pytest.mark.parametrize("columns", [2**15, 50_257, 131_072, 2**18])
 @pytest.mark.parametrize("rows", [1, 3, 8, 64, 200])
 def test_few_long_rows_fill_the_gpu(rows: int, columns: int) -> None:
-    """At least a program for each multiprocessor, but for a row of so few groups; at most four; and no more partial
-    results than groups."""
+    """At least a program for each multiprocessor, or for each tile; at most four; and lanes for all of them."""
     logits = torch.empty(rows, columns, dtype=torch.bfloat16, device="meta")
-    groups = -(-columns // GROUP)
-    block = GROUP * launch.sample_groups(logits)
-    parts = [tile.parts for tile in (launch.tile(logits), launch.tile(logits, logits), launch.noise_tile(logits, 4))]
-    for n in (*parts, launch.splits(logits, rows, -(-columns // block))):
-        assert n <= groups
-        assert n == groups or 132 <= n * rows <= 4 * 132 + rows
+    of_sample = -(-columns // (GROUP * launch.SAMPLE_GROUPS))
+    parts = [(launch.splits(logits, rows, of_sample), of_sample)]
+    noise = launch.noise_tile(logits, 4)
+    for tile, of in ((launch.tile(logits), 4096), (launch.tile(logits, logits), 2048), (noise, 4 * noise.columns)):
+        tiles = -(-columns // of)
+        assert tiles <= tile.part_lanes < 2 * tiles
+        parts.append((tile.parts, tiles))
+    for n, most in parts:
+        assert n == most or (n < most and 132 <= n * rows <= 4 * 132 + rows)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
@@ -504,6 +506,16 @@ def test_sample_does_not_depend_on_the_launch(monkeypatch: pytest.MonkeyPatch) -
             found.append(torch.cat([n.double().flatten() for index_and_sum in each for n in index_and_sum]))
     for found in drawn:
         assert all(torch.equal(found[0], other) for other in found[1:])
+
+
+def test_sums_of_many_parts(monkeypatch: pytest.MonkeyPatch) -> None:
+    """More than a warp has lanes: of 40 programs here."""
+    for name, size in {"TILE": 1024, "ONE_TILE": 1024, "FILL": 10**6}.items():
+        monkeypatch.setattr(launch, name, size)
+    logits, grad = torch.randn(2, 40 * 512), torch.randn(2, 40 * 512)
+    assert launch.tile(logits, grad, twice=True).parts == 40
+    found = softmax_grad.softmax_grad(logits, entropy.logsumexp(logits), grad)
+    torch.testing.assert_close(found, eager.softmax_grad(logits, grad), rtol=1e-5, atol=1e-8)
 
 
 @pytest.mark.parametrize("race", [1, 2, 4])

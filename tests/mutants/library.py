@@ -525,13 +525,6 @@ MUTANTS = [
     Mutant(COST, 'over = f"  over {limit', 'over = f"" and f"  over {limit', "a limit found and not shown", LISTING),
     Mutant(
         COST,
-        'LIMITS | GROUP_LIMITS if entry["tile"] <= GROUP else LIMITS',
-        "LIMITS | GROUP_LIMITS",
-        "the limit of a program of one group for every tile",
-        LISTING,
-    ),
-    Mutant(
-        COST,
         "if function in SUMS_OF_TWO:",
         "if function.__name__ in [one.__name__ for one in SUMS_OF_TWO]:",
         "a kernel taken for another of the same name",

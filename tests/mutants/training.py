@@ -89,8 +89,8 @@ MUTANTS = [
     ),
     _in_kernel(
         BOTH,
-        "load_parts(parts_ptr, row, parts, 0.0, PARTS)",
-        "load_parts(parts_ptr, row * 0, parts, 0.0, PARTS)",
+        "sum_parts(parts_ptr, row, parts, TYPE, PARTS)",
+        "sum_parts(parts_ptr, row * 0, parts, TYPE, PARTS)",
         "<p, g> of the first row for all",
         cases("gradient_of_both_and_a_draw"),
     ),

@@ -1297,7 +1297,7 @@ MUTANTS = [
         "logits_ptr, allowed_ptr, row * allowed_stride, None, maximum_ptr",
         "logits_ptr, allowed_ptr, row * columns, None, maximum_ptr",
         "the mask's stride ignored in the sums of several draws",
-        "tests/test_kernel_cases.py -k 'sample_int64'",
+        "tests/test_kernel_cases.py -k 'sample_draws-split'",
     ),
     Mutant(
         "kernels/sample.py",
@@ -1337,16 +1337,16 @@ MUTANTS = [
     Mutant(
         "kernels/sample.py",
         "if has_tail(whole, columns, BLOCK):",
-        "if (whole < columns) & (tl.program_id(1) == 0):",
-        "the last tile is the first part's too",
+        "if has_tail(whole, columns, BLOCK) & (tl.program_id(1) == 0):",
+        "the last tile is no part's",
         "tests/test_kernel_cases.py -k 'sample_index-split'",
     ),
     Mutant(
         "kernels/sample.py",
         "if not is_shared(1):",
-        "if tl.program_id(1) == 0:",
-        "drawn by the first part before the others have summed theirs",
-        "tests/test_kernel_cases.py -k 'sample_bool-split'",
+        "if is_shared(1):",
+        "a row alone in its program is not drawn from",
+        "tests/test_kernel_cases.py -k 'sample_bool-walked'",
     ),
     Mutant(
         "kernels/sample.py",

@@ -153,6 +153,10 @@ class Launch(NamedTuple):
     def allowed(self) -> torch.Tensor:
         return self.empty(self.rows, self.columns, dtype=BOOL)
 
+    @property
+    def allowed_in_pairs(self) -> torch.Tensor:
+        return self.allowed.view(self.rows // 2, 2, self.columns)
+
     def log_prob_and_entropy_grad(
         self, allowed: torch.Tensor | None = None, grad: torch.Tensor | None = None
     ) -> torch.Tensor:
@@ -197,9 +201,9 @@ OPERATIONS: dict[str, Callable[[Launch], object]] = {
     # With a category mask.
     "masked_sample": lambda a: sample.sample(a.logits, a.draws, a.out_dtype, SEED, OFFSET, 0, a.allowed),
     "masked_log_prob": lambda a: log_prob.log_prob(a.logits, None, a.value, a.allowed),
-    "masked_log_prob_index": lambda a: log_prob.log_prob_index(a.logits, a.per_row, a.index, a.allowed),
+    "masked_log_prob_index": lambda a: log_prob.log_prob_index(a.logits, a.per_row, a.index, a.allowed_in_pairs),
     "masked_log_prob_grad": lambda a: log_prob.log_prob_grad(a.logits, a.per_row, a.index, a.per_draw, a.allowed),
-    "masked_entropy": lambda a: entropy.entropy(a.logits, a.allowed),
+    "masked_entropy": lambda a: entropy.entropy(a.logits, a.allowed_in_pairs),
     "masked_entropy_grad": lambda a: entropy.entropy_grad(a.logits, a.per_row, a.per_row, a.per_row, a.allowed),
     "masked_softmax_grad": lambda a: softmax_grad.softmax_grad(a.logits, a.per_row, a.logits, a.allowed),
     "masked_log_prob_and_entropy": lambda a: log_prob_and_entropy.log_prob_and_entropy(a.logits, a.index, a.allowed),

@@ -21,6 +21,7 @@ from .noise import LN2, LOG2E
 from .rows import (
     FAR,
     allowed_arguments,
+    allowed_row,
     compute_dtype,
     compute_type,
     has_tail,
@@ -79,13 +80,13 @@ def _join(maximum, total, rest, moment):
 
 @triton.jit
 def _row_sums(
-    logits_ptr, allowed_ptr, row, inside, row_stride, allowed_stride, columns, TYPE: tl.constexpr, ROWS: tl.constexpr,
+    logits_ptr, allowed_ptr, row, inside, row_stride, allowed_strides, columns, TYPE: tl.constexpr, ROWS: tl.constexpr,
     DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     """(M, S, R, T) of the rows, [ROWS], over this program's tiles of them."""
     column = tile_columns(DEPTH, LANES, VECTOR)
     ptrs = tile_ptrs(logits_ptr + over_tile(row * row_stride), column)
-    allowed_at = over_tile(row * allowed_stride) + column
+    allowed_at = over_tile(allowed_row(row, allowed_strides)) + column
     maximum = tl.full([ROWS, LANES], float("-inf"), TYPE)
     total = tl.zeros([ROWS, LANES], TYPE)
     rest = tl.zeros([ROWS, LANES], TYPE)
@@ -148,7 +149,7 @@ def _store(entropy_ptr, logsumexp_ptr, row, rows, inside, maximum, total, rest, 
 
 @triton.jit(do_not_specialize=["rows"])
 def _entropy_kernel(
-    logits_ptr, allowed_ptr, entropy_ptr, logsumexp_ptr, parts_ptr, row_stride: tl.int64, allowed_stride: tl.int64,
+    logits_ptr, allowed_ptr, entropy_ptr, logsumexp_ptr, parts_ptr, row_stride: tl.int64, allowed_strides,
     rows: tl.int64, columns,
     ENTROPY: tl.constexpr, TYPE: tl.constexpr,
     ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
@@ -156,7 +157,7 @@ def _entropy_kernel(
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
     maximum, total, rest, moment = _row_sums(
-        logits_ptr, allowed_ptr, row, inside, row_stride, allowed_stride, columns, TYPE, ROWS, DEPTH, LANES, VECTOR
+        logits_ptr, allowed_ptr, row, inside, row_stride, allowed_strides, columns, TYPE, ROWS, DEPTH, LANES, VECTOR
     )
     if is_shared(ROWS):
         _store_sums(parts_ptr, row, maximum, total, rest, moment)
@@ -175,7 +176,7 @@ def _join_kernel(parts_ptr, entropy_ptr, logsumexp_ptr, parts, ENTROPY: tl.const
 @triton.jit(do_not_specialize=["rows"])
 def _entropy_grad_kernel(
     logits_ptr, allowed_ptr, logsumexp_ptr, entropy_ptr, grad_ptr, out_ptr, row_stride: tl.int64,
-    allowed_stride: tl.int64, rows: tl.int64, columns,
+    allowed_strides, rows: tl.int64, columns,
     TYPE: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     # One tile a program: nothing is reduced.
@@ -185,7 +186,7 @@ def _entropy_grad_kernel(
     inside = row < rows
     column = tl.program_id(0) % tiles * BLOCK + tile_columns(DEPTH, LANES, VECTOR)
     mask = over_tile(inside) & (column < columns)
-    allowed_at = over_tile(row * allowed_stride) + column
+    allowed_at = over_tile(allowed_row(row, allowed_strides)) + column
     x = load_logits(tile_ptrs(logits_ptr + over_tile(row * row_stride), column), mask, TYPE, allowed_ptr, allowed_at)
     maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, inside)
     log2_p = log2_probs(x, maximum, log_sum)

@@ -15,6 +15,7 @@ from .entropy import logsumexp as row_logsumexp
 from .rows import (
     add_tile,
     allowed_arguments,
+    allowed_row,
     compute_dtype,
     compute_type,
     has_tail,
@@ -23,6 +24,7 @@ from .rows import (
     lane_max,
     lane_min,
     load_chosen,
+    load_differentiable,
     load_logits,
     load_logsumexp,
     load_parts,
@@ -65,7 +67,7 @@ def _log_prob_of(x, maximum, log_sum):
 
 @triton.jit
 def _store(
-    logits_ptr, allowed_ptr, logsumexp_ptr, out_ptr, index_ptr, row_stride, allowed_stride, row, rows, at, inside,
+    logits_ptr, allowed_ptr, logsumexp_ptr, out_ptr, index_ptr, row_stride, allowed_strides, row, rows, at, inside,
     index, maximum, total, KNOWN: tl.constexpr, TYPE: tl.constexpr,
 ):  # fmt: skip
     """Stores index, its log-probability, the logsumexp if it was not known but is of (maximum, total)."""
@@ -74,7 +76,7 @@ def _store(
     else:
         log_sum = log_sum_of(total)
         store_logsumexp(logsumexp_ptr, row, rows, inside, maximum, log_sum)
-    chosen = load_chosen(logits_ptr, row * row_stride + index, inside, TYPE, allowed_ptr, row * allowed_stride + index)
+    chosen = load_chosen(logits_ptr, row, row_stride, index, inside, TYPE, allowed_ptr, allowed_strides)
     tl.store(out_ptr + at, _log_prob_of(chosen, maximum, log_sum), mask=inside)
     tl.store(index_ptr + at, index.to(tl.int64), mask=inside)
 
@@ -82,7 +84,7 @@ def _store(
 @triton.jit(do_not_specialize=["rows", "programs_per_draw"])
 def _log_prob_kernel(
     logits_ptr, allowed_ptr, logsumexp_ptr, value_ptr, hint_ptr, out_ptr, index_ptr, parts_ptr, part_index_ptr,
-    row_stride: tl.int64, allowed_stride: tl.int64, rows: tl.int64, programs_per_draw: tl.int64, columns,
+    row_stride: tl.int64, allowed_strides, rows: tl.int64, programs_per_draw: tl.int64, columns,
     KNOWN: tl.constexpr, TYPE: tl.constexpr, VALUE_TYPE: tl.constexpr, LEAST: tl.constexpr, VALUE_VECTOR: tl.constexpr,
     ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
@@ -95,7 +97,7 @@ def _log_prob_kernel(
     column = tile_columns(DEPTH, LANES, VECTOR)
     value_column = tile_columns(BLOCK // (LANES * VALUE_VECTOR), LANES, VALUE_VECTOR)
     x_ptrs = tile_ptrs(logits_ptr + over_tile(row * row_stride), column)
-    allowed_at = over_tile(row * allowed_stride) + column
+    allowed_at = over_tile(allowed_row(row, allowed_strides)) + column
     value_ptrs = tile_ptrs(value_ptr + over_tile(at * columns), value_column)
     maximum = tl.full([ROWS, LANES], float("-inf"), TYPE)
     total = tl.zeros([ROWS, LANES], TYPE)
@@ -153,7 +155,7 @@ def _log_prob_kernel(
             store_part(parts_ptr, 2 * at + 1, total)
     else:
         _store(
-            logits_ptr, allowed_ptr, logsumexp_ptr, out_ptr, index_ptr, row_stride, allowed_stride, row, rows, at,
+            logits_ptr, allowed_ptr, logsumexp_ptr, out_ptr, index_ptr, row_stride, allowed_strides, row, rows, at,
             inside, index, maximum, total, KNOWN, TYPE,
         )  # fmt: skip
 
@@ -161,7 +163,7 @@ def _log_prob_kernel(
 @triton.jit(do_not_specialize=["rows", "parts"])
 def _join_kernel(
     logits_ptr, allowed_ptr, logsumexp_ptr, value_ptr, out_ptr, index_ptr, parts_ptr, part_index_ptr,
-    row_stride: tl.int64, allowed_stride: tl.int64, rows: tl.int64, columns, parts,
+    row_stride: tl.int64, allowed_strides, rows: tl.int64, columns, parts,
     KNOWN: tl.constexpr, TYPE: tl.constexpr, VALUE_TYPE: tl.constexpr, LEAST: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     # One value row a program, from what the programs that shared it left.
@@ -180,14 +182,14 @@ def _join_kernel(
             load_parts(parts_ptr, 2 * at + 1, parts, 0.0, PARTS),
         )
     _store(
-        logits_ptr, allowed_ptr, logsumexp_ptr, out_ptr, index_ptr, row_stride, allowed_stride, row, rows, at, row >= 0,
-        index, maximum, total, KNOWN, TYPE,
+        logits_ptr, allowed_ptr, logsumexp_ptr, out_ptr, index_ptr, row_stride, allowed_strides, row, rows, at,
+        row >= 0, index, maximum, total, KNOWN, TYPE,
     )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["rows", "count"])
 def _log_prob_index_kernel(
-    logits_ptr, allowed_ptr, logsumexp_ptr, index_ptr, out_ptr, row_stride: tl.int64, allowed_stride: tl.int64,
+    logits_ptr, allowed_ptr, logsumexp_ptr, index_ptr, out_ptr, row_stride: tl.int64, allowed_strides,
     rows: tl.int64, count: tl.int64, columns,
     TYPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -196,7 +198,7 @@ def _log_prob_index_kernel(
     row = at % rows
     index = tl.load(index_ptr + at, mask=inside, other=0)
     exists = inside & (index >= 0) & (index < columns)
-    chosen = load_chosen(logits_ptr, row * row_stride + index, exists, TYPE, allowed_ptr, row * allowed_stride + index)
+    chosen = load_chosen(logits_ptr, row, row_stride, index, exists, TYPE, allowed_ptr, allowed_strides)
     maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, inside)
     tl.store(out_ptr + at, _log_prob_of(chosen, maximum, log_sum), mask=inside)
 
@@ -204,7 +206,7 @@ def _log_prob_index_kernel(
 @triton.jit(do_not_specialize=["rows"])
 def _log_prob_grad_kernel(
     logits_ptr, allowed_ptr, logsumexp_ptr, index_ptr, grad_ptr, out_ptr, row_stride: tl.int64,
-    allowed_stride: tl.int64, rows: tl.int64, columns,
+    allowed_strides, rows: tl.int64, columns,
     ONE_DRAW: tl.constexpr, TYPE: tl.constexpr,
     ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
@@ -215,17 +217,13 @@ def _log_prob_grad_kernel(
     inside = row < rows
     column = tl.program_id(0) % tiles * BLOCK + tile_columns(DEPTH, LANES, VECTOR)
     mask = over_tile(inside) & (column < columns)
-    allowed_at = over_tile(row * allowed_stride) + column
+    allowed_at = over_tile(allowed_row(row, allowed_strides)) + column
     x = load_logits(tile_ptrs(logits_ptr + over_tile(row * row_stride), column), mask, TYPE, allowed_ptr, allowed_at)
     maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, inside)
     p = tl.exp2(log2_probs(x, maximum, log_sum))
     grad = over_tile(tl.load(grad_ptr + row, mask=inside).to(TYPE))
     if ONE_DRAW:
-        index = tl.load(index_ptr + row, mask=inside, other=-1)
-        if allowed_ptr is not None:
-            # A category that is switched off has gradient 0, also where its log-probability of -inf was asked for.
-            exists = inside & (index >= 0) & (index < columns)
-            index = tl.where(tl.load(allowed_ptr + row * allowed_stride + index, mask=exists, other=0) != 0, index, -1)
+        index = load_differentiable(index_ptr, row, row, columns, inside, allowed_ptr, allowed_strides)
         out = tl.where(column == over_tile(index), grad, 0.0) - grad * p
     else:
         out = -grad * p
@@ -339,6 +337,9 @@ def log_prob_grad(
         )  # fmt: skip
         if draws > 1:
             inside = index.clamp(0, columns - 1)
-            counts = index == inside if allowed is None else (index == inside) & allowed.gather(-1, inside.t()).t()
+            counts = index == inside
+            if allowed is not None:
+                chosen = allowed.gather(-1, inside.t().reshape(*allowed.shape[:-1], draws))
+                counts &= chosen.view(rows, draws).t()
             out.scatter_add_(-1, inside.t(), torch.where(counts, grad, 0).t().to(dtype))
     return out.to(logits.dtype)

@@ -23,11 +23,13 @@ from .noise import LN2, LOG2E
 from .rows import (
     FAR,
     allowed_arguments,
+    allowed_row,
     compute_dtype,
     compute_type,
     is_shared,
     lane_sum,
     load_chosen,
+    load_differentiable,
     load_grad,
     load_logits,
     load_logsumexp,
@@ -45,7 +47,7 @@ from .softmax_grad import _dot_kernel
 
 @triton.jit
 def _store(
-    logits_ptr, allowed_ptr, index_ptr, log_prob_ptr, entropy_ptr, logsumexp_ptr, row, row_stride, allowed_stride,
+    logits_ptr, allowed_ptr, index_ptr, log_prob_ptr, entropy_ptr, logsumexp_ptr, row, row_stride, allowed_strides,
     rows, columns, draws, inside, maximum, total, rest, moment, TYPE: tl.constexpr,
 ):  # fmt: skip
     """What is wanted of rows whose sums are known."""
@@ -56,62 +58,49 @@ def _store(
         at = draw * rows + row
         index = tl.load(index_ptr + at, mask=inside, other=-1)
         exists = inside & (index >= 0) & (index < columns)
-        x = load_chosen(logits_ptr, row * row_stride + index, exists, TYPE, allowed_ptr, row * allowed_stride + index)
+        x = load_chosen(logits_ptr, row, row_stride, index, exists, TYPE, allowed_ptr, allowed_strides)
         tl.store(log_prob_ptr + at, x - maximum - log_sum, mask=inside)
 
 
 @triton.jit(do_not_specialize=["rows", "draws"])
 def _forward_kernel(
     logits_ptr, allowed_ptr, index_ptr, log_prob_ptr, entropy_ptr, logsumexp_ptr, parts_ptr, row_stride: tl.int64,
-    allowed_stride: tl.int64, rows: tl.int64, columns, draws,
+    allowed_strides, rows: tl.int64, columns, draws,
     TYPE: tl.constexpr,
     ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
     maximum, total, rest, moment = _row_sums(
-        logits_ptr, allowed_ptr, row, inside, row_stride, allowed_stride, columns, TYPE, ROWS, DEPTH, LANES, VECTOR
+        logits_ptr, allowed_ptr, row, inside, row_stride, allowed_strides, columns, TYPE, ROWS, DEPTH, LANES, VECTOR
     )
     if is_shared(ROWS):
         _store_sums(parts_ptr, row, maximum, total, rest, moment)
     else:
         _store(
             logits_ptr, allowed_ptr, index_ptr, log_prob_ptr, entropy_ptr, logsumexp_ptr, row, row_stride,
-            allowed_stride, rows, columns, draws, inside, maximum, total, rest, moment, TYPE,
+            allowed_strides, rows, columns, draws, inside, maximum, total, rest, moment, TYPE,
         )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["parts", "draws"])
 def _join_kernel(
     logits_ptr, allowed_ptr, index_ptr, log_prob_ptr, entropy_ptr, logsumexp_ptr, parts_ptr, row_stride: tl.int64,
-    allowed_stride: tl.int64, columns, draws, parts, TYPE: tl.constexpr, PARTS: tl.constexpr,
+    allowed_strides, columns, draws, parts, TYPE: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     # One row a program.
     row = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
     maximum, total, rest, moment = _load_sums(parts_ptr, row, parts, PARTS)
     _store(
-        logits_ptr, allowed_ptr, index_ptr, log_prob_ptr, entropy_ptr, logsumexp_ptr, row, row_stride, allowed_stride,
+        logits_ptr, allowed_ptr, index_ptr, log_prob_ptr, entropy_ptr, logsumexp_ptr, row, row_stride, allowed_strides,
         tl.num_programs(0), columns, draws, row >= 0, maximum, total, rest, moment, TYPE,
     )  # fmt: skip
-
-
-@triton.jit
-def _given(
-    index_ptr, grad_log_prob_ptr, allowed_ptr, at, row, allowed_stride, columns, inside, TYPE: tl.constexpr
-):  # fmt: skip
-    """(gradient of the log-probability, index) of a draw from each row; -1 for an index that has no gradient."""
-    index = tl.load(index_ptr + at, mask=inside, other=-1)
-    if allowed_ptr is not None:
-        # A category that is switched off has gradient 0, also where its log-probability of -inf was asked for.
-        exists = inside & (index >= 0) & (index < columns)
-        index = tl.where(tl.load(allowed_ptr + row * allowed_stride + index, mask=exists, other=0) != 0, index, -1)
-    return tl.load(grad_log_prob_ptr + at, mask=inside, other=0.0).to(TYPE), index
 
 
 @triton.jit(do_not_specialize=["rows", "draws", "parts"])
 def _backward_kernel(
     logits_ptr, allowed_ptr, logsumexp_ptr, entropy_ptr, index_ptr, grad_log_prob_ptr, grad_entropy_ptr, grad_ptr,
-    parts_ptr, out_ptr, row_stride: tl.int64, allowed_stride: tl.int64, grad_stride: tl.int64, rows: tl.int64, columns,
+    parts_ptr, out_ptr, row_stride: tl.int64, allowed_strides, grad_stride: tl.int64, rows: tl.int64, columns,
     draws, parts,
     ONE_DRAW: tl.constexpr, PARTS: tl.constexpr, TYPE: tl.constexpr,
     ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
@@ -124,7 +113,7 @@ def _backward_kernel(
     start = tl.program_id(0) % tiles * BLOCK
     column = start + tile_columns(DEPTH, LANES, VECTOR)
     mask = over_tile(inside) & (column < columns)
-    allowed_at = over_tile(row * allowed_stride) + column
+    allowed_at = over_tile(allowed_row(row, allowed_strides)) + column
     x = load_logits(tile_ptrs(logits_ptr + over_tile(row * row_stride), column), mask, TYPE, allowed_ptr, allowed_at)
     maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, inside)
     log2_p = log2_probs(x, maximum, log_sum)
@@ -142,18 +131,16 @@ def _backward_kernel(
             dot = sum_parts(parts_ptr, row, parts, TYPE, PARTS)
         slope += grad - over_tile(dot)
     if ONE_DRAW:
-        total, index = _given(
-            index_ptr, grad_log_prob_ptr, allowed_ptr, row, row, allowed_stride, columns, inside, TYPE
-        )
+        total = tl.load(grad_log_prob_ptr + row, mask=inside, other=0.0).to(TYPE)
+        index = load_differentiable(index_ptr, row, row, columns, inside, allowed_ptr, allowed_strides)
         at_index = tl.where(column == over_tile(index), over_tile(total), 0.0)
     else:
         total = tl.zeros([ROWS], TYPE)
         at_index = tl.zeros([DEPTH, ROWS, LANES, VECTOR], TYPE)
         for draw in range(draws):
             at = draw * rows + row
-            grad_log_prob, index = _given(
-                index_ptr, grad_log_prob_ptr, allowed_ptr, at, row, allowed_stride, columns, inside, TYPE
-            )
+            grad_log_prob = tl.load(grad_log_prob_ptr + at, mask=inside, other=0.0).to(TYPE)
+            index = load_differentiable(index_ptr, at, row, columns, inside, allowed_ptr, allowed_strides)
             total += grad_log_prob
             # Of a row of several tiles, most do not have it.
             if ROWS > 1 or tl.sum(((index >= start) & (index < start + BLOCK)).to(tl.int32), 0) > 0:

@@ -43,6 +43,7 @@ from .noise import (
 from .rows import (
     FAR,
     allowed_arguments,
+    allowed_row,
     compute_dtype,
     compute_type,
     exp2_of,
@@ -313,7 +314,7 @@ def _weights(x, call, winner, row, draw, key, counter3, base, inverse):
 @triton.jit(do_not_specialize=_PER_CALL)
 def _grad_sums_kernel(
     logits_ptr, allowed_ptr, logsumexp_ptr, index_ptr, grad_ptr, temperature_ptr, parts_ptr, seed_ptr,
-    key: tl.int64, counter3: tl.int64, row_offset: tl.int64, row_stride: tl.int64, allowed_stride: tl.int64,
+    key: tl.int64, counter3: tl.int64, row_offset: tl.int64, row_stride: tl.int64, allowed_strides,
     temperature: tl.float64, temperature_stride: tl.int64, rows: tl.int64, samples, columns,
     TYPE: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
@@ -325,7 +326,7 @@ def _grad_sums_kernel(
     drawn_at = sample // samples * rows + row
     column, call = _columns(DEPTH, LANES, VECTOR)
     x_ptrs = tile_ptrs(logits_ptr + over_tile(row * row_stride), column)
-    allowed_at = over_tile(row * allowed_stride) + column
+    allowed_at = over_tile(allowed_row(row, allowed_strides)) + column
     grad_ptrs = tile_ptrs(grad_ptr + over_tile(drawn_at * columns), column)
     maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, None)
     base = log_sum * LOG2E
@@ -386,7 +387,7 @@ def _write_tile(
 @triton.jit(do_not_specialize=_PER_CALL, do_not_specialize_on_alignment=["draws", "samples"])
 def _relaxed_grad_kernel(
     logits_ptr, allowed_ptr, logsumexp_ptr, index_ptr, grad_ptr, temperature_ptr, parts_ptr, out_ptr, dt_ptr, seed_ptr,
-    key: tl.int64, counter3: tl.int64, row_offset: tl.int64, row_stride: tl.int64, allowed_stride: tl.int64,
+    key: tl.int64, counter3: tl.int64, row_offset: tl.int64, row_stride: tl.int64, allowed_strides,
     temperature: tl.float64, temperature_stride: tl.int64, rows: tl.int64, draws, samples, columns,
     DT: tl.constexpr, TYPE: tl.constexpr, MASK: tl.constexpr, PARTS: tl.constexpr,
     ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
@@ -398,7 +399,7 @@ def _relaxed_grad_kernel(
     inside = row < rows
     column, call = _columns(DEPTH, LANES, VECTOR)
     x_ptrs = tile_ptrs(logits_ptr + over_tile(row * row_stride), column)
-    allowed_at = over_tile(row * allowed_stride) + column
+    allowed_at = over_tile(allowed_row(row, allowed_strides)) + column
     grad_ptrs = grad_ptr + column
     out_ptrs = tile_ptrs(out_ptr + over_tile(row * columns), column)
     maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, inside)

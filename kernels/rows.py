@@ -101,11 +101,27 @@ def lane_min(x):
 
 
 def allowed_arguments(allowed: Tensor | None) -> dict:
-    """The arguments of a kernel for a category mask, bool [rows, columns] of any row stride, 0 too; None: none."""
+    """The arguments of a kernel for a category mask, bool [rows, columns], or [m, n, columns] for m n rows, of any
+    strides, 0 too; None: none."""
     if allowed is None:
-        return {"allowed_ptr": None, "allowed_stride": 0}
+        return {"allowed_ptr": None, "allowed_strides": None}
     allowed = with_unit_stride(allowed)
-    return {"allowed_ptr": allowed.view(torch.uint8), "allowed_stride": allowed.stride(0)}
+    strides = allowed.stride()[:-1]
+    if len(strides) == 2:
+        strides = strides[1], allowed.shape[1], strides[0] - allowed.shape[1] * strides[1]
+    return {"allowed_ptr": allowed.view(torch.uint8), "allowed_strides": strides}
+
+
+@triton.jit
+def allowed_row(row, strides):
+    """Where the category mask of a row starts, by its (stride,), or by (stride, n, jump), a jump after each n rows; any
+    number where there is none."""
+    at = row
+    if strides is not None:
+        at = row * strides[0]
+        if len(strides) == 3:
+            at += row // strides[1] * strides[2]
+    return at
 
 
 @triton.jit
@@ -127,12 +143,25 @@ def load_logits(ptrs, mask, TYPE: tl.constexpr, allowed_ptr=None, allowed_at=0):
 
 
 @triton.jit
-def load_chosen(logits_ptr, at, exists, TYPE: tl.constexpr, allowed_ptr, allowed_at):
-    """One logit for each offset `at`, as `load_logits` gives it; NaN where `exists` is False."""
-    x = tl.load(logits_ptr + at, mask=exists, other=float("nan")).to(TYPE)
+def load_chosen(logits_ptr, row, row_stride, index, exists, TYPE: tl.constexpr, allowed_ptr, allowed_strides):
+    """The logit of column `index` of each row, as `load_logits` gives it; NaN where `exists` is False."""
+    x = tl.load(logits_ptr + row * row_stride + index, mask=exists, other=float("nan")).to(TYPE)
     if allowed_ptr is not None:
-        x = tl.where(tl.load(allowed_ptr + allowed_at, mask=exists, other=1) != 0, x, float("-inf"))
+        allowed = tl.load(allowed_ptr + allowed_row(row, allowed_strides) + index, mask=exists, other=1)
+        x = tl.where(allowed != 0, x, float("-inf"))
     return x
+
+
+@triton.jit
+def load_differentiable(index_ptr, at, row, columns, inside, allowed_ptr, allowed_strides):
+    """The index `at` of each row; -1 for a category that is switched off, which has gradient 0, also where its
+    log-probability of -inf was asked for."""
+    index = tl.load(index_ptr + at, mask=inside, other=-1)
+    if allowed_ptr is not None:
+        exists = inside & (index >= 0) & (index < columns)
+        allowed = tl.load(allowed_ptr + allowed_row(row, allowed_strides) + index, mask=exists, other=0)
+        index = tl.where(allowed != 0, index, -1)
+    return index
 
 
 @triton.jit

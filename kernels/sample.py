@@ -21,6 +21,7 @@ from .entropy import logsumexp as row_logsumexp
 from .noise import ELEMENT, GROUP, GROUPS, LOG2E, PER_CALL, exponential64, load_key, seed_arguments, words
 from .rows import (
     allowed_arguments,
+    allowed_row,
     compute_dtype,
     compute_type,
     has_tail,
@@ -81,7 +82,7 @@ def _zero_or_one(condition, ptr):
 @triton.jit(do_not_specialize=[*PER_CALL, "draws"])
 def _short_kernel(
     logits_ptr, one_hot_ptr, index_ptr, logsumexp_ptr, allowed_ptr, seed_ptr, key: tl.int64, counter3: tl.int64,
-    row_offset: tl.int64, row_stride: tl.int64, allowed_stride: tl.int64, rows: tl.int64, draws: tl.int64, columns,
+    row_offset: tl.int64, row_stride: tl.int64, allowed_strides, rows: tl.int64, draws: tl.int64, columns,
     ONE_HOT: tl.constexpr, TYPE: tl.constexpr,
     ROWS: tl.constexpr, DEPTH: tl.constexpr, UPPER_DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
@@ -96,7 +97,7 @@ def _short_kernel(
     mask = over_tile(inside) & (column < columns)
     upper_mask = over_tile(inside) & (upper < columns)
     ptrs = logits_ptr + over_tile(row * row_stride)
-    allowed_at = over_tile(row * allowed_stride)
+    allowed_at = over_tile(allowed_row(row, allowed_strides))
     x = load_logits(tile_ptrs(ptrs, column), mask, TYPE, allowed_ptr, allowed_at + column)
     upper_x = load_logits(tile_ptrs(ptrs, upper), upper_mask, TYPE, allowed_ptr, allowed_at + upper)
 
@@ -254,7 +255,7 @@ def _select(
 @triton.jit(do_not_specialize=[*PER_CALL, *_SUMS])
 def _row_kernel(
     logits_ptr, one_hot_ptr, index_ptr, logsumexp_ptr, maximum_ptr, total_ptr, allowed_ptr, seed_ptr, key: tl.int64,
-    counter3: tl.int64, row_offset: tl.int64, row_stride: tl.int64, allowed_stride: tl.int64, columns,
+    counter3: tl.int64, row_offset: tl.int64, row_stride: tl.int64, allowed_strides, columns,
     ONE_HOT: tl.constexpr, TYPE: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
     RACE: tl.constexpr,
 ):  # fmt: skip
@@ -265,7 +266,7 @@ def _row_kernel(
     one_hot_ptr += row * columns
     maximum_ptr += row * tl.cdiv(columns, _GROUP)
     total_ptr += row * tl.cdiv(columns, _GROUP)
-    allowed_at = row * allowed_stride
+    allowed_at = allowed_row(row, allowed_strides)
     _sum_groups(
         logits_ptr, allowed_ptr, allowed_at, one_hot_ptr, maximum_ptr, total_ptr, columns, ONE_HOT, TYPE, TILE, WIDTH
     )
@@ -281,7 +282,7 @@ def _row_kernel(
 
 @triton.jit(do_not_specialize=_SUMS)
 def _sums_kernel(
-    logits_ptr, maximum_ptr, total_ptr, allowed_ptr, row_stride: tl.int64, allowed_stride: tl.int64, columns,
+    logits_ptr, maximum_ptr, total_ptr, allowed_ptr, row_stride: tl.int64, allowed_strides, columns,
     TYPE: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     # A part of a long row a program, for several draws or of a shard.
@@ -290,14 +291,15 @@ def _sums_kernel(
     maximum_ptr += row * tl.cdiv(columns, _GROUP)
     total_ptr += row * tl.cdiv(columns, _GROUP)
     _sum_groups(
-        logits_ptr, allowed_ptr, row * allowed_stride, None, maximum_ptr, total_ptr, columns, False, TYPE, TILE, WIDTH
-    )
+        logits_ptr, allowed_ptr, allowed_row(row, allowed_strides), None, maximum_ptr, total_ptr, columns,
+        False, TYPE, TILE, WIDTH,
+    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=[*PER_CALL, *_SUMS, "first_group"])
 def _select_kernel(
     logits_ptr, one_hot_ptr, index_ptr, logsumexp_ptr, maximum_ptr, total_ptr, allowed_ptr, seed_ptr, key: tl.int64,
-    counter3: tl.int64, row_offset: tl.int64, row_stride: tl.int64, allowed_stride: tl.int64, rows: tl.int64, columns,
+    counter3: tl.int64, row_offset: tl.int64, row_stride: tl.int64, allowed_strides, rows: tl.int64, columns,
     first_group, score_ptr, ONE_HOT: tl.constexpr, TYPE: tl.constexpr, RACE: tl.constexpr,
 ):  # fmt: skip
     # One draw of one long row a program.
@@ -308,9 +310,9 @@ def _select_kernel(
     row = at % rows
     groups = tl.cdiv(columns, _GROUP)
     _select(
-        logits_ptr + row * row_stride, allowed_ptr, row * allowed_stride, one_hot_ptr + at * columns, index_ptr + at,
-        logsumexp_ptr + row, maximum_ptr + row * groups, total_ptr + row * groups, row + row_offset, rows,
-        draw, load_key(seed_ptr, key), counter3, columns, ONE_HOT, TYPE, RACE, first_group, score_ptr,
+        logits_ptr + row * row_stride, allowed_ptr, allowed_row(row, allowed_strides), one_hot_ptr + at * columns,
+        index_ptr + at, logsumexp_ptr + row, maximum_ptr + row * groups, total_ptr + row * groups, row + row_offset,
+        rows, draw, load_key(seed_ptr, key), counter3, columns, ONE_HOT, TYPE, RACE, first_group, score_ptr,
     )  # fmt: skip
 
 

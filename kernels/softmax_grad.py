@@ -14,6 +14,7 @@ from torch import Tensor
 from . import launch
 from .rows import (
     allowed_arguments,
+    allowed_row,
     compute_type,
     has_tail,
     lane_sum,
@@ -76,7 +77,7 @@ def _write_row(
 
 @triton.jit(do_not_specialize=["rows"])
 def _softmax_grad_kernel(
-    logits_ptr, allowed_ptr, logsumexp_ptr, grad_ptr, out_ptr, row_stride: tl.int64, allowed_stride: tl.int64,
+    logits_ptr, allowed_ptr, logsumexp_ptr, grad_ptr, out_ptr, row_stride: tl.int64, allowed_strides,
     grad_stride: tl.int64, rows: tl.int64, columns,
     TYPE: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
@@ -86,7 +87,7 @@ def _softmax_grad_kernel(
     column = tile_columns(DEPTH, LANES, VECTOR)
     mask = over_tile(inside) & (column < columns)
     maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, inside)
-    allowed_at = over_tile(row * allowed_stride) + column
+    allowed_at = over_tile(allowed_row(row, allowed_strides)) + column
     x_ptrs = tile_ptrs(logits_ptr + over_tile(row * row_stride), column)
     p = _probs(x_ptrs, mask, maximum, log_sum, TYPE, allowed_ptr, allowed_at)
     grad = load_grad(tile_ptrs(grad_ptr + over_tile(row * grad_stride), column), mask, TYPE)
@@ -96,7 +97,7 @@ def _softmax_grad_kernel(
 
 @triton.jit(do_not_specialize=["rows"])
 def _rows_kernel(
-    logits_ptr, allowed_ptr, logsumexp_ptr, grad_ptr, out_ptr, row_stride: tl.int64, allowed_stride: tl.int64,
+    logits_ptr, allowed_ptr, logsumexp_ptr, grad_ptr, out_ptr, row_stride: tl.int64, allowed_strides,
     grad_stride: tl.int64, rows: tl.int64, columns,
     TYPE: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
@@ -107,7 +108,7 @@ def _rows_kernel(
         row = tl.zeros([1], tl.int64) + number
         maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, None)
         x_ptrs = tile_ptrs(logits_ptr + over_tile(row * row_stride), column)
-        allowed_at = over_tile(row * allowed_stride) + column
+        allowed_at = over_tile(allowed_row(row, allowed_strides)) + column
         grad_ptrs = tile_ptrs(grad_ptr + over_tile(row * grad_stride), column)
         out_ptrs = tile_ptrs(out_ptr + over_tile(row * columns), column)
         dot = _row_dot(x_ptrs, allowed_ptr, allowed_at, grad_ptrs, column, columns, maximum, log_sum, TYPE, BLOCK)
@@ -118,7 +119,7 @@ def _rows_kernel(
 
 @triton.jit
 def _dot_kernel(
-    logits_ptr, allowed_ptr, logsumexp_ptr, grad_ptr, parts_ptr, row_stride: tl.int64, allowed_stride: tl.int64,
+    logits_ptr, allowed_ptr, logsumexp_ptr, grad_ptr, parts_ptr, row_stride: tl.int64, allowed_strides,
     grad_stride: tl.int64, columns,
     TYPE: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
@@ -127,7 +128,7 @@ def _dot_kernel(
     column = tile_columns(DEPTH, LANES, VECTOR)
     maximum, log_sum = load_logsumexp(logsumexp_ptr, row, tl.num_programs(0), None)
     x_ptrs = tile_ptrs(logits_ptr + over_tile(row * row_stride), column)
-    allowed_at = over_tile(row * allowed_stride) + column
+    allowed_at = over_tile(allowed_row(row, allowed_strides)) + column
     grad_ptrs = tile_ptrs(grad_ptr + over_tile(row * grad_stride), column)
     BLOCK: tl.constexpr = DEPTH * LANES * VECTOR
     store_part(
@@ -140,7 +141,7 @@ def _dot_kernel(
 @triton.jit
 def _write_kernel(
     logits_ptr, allowed_ptr, logsumexp_ptr, grad_ptr, parts_ptr, out_ptr, row_stride: tl.int64,
-    allowed_stride: tl.int64, grad_stride: tl.int64, columns,
+    allowed_strides, grad_stride: tl.int64, columns,
     PARTS: tl.constexpr, TYPE: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     # The same part of the row a program.
@@ -149,7 +150,7 @@ def _write_kernel(
     maximum, log_sum = load_logsumexp(logsumexp_ptr, row, tl.num_programs(0), None)
     dot = sum_parts(parts_ptr, row, tl.num_programs(1), TYPE, PARTS)
     x_ptrs = tile_ptrs(logits_ptr + over_tile(row * row_stride), column)
-    allowed_at = over_tile(row * allowed_stride) + column
+    allowed_at = over_tile(allowed_row(row, allowed_strides)) + column
     grad_ptrs = tile_ptrs(grad_ptr + over_tile(row * grad_stride), column)
     out_ptrs = tile_ptrs(out_ptr + over_tile(row * columns), column)
     BLOCK: tl.constexpr = DEPTH * LANES * VECTOR

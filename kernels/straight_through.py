@@ -18,6 +18,7 @@ from . import launch
 from .noise import LOG2E
 from .rows import (
     allowed_arguments,
+    allowed_row,
     compute_dtype,
     compute_type,
     has_tail,
@@ -179,7 +180,7 @@ def _write_row(
 @triton.jit(do_not_specialize=[*_PER_CALL, "programs_per_draw"])
 def _tile_kernel(
     logits_ptr, allowed_ptr, logsumexp_ptr, index_ptr, grad_ptr, temperature_ptr, out_ptr, row_stride: tl.int64,
-    allowed_stride: tl.int64, grad_stride: tl.int64, temperature: tl.float64, temperature_stride: tl.int64,
+    allowed_strides, grad_stride: tl.int64, temperature: tl.float64, temperature_stride: tl.int64,
     rows: tl.int64, programs_per_draw, columns,
     METHOD: tl.constexpr, TYPE: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr,
     VECTOR: tl.constexpr,
@@ -196,7 +197,7 @@ def _tile_kernel(
     winner, winner_grad = _winner(index_ptr, grad_ptr, at, grad_stride, inside, TYPE, METHOD)
     hot = _hot(winner, 0, column)
     x_ptrs = tile_ptrs(logits_ptr + over_tile(row * row_stride), column)
-    allowed_at = over_tile(row * allowed_stride) + column
+    allowed_at = over_tile(allowed_row(row, allowed_strides)) + column
     w, p = _weights(x_ptrs, mask, allowed_ptr, allowed_at, hot, maximum, log_sum, inverse, TYPE, METHOD)
     g = load_grad(tile_ptrs(grad_ptr + over_tile(at * grad_stride), column), mask, TYPE)
     total, dot, p_dot = tl.sum(lane_sum(w), 1), tl.sum(lane_sum(w * g), 1), tl.sum(lane_sum(p * g), 1)
@@ -207,7 +208,7 @@ def _tile_kernel(
 @triton.jit(do_not_specialize=[*_PER_CALL, "draws"])
 def _rows_kernel(
     logits_ptr, allowed_ptr, logsumexp_ptr, index_ptr, grad_ptr, temperature_ptr, out_ptr, row_stride: tl.int64,
-    allowed_stride: tl.int64, grad_stride: tl.int64, temperature: tl.float64, temperature_stride: tl.int64,
+    allowed_strides, grad_stride: tl.int64, temperature: tl.float64, temperature_stride: tl.int64,
     rows: tl.int64, draws, columns,
     METHOD: tl.constexpr, TYPE: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
@@ -221,7 +222,7 @@ def _rows_kernel(
         inverse = inverse_temperature(temperature_ptr, temperature, row * temperature_stride, row >= 0, TYPE)
         winner, winner_grad = _winner(index_ptr, grad_ptr, at, grad_stride, row >= 0, TYPE, METHOD)
         x_ptrs = tile_ptrs(logits_ptr + over_tile(row * row_stride), column)
-        allowed_at = over_tile(row * allowed_stride) + column
+        allowed_at = over_tile(allowed_row(row, allowed_strides)) + column
         grad_ptrs = tile_ptrs(grad_ptr + over_tile(at * grad_stride), column)
         out_ptrs = tile_ptrs(out_ptr + over_tile(at * columns), column)
         total, dot, p_dot = _row_sums(
@@ -237,7 +238,7 @@ def _rows_kernel(
 @triton.jit(do_not_specialize=_PER_CALL)
 def _sums_kernel(
     logits_ptr, allowed_ptr, logsumexp_ptr, index_ptr, grad_ptr, temperature_ptr, parts_ptr, row_stride: tl.int64,
-    allowed_stride: tl.int64, grad_stride: tl.int64, temperature: tl.float64, temperature_stride: tl.int64,
+    allowed_strides, grad_stride: tl.int64, temperature: tl.float64, temperature_stride: tl.int64,
     rows: tl.int64, columns,
     METHOD: tl.constexpr, TYPE: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
@@ -250,7 +251,7 @@ def _sums_kernel(
     inverse = inverse_temperature(temperature_ptr, temperature, row * temperature_stride, row >= 0, TYPE)
     winner = tl.load(index_ptr + at).to(tl.int32)
     x_ptrs = tile_ptrs(logits_ptr + over_tile(row * row_stride), column)
-    allowed_at = over_tile(row * allowed_stride) + column
+    allowed_at = over_tile(allowed_row(row, allowed_strides)) + column
     grad_ptrs = tile_ptrs(grad_ptr + over_tile(at * grad_stride), column)
     total, dot, p_dot = _row_sums(
         x_ptrs, allowed_ptr, allowed_at, grad_ptrs, column, columns, winner, maximum, log_sum, inverse, TYPE, METHOD,
@@ -264,7 +265,7 @@ def _sums_kernel(
 @triton.jit(do_not_specialize=_PER_CALL)
 def _write_kernel(
     logits_ptr, allowed_ptr, logsumexp_ptr, index_ptr, grad_ptr, temperature_ptr, parts_ptr, out_ptr,
-    row_stride: tl.int64, allowed_stride: tl.int64, grad_stride: tl.int64, temperature: tl.float64,
+    row_stride: tl.int64, allowed_strides, grad_stride: tl.int64, temperature: tl.float64,
     temperature_stride: tl.int64, rows: tl.int64, columns,
     METHOD: tl.constexpr, PARTS: tl.constexpr, TYPE: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr,
     VECTOR: tl.constexpr,
@@ -282,7 +283,7 @@ def _write_kernel(
     dot = sum_parts(parts_ptr, 3 * at + 1, parts, TYPE, PARTS)
     p_dot = sum_parts(parts_ptr, 3 * at + 2, parts, TYPE, PARTS)
     x_ptrs = tile_ptrs(logits_ptr + over_tile(row * row_stride), column)
-    allowed_at = over_tile(row * allowed_stride) + column
+    allowed_at = over_tile(allowed_row(row, allowed_strides)) + column
     grad_ptrs = tile_ptrs(grad_ptr + over_tile(at * grad_stride), column)
     out_ptrs = tile_ptrs(out_ptr + over_tile(at * columns), column)
     _write_row(

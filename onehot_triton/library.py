@@ -40,7 +40,8 @@ def _define(schema: str, layout: str, implementation: Callable[..., Any], fake: 
     Args:
         schema: its name, arguments and results.
         layout: for vmap, a letter for each argument, ">", and one for each result: "r" for a tensor of rows,
-            [..., rows, columns], "n" for one of numbers, [..., rows], "s" for the seed tensor, "." for anything else.
+            [..., rows, columns], "m" for a mask of them, "n" for one of numbers, [..., rows], "s" for the seed tensor,
+            "." for anything else.
         implementation: for every device.
         fake: gives empty results of the right shape and dtype.
     """
@@ -55,7 +56,7 @@ def _define(schema: str, layout: str, implementation: Callable[..., Any], fake: 
 
 def _vmap_rule(name: str, arguments: str, results: str) -> Callable[..., Any]:
     """Batches over rows, since B x rows are rows. A batch of seeds, or one seed for all, is a loop."""
-    # Where a dimension of maps stands in front of the rows, counted from the end.
+    # Where a dimension of maps stands in front of the rows, counted from the end; of a mask in front of all.
     dimension = {"r": -3, "n": -2}
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
@@ -75,8 +76,8 @@ def _vmap_rule(name: str, arguments: str, results: str) -> Callable[..., Any]:
 
         flat = []
         for argument, in_dim, kind in zip(args, in_dims, arguments, strict=True):
-            if kind in dimension and argument is not None:
-                dim = dimension[kind]
+            if kind in "rnm" and argument is not None:
+                dim = dimension.get(kind, -argument.dim() - (in_dim is None))
                 if in_dim is None:
                     argument = argument.unsqueeze(dim)
                     argument = argument.expand(*argument.shape[:dim], size, *argument.shape[dim + 1 :])
@@ -152,12 +153,12 @@ def _log_prob(
 
 _SEED = "Tensor? seed_tensor, int seed, int offset, int row_offset"
 _TEMPERATURE = "Tensor? temperature_tensor, float temperature"
-# A category mask, bool [rows, columns]: what is False is as a logit of -inf.
+# A category mask, bool [rows, columns], or [m, n, columns] with m n rows: what is False is as a logit of -inf.
 _ALLOWED = "Tensor? allowed"
 
 _define(
     f"sample(Tensor logits, SymInt? draws, ScalarType? dtype, {_SEED}, {_ALLOWED}) -> (Tensor, Tensor, Tensor)",
-    "r..s...r>rnn",
+    "r..s...m>rnn",
     _launch_with_either("sample", "sample", 3),
     lambda logits, draws, dtype, *_: (
         logits.new_empty(0) if dtype is None else logits.new_empty((*_lead(draws), *logits.shape), dtype=dtype),
@@ -184,20 +185,20 @@ _define(
 _define(
     f"relaxed_grad(Tensor logits, Tensor logsumexp, Tensor index, Tensor grad, {_TEMPERATURE}, {_SEED}, "
     f"{_ALLOWED}, bool with_temperature, SymInt samples) -> (Tensor, Tensor)",
-    "rnnrn.s...r..>rn",
+    "rnnrn.s...m..>rn",
     _launch_with_either("relaxed", "relaxed_grad", 4, 6),
     lambda logits, *rest: (_like(logits), _per_row(logits) if rest[-2] else _per_row(logits[:0])),
 )
 _define(
     f"softmax_grad(Tensor logits, Tensor logsumexp, Tensor grad, {_ALLOWED}) -> Tensor",
-    "rnrr>r",
+    "rnrm>r",
     _launch("softmax_grad", "softmax_grad"),
     _like,
 )
 for _name in ("reinmax_grad", "gapped_grad"):
     _define(
         f"{_name}(Tensor logits, Tensor logsumexp, Tensor index, Tensor grad, {_TEMPERATURE}, {_ALLOWED}) -> Tensor",
-        "rnnrn.r>r",
+        "rnnrn.m>r",
         _launch_with_either("straight_through", _name, 4),
         _like,
     )
@@ -212,7 +213,7 @@ _define(
 )
 _define(
     f"log_prob(Tensor logits, Tensor? logsumexp, Tensor value, {_ALLOWED}, Tensor? hint) -> (Tensor, Tensor, Tensor)",
-    "rnrrn>nnn",
+    "rnrmn>nnn",
     _log_prob,
     lambda logits, logsumexp, value, *_: (
         _per_row(logits, *value.shape[:-2]),
@@ -222,44 +223,44 @@ _define(
 )
 _define(
     f"log_prob_index(Tensor logits, Tensor logsumexp, Tensor index, {_ALLOWED}) -> Tensor",
-    "rnnr>n",
+    "rnnm>n",
     _launch("log_prob", "log_prob_index"),
     lambda logits, logsumexp, index, _: _per_row(logits, *index.shape[:-1]),
 )
 _define(
     f"log_prob_grad(Tensor logits, Tensor logsumexp, Tensor index, Tensor grad, {_ALLOWED}) -> Tensor",
-    "rnnnr>r",
+    "rnnnm>r",
     _launch("log_prob", "log_prob_grad"),
     _like,
 )
 _define(
     f"logsumexp(Tensor logits, {_ALLOWED}) -> Tensor",
-    "rr>n",
+    "rm>n",
     _launch("entropy", "logsumexp"),
     lambda logits, _: _per_row(logits, 2),
 )
 _define(
     f"entropy(Tensor logits, {_ALLOWED}) -> (Tensor, Tensor)",
-    "rr>nn",
+    "rm>nn",
     _launch("entropy", "entropy"),
     lambda logits, _: (_per_row(logits), _per_row(logits, 2)),
 )
 _define(
     f"entropy_grad(Tensor logits, Tensor logsumexp, Tensor entropy, Tensor grad, {_ALLOWED}) -> Tensor",
-    "rnnnr>r",
+    "rnnnm>r",
     _launch("entropy", "entropy_grad"),
     _like,
 )
 _define(
     f"log_prob_and_entropy(Tensor logits, Tensor index, {_ALLOWED}) -> (Tensor, Tensor, Tensor)",
-    "rnr>nnn",
+    "rnm>nnn",
     _launch("log_prob_and_entropy", "log_prob_and_entropy"),
     lambda logits, index, _: (_per_row(logits, *index.shape[:-1]), _per_row(logits), _per_row(logits, 2)),
 )
 _define(
     "log_prob_and_entropy_grad(Tensor logits, Tensor logsumexp, Tensor entropy, Tensor index, Tensor grad_log_prob, "
     f"Tensor grad_entropy, {_ALLOWED}, Tensor? grad) -> Tensor",
-    "rnnnnnrr>r",
+    "rnnnnnmr>r",
     _launch("log_prob_and_entropy", "log_prob_and_entropy_grad"),
     _like,
 )

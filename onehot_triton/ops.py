@@ -17,7 +17,7 @@ from . import _backends as backends
 from ._backends.interface import Backend, Sample
 from .grad_method import ReparamGradientStrategy
 from .rng import Seed
-from .tensors import compute_dtype, in_transform, is_differentiated
+from .tensors import batch_sizes, compute_dtype, in_transform, is_differentiated
 
 
 def apply(function: type[Function], *args: Any) -> Any:
@@ -63,8 +63,13 @@ def _rows(tensor: Tensor) -> Tensor:
     return tensor if tensor.dim() == 2 else tensor.reshape(math.prod(tensor.shape[:-1]), tensor.shape[-1])
 
 
-def _mask_rows(mask: Tensor | None) -> Tensor | None:
-    return None if mask is None else _rows(mask)
+def _mask_rows(mask: Tensor | None, backend: Backend) -> Tensor | None:
+    """[*batch, columns] -> [rows, columns]; where that would be a copy, which a backend that reads masks need not have,
+    [m, n, columns] with m n = rows."""
+    if mask is None or mask.dim() == 2:
+        return mask
+    sizes = batch_sizes(mask)
+    return mask.view(*sizes, mask.shape[-1]) if len(sizes) == 2 and backend.reads_masks else _rows(mask)
 
 
 # Expanded batches -----------------------------------------------------------------------------------------------------
@@ -146,10 +151,10 @@ def _drawn(
     """The backend's draw, in the shapes that a user asked for."""
     dims, draws = repeated(logits, mask), math.prod(draw.sample_shape)
     if not dims:
-        drawn = backend.sample(_rows(logits), _mask_rows(mask), draws, draw.dtype, seed, again)
+        drawn = backend.sample(_rows(logits), _mask_rows(mask, backend), draws, draw.dtype, seed, again)
         return _in_shape(drawn, draw, logits)
     batch = logits.shape[:-1]
-    x, mask = _rows(once(logits, dims)), None if mask is None else _rows(once(mask, dims))
+    x, mask = _rows(once(logits, dims)), _mask_rows(None if mask is None else once(mask, dims), backend)
     drawn = backend.sample(x, mask, draws * math.prod(_sizes(batch, dims)[0]), draw.dtype, seed, again)
     one_hot, place = drawn.one_hot, (dims, batch, draw.sample_shape)
     return drawn._replace(
@@ -218,21 +223,23 @@ class _StraightThrough(Function):
         temperature = ctx.temperature if temperature is None else temperature
         dx = dt = None
         if grad is not None:
-            x, mask = _rows(logits), _mask_rows(mask)
+            is_relaxed = ctx.method is ReparamGradientStrategy.RelaxedOneHot
+            backend = ctx.backend if is_relaxed else _of_backward(ctx.backend)
+            x, mask = _rows(logits), _mask_rows(mask, backend)
             draws = math.prod(index.shape[: index.dim() - logits.dim() + 1])
             grad = _shaped(grad, draws, *x.shape)
             if ctx.method is ReparamGradientStrategy.PassThrough:
                 grad = grad[0] if draws == 1 else grad.sum(0)
-                dx = _of_backward(ctx.backend).softmax_grad(x, grad, mask, logsumexp)
+                dx = backend.softmax_grad(x, grad, mask, logsumexp)
             else:
                 args = x, _shaped(index, draws, x.shape[0]), grad, temperature
-                if ctx.method is ReparamGradientStrategy.RelaxedOneHot:
+                if is_relaxed:
                     seed, with_dt = Seed(seed_tensor, ctx.key, ctx.offset, None, ctx.first_row), ctx.needs_input_grad[2]
-                    dx, dt = ctx.backend.relaxed_grad(*args, seed, mask, logsumexp, with_dt, ctx.samples)
+                    dx, dt = backend.relaxed_grad(*args, seed, mask, logsumexp, with_dt, ctx.samples)
                 elif ctx.method is ReparamGradientStrategy.ReinMax:
-                    dx = _of_backward(ctx.backend).reinmax_grad(*args, mask, logsumexp)
+                    dx = backend.reinmax_grad(*args, mask, logsumexp)
                 else:
-                    dx = _of_backward(ctx.backend).gapped_grad(*args, mask, logsumexp)
+                    dx = backend.gapped_grad(*args, mask, logsumexp)
             dx = _shaped(dx, *logits.shape)
         return dx, None, dt, None, None, None, None, None, None, None, None
 
@@ -269,7 +276,7 @@ def rsample(
     seed = backend.new_seed(logits, draw.generator) if seed is None else seed
     if relaxes_first or (not is_given and backend.records(logits, not of_softmax)):
         args = draws, draw.dtype, seed, method, t, samples
-        return _in_shape(backend.straight_through(_rows(logits), _mask_rows(mask), *args), draw, logits)
+        return _in_shape(backend.straight_through(_rows(logits), _mask_rows(mask, backend), *args), draw, logits)
     args = seed.tensor, seed.key, seed.offset, seed.first_row, backend, draw, method, samples
     one_hot, index, logsumexp, _ = apply(_StraightThrough, logits, mask, t, *args)
     return Sample(one_hot, index, logsumexp, False, None)
@@ -357,7 +364,7 @@ class _LogProb(Function):
             out, index, logsumexp = _LogProb.forward(logits, mask, logsumexp, value, index, inside, backend)
             index = None if index is None else _as_batch(index, dims, batch, lead)
             return _as_batch(out, dims, batch, lead), index, _of_rows(logsumexp, dims, batch)
-        x, mask = _rows(logits), _mask_rows(mask)
+        x, mask = _rows(logits), _mask_rows(mask, backend)
         # What was given is not returned: an argument returned as it is could not be saved for the backward.
         new_index = None
         # What is given another shape anyway has the dimension of draws, which kernels want.
@@ -386,7 +393,8 @@ class _LogProb(Function):
             x, rows = _rows(logits), math.prod(logits.shape[:-1])
             draws = index.numel() // max(rows, 1)
             index, grad = _shaped(index, draws, rows), _shaped(grad, draws, rows)
-            dx = _of_backward(ctx.backend).log_prob_grad(x, index, grad, _mask_rows(mask), logsumexp)
+            backend = _of_backward(ctx.backend)
+            dx = backend.log_prob_grad(x, index, grad, _mask_rows(mask, backend), logsumexp)
             dx = _shaped(dx, *logits.shape)
         return dx, None, None, None, None, None, None
 
@@ -430,7 +438,7 @@ class _Entropy(Function):
         dims, batch = repeated(logits, mask), logits.shape[:-1]
         if dims:
             logits, mask = once(logits, dims), None if mask is None else once(mask, dims)
-        out, logsumexp = backend.entropy(_rows(logits), _mask_rows(mask))
+        out, logsumexp = backend.entropy(_rows(logits), _mask_rows(mask, backend))
         out = _shaped(out, *logits.shape[:-1])
         return again(out, dims, batch).contiguous() if dims else out, _of_rows(logsumexp, dims, batch)
 
@@ -447,7 +455,8 @@ class _Entropy(Function):
         if grad is not None:
             x, rows = _rows(logits), math.prod(logits.shape[:-1])
             entropy, grad = _shaped(entropy, rows), _shaped(grad, rows)
-            dx = _of_backward(ctx.backend).entropy_grad(x, grad, _mask_rows(mask), logsumexp, entropy)
+            backend = _of_backward(ctx.backend)
+            dx = backend.entropy_grad(x, grad, _mask_rows(mask, backend), logsumexp, entropy)
             dx = _shaped(dx, *logits.shape)
         return dx, None, None
 
@@ -478,7 +487,7 @@ class _LogProbAndEntropy(Function):
         if dims:
             index, value = (t if t is None else _as_draws(t, dims, len(lead)) for t in (index, value))
             logits, mask = once(logits, dims), None if mask is None else once(mask, dims)
-        x, mask = _rows(logits), _mask_rows(mask)
+        x, mask = _rows(logits), _mask_rows(mask, backend)
         draws = math.prod(lead) * math.prod(_sizes(batch, dims)[0])
         index = None if index is None else _shaped(index, draws, x.shape[0])
         if value is None:
@@ -517,8 +526,9 @@ class _LogProbAndEntropy(Function):
             if grad is not None:
                 grad = _shaped(grad, draws, *x.shape)
                 grad = grad[0] if draws == 1 else grad.sum(0)
-            args = index, grad_log_prob, grad_entropy, _mask_rows(mask), logsumexp, entropy, grad
-            dx = _shaped(_of_backward(ctx.backend).log_prob_and_entropy_grad(x, *args), *logits.shape)
+            backend = _of_backward(ctx.backend)
+            args = index, grad_log_prob, grad_entropy, _mask_rows(mask, backend), logsumexp, entropy, grad
+            dx = _shaped(backend.log_prob_and_entropy_grad(x, *args), *logits.shape)
         return dx, None, None, None, None, None, None, None, None, None
 
 
@@ -544,7 +554,7 @@ def rsample_log_prob_and_entropy(logits: Tensor, mask: Tensor | None, draw: Draw
     backend = backends.of(logits)
     seed = backend.new_seed(logits, draw.generator)
     if backend.records(logits):
-        args = _rows(logits), _mask_rows(mask), math.prod(draw.sample_shape), draw.dtype, seed
+        args = _rows(logits), _mask_rows(mask, backend), math.prod(draw.sample_shape), draw.dtype, seed
         drawn, log_prob, entropy = backend.rsample_log_prob_and_entropy(*args)
         drawn, batch = _in_shape(drawn, draw, logits), logits.shape[:-1]
         return drawn, _shaped(log_prob, *draw.sample_shape, *batch), _shaped(entropy, *batch)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
-
 import torch
 from torch import Tensor
 from torch.autograd import Function
@@ -11,7 +9,7 @@ from torch.autograd import Function
 from . import _backends as backends
 from ._backends.eager import masked
 from .ops import again, apply, once, repeated
-from .tensors import compute_dtype, loses_functions
+from .tensors import batch_sizes, compute_dtype, loses_functions
 
 
 class _Log(Function):
@@ -41,13 +39,10 @@ def _log(weights: Tensor) -> Tensor:
 
 
 def _in_rows(mask: Tensor, logits: Tensor) -> Tensor:
-    """`mask` [*batch, columns], copied where it cannot be read as rows: [B, 1, columns] or [8, columns] beside logits
-    [B, 8, columns], which each call would copy. Not one that repeats itself where the logits do, since neither is read
-    more than once."""
-    batch = [d for d in range(mask.dim() - 1) if mask.shape[d] != 1]
-    repeats = any(mask.stride(d) == logits.stride(d) == 0 for d in batch)
-    rows = all(mask.stride(a) == mask.shape[b] * mask.stride(b) for a, b in itertools.pairwise(batch))
-    return mask if rows or repeats else mask.contiguous()
+    """`mask` [*batch, columns], copied where it cannot be viewed as rows in two dimensions, as each call would do. Not
+    one that repeats itself where the logits do, since neither is read more than once."""
+    repeats = any(mask.shape[d] != 1 and mask.stride(d) == logits.stride(d) == 0 for d in range(mask.dim() - 1))
+    return mask if repeats or len(batch_sizes(mask)) <= 2 else mask.contiguous()
 
 
 def logits_of(param: Tensor, is_probs: bool, unimix: float, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:

@@ -19,6 +19,19 @@ def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
+def batch_sizes(tensor: Tensor) -> list[int]:
+    """The batch of `tensor` [*batch, columns] in as few dimensions as a view of it has."""
+    sizes, last = [], 0
+    for size, stride in zip(tensor.shape[:-1], tensor.stride()[:-1], strict=True):
+        if size != 1:
+            if sizes and last == size * stride:
+                sizes[-1] *= size
+            else:
+                sizes.append(size)
+            last = stride
+    return sizes
+
+
 def is_recorded(tensor: Tensor) -> bool:
     """Whether the program is recorded (compiled, exported, traced) and run later: `tensor` may have no values yet, and
     what is computed of them now would become a constant."""

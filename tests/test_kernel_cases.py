@@ -54,7 +54,7 @@ class Case(NamedTuple):
             few (programs take several tiles of a row).
         rows, columns: of the logits.
         layout: of the logits and the incoming gradient, see `stride_of`.
-        mask: none, full, or one row of it for all.
+        mask: none, full, one row of it for all, one for each of the pairs of rows, or one for both halves of them.
         temperature: the stride of the temperatures.
         dtype: of the logits.
     """
@@ -72,7 +72,7 @@ CASES = [
     Case("shared", 11, 20, "contiguous", "none", 1),
     Case("shared", 11, 37, "padded", "full", 2),
     Case("shared", 9, 32, "aligned", "one row", 0),
-    Case("shared", 11, 5, "transposed", "full", 1, torch.float64),
+    Case("shared", 10, 5, "transposed", "pairs", 1, torch.float64),
     Case("shared", 10, 19, "expanded", "one row", 2),
     Case("alone", 3, 48, "misaligned", "full", 2),
     Case("alone", 2, 1, "contiguous", "none", 1),
@@ -81,17 +81,17 @@ CASES = [
     Case("one tile", 2, 1600, "misaligned", "one row", 1),
     Case("walked", 3, 2600, "contiguous", "none", 1),
     Case("walked", 2, 2600, "padded", "full", 2, torch.bfloat16),
-    Case("walked", 2, 4096, "aligned", "one row", 0),
+    Case("walked", 4, 4096, "aligned", "halves", 0),
     Case("split", 2, 2600, "padded", "full", 2),
     Case("split", 2, 4096, "contiguous", "none", 1),
     Case("split", 2, 2600, "expanded", "one row", 1),
-    Case("split in few", 2, 3500, "padded", "full", 2),
+    Case("split in few", 4, 3500, "padded", "pairs", 2),
 ]
 
 
 def case_id(case: Case) -> str:
     dtype = "" if case.dtype == torch.float32 else f" {case.dtype}".replace("torch.", "")
-    mask = {"none": "", "full": " masked", "one row": " masked alike"}[case.mask]
+    mask = {"none": "", "full": " masked", "one row": " masked alike"}.get(case.mask, f" masked in {case.mask}")
     return f"{case.kind} {case.rows}x{case.columns} {case.layout}{mask} t{case.temperature}{dtype}"
 
 
@@ -380,7 +380,11 @@ def numbers_of(case: Case) -> tuple[Given, Given]:
         masked = x
     if case.mask != "none":
         mask = torch.rand(rows, columns) > 1 / 3
-        mask = mask[-1:].expand(rows, -1) if case.mask == "one row" else mask
+        if case.mask == "one row":
+            mask = mask[-1:].expand(rows, -1)
+        elif case.mask != "full":
+            mask = mask[: rows // 2]
+            mask = mask.repeat_interleave(2, 0) if case.mask == "pairs" else mask.repeat(2, 1)
         masked = torch.where(mask, x, -torch.inf)
         # Whatever stands in the place of what is switched off.
         nothing = torch.tensor([torch.nan, torch.inf, 80.0], dtype=dtype).repeat(rows * columns)[: rows * columns]
@@ -412,7 +416,14 @@ def guarded(guards: Guards, case: Case, given: Given) -> Given:
     mask = given.mask
     if mask is not None:
         # A row stride of its own, of which nothing is a multiple.
-        mask = guards.place(mask, (0 if case.mask == "one row" else case.columns + 5, 1))
+        row = case.columns + 5
+        shape, stride = {
+            "full": ((case.rows,), (row,)),
+            "one row": ((case.rows,), (0,)),
+            "pairs": ((case.rows // 2, 2), (row, 0)),
+            "halves": ((2, case.rows // 2), (0, row)),
+        }[case.mask]
+        mask = guards.place(mask.view(*shape, -1), (*stride, 1))
     return Given(
         x=laid_out(guards, given.x, case.layout),
         mask=mask,

@@ -2,7 +2,8 @@
 
     logits          [rows, columns], unnormalised, of any floating dtype, with any strides
     temperature     [rows] in the compute dtype, or one number for all rows
-    mask            bool [rows, columns], True where a category can be drawn; None for everywhere
+    mask            bool [rows, columns], True where a category can be drawn; None for everywhere; for a backend that
+                    reads masks also [m, n, columns] with m n rows, of any strides
     draws           the leading dimension of what there is for each draw; where that is one, a value, an index and what
                     is returned for them can be without it
     index           int64 [draws, rows], the columns drawn; -1 where the row is no distribution

@@ -53,7 +53,7 @@ class Case:
         kind: "plain", "huge" (1e4), "special" (rows with NaN, +inf, -inf), "peaked" (one category has it all).
         layout: "dense", "wide" (rows of a wider tensor, aligned), "odd" (of any stride, from any element on),
             "expanded" (stride 0), "transposed" (no unit stride).
-        mask: None, "full" or "shared" (row stride 0).
+        mask: None, "full", "shared" (row stride 0) or "pairs" (one for two rows each).
         tuning: what to set in launch.py.
     """
 
@@ -67,12 +67,13 @@ class Case:
         self.logits = self._layout(self._values())
         self.allowed = self._mask()
         # What the kernels see, for the twins: a switched off category has a logit of -inf.
-        self.seen = self.logits if self.allowed is None else self.logits.masked_fill(~self.allowed, -torch.inf)
+        allowed = None if self.allowed is None else self.allowed.reshape(rows, columns)
+        self.seen = self.logits if allowed is None else self.logits.masked_fill(~allowed, -torch.inf)
         self.grad = self._layout(torch.randn(rows, columns, generator=self.random).to(dtype))
         self.index = torch.randint(columns, (draws, rows), generator=self.random)
         # One that is sampled has a probability; a masked one is asked for where no mask makes it 0 only.
-        if self.allowed is not None:
-            self.index = self.allowed.int().expand(draws, rows, columns).argmax(-1)
+        if allowed is not None:
+            self.index = allowed.int().expand(draws, rows, columns).argmax(-1)
         self.row_grad = torch.randn(draws, rows, generator=self.random).to(self.compute)
         self.temperature = torch.tensor([0.1, 0.3, 1.0, 5.0]).to(self.compute).repeat(rows // 4 + 1)[:rows]
 
@@ -117,7 +118,7 @@ class Case:
             mask[0] = False
             mask[1], mask[1, -1] = False, True
         mask[-1, 0] = True
-        return mask.expand(self.rows, -1)
+        return mask[::2].unsqueeze(1).expand(-1, 2, -1) if self.mask == "pairs" else mask.expand(self.rows, -1)
 
     @property
     def noise(self) -> tuple:
@@ -453,6 +454,8 @@ def cases(operation: str, quick: bool) -> list[Case]:
         ):
             if not quick or (columns, mask) in ((6, "full"), (1025, "shared")):
                 add(rows, columns, dtype, mask=mask)
+        add(70, 6, BF16, mask="pairs")
+        add(4, 5000, F32, mask="pairs")
         add(3, 9216, BF16, mask="full", tuning=WALKED)
         add(3, 9216, F32, mask="full", tuning=SPLIT)
         add(2, 100, F64, mask="full")

@@ -226,6 +226,7 @@ def paths() -> list[Launch]:
     """Every kernel by every path of its launcher."""
     return [
         *(Launch("sample", *shape, BF16, INT64) for shape in (SHORT, LONG, FEW)),
+        Launch("sample", *LONG, BF16, INT64, draws=4),
         *(Launch("log_prob", *shape, BF16, BF16) for shape in (SHORT, LONG, FEW)),
         *(Launch("log_prob_known", *shape, BF16, INT64) for shape in (LONG, FEW)),
         *(Launch(name, *SHORT, BF16) for name in ("log_prob_index", "log_prob_grad", "entropy_grad", "logsumexp")),
@@ -248,7 +249,7 @@ def variants() -> list[Launch]:
     many = [
         *(Launch("sample", *LONG, BF16, dtype) for dtype in (BF16, BOOL)),
         *(Launch("sample_index", *shape, BF16) for shape in (SHORT, FEW)),
-        *(Launch("sample", *shape, BF16, INT64, draws=4) for shape in (SHORT, LONG)),
+        Launch("sample", *SHORT, BF16, INT64, draws=4),
         *(Launch("relaxed_grad", *shape, BF16, draws=4) for shape in (SHORT, LONG, FEW)),
         *(Launch("relaxed_samples", *shape, BF16) for shape in (SHORT, FEW)),
         Launch("gapped_grad", *SHORT, BF16, draws=4),

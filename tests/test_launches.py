@@ -403,18 +403,22 @@ def test_kernels_read_an_expanded_batch_where_it_is(
     assert allocations.most_beside(result) < 8 * 4 * 8 * len(x) + 100 * len(x) * (8 + 4)
 
 
-# Masks of logits [16, 8, V] = [2, 8, 8, V].
+# Batches of 128 rows, and those of their masks.
 MASKS = {
-    "a mask a row of eight": (16, 1),
-    "eight masks for all rows": (8,),
-    "a mask a row of eight and of two": (2, 1, 4, 1),
+    "a mask a row of eight": ((16, 8), (16, 1)),
+    "eight masks for all rows": ((16, 8), (8,)),
+    "a mask a row of eight, of a longer batch": ((2, 8, 1, 8), (2, 8, 1, 1)),
+    "a mask a row of eight and of two": ((2, 8, 4, 2), (2, 1, 4, 1)),
 }
 
 
-@pytest.mark.parametrize("of", MASKS.values(), ids=MASKS)
-def test_kernels_read_a_mask_that_is_no_rows_where_it_is(monkeypatch: pytest.MonkeyPatch, of: tuple[int, ...]) -> None:
+@pytest.mark.parametrize(("batch", "of"), MASKS.values(), ids=MASKS)
+def test_kernels_read_a_mask_that_is_no_rows_where_it_is(
+    monkeypatch: pytest.MonkeyPatch, batch: tuple[int, ...], of: tuple[int, ...]
+) -> None:
     """As rows in two dimensions, of any strides. What has three is copied, a byte a category, once: where the
     distribution is made. Calls make O(rows)."""
+    copied = of == (2, 1, 4, 1)
     read: set[tuple[int, int]] = set()
 
     def launch(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> None:
@@ -422,15 +426,14 @@ def test_kernels_read_a_mask_that_is_no_rows_where_it_is(monkeypatch: pytest.Mon
         read.add((logits.data_ptr(), kwargs["allowed_ptr"].data_ptr()))
 
     monkeypatch.setattr(interpreter.InterpretedFunction, "run", launch)
-    batch = (2, 8, 4, 2) if len(of) == 4 else (16, 8)
     x, mask = torch.randn(*batch, 5000), torch.rand(*of, 5000) > 0.5
     index = torch.zeros(batch, dtype=torch.int64)
     with use_backend("triton"):
         with Allocations(x, mask) as allocations:
             dist = MaskedOneHotCategorical(x, mask=mask, validate_args=False)
         assert dist._mask_to_apply is not None
-        assert [size for _, size in allocations.changes] == ([x.numel()] if len(of) == 4 else [])
-        assert (dist._mask_to_apply.data_ptr() == mask.data_ptr()) is (len(of) < 4)
+        assert [size for _, size in allocations.changes] == ([x.numel()] if copied else [])
+        assert (dist._mask_to_apply.data_ptr() != mask.data_ptr()) is copied
         with Allocations(x, mask, dist._mask_to_apply) as allocations:
             dist.sample_index()
             dist.log_prob_index(index)
@@ -470,7 +473,8 @@ def test_a_mask_that_is_no_rows_is_read_as_its_copy_is(of: tuple[int, ...], back
         joint, entropy = dist.log_prob_index_and_entropy(index)
         densities = dist.log_prob_index(index), dist.log_prob(one_hot(index, columns)), dist.entropy(), joint, entropy
         yield from densities
-        yield from torch.autograd.grad([d[d.isfinite()].square().sum() for d in densities], x)
+        (dx,) = torch.autograd.grad([d[d.isfinite()].square().sum() for d in densities], x, create_graph=True)
+        yield from (dx, *torch.autograd.grad(dx.square().sum(), x))
 
     for copied, *others in zip(*map(results, (mask.expand(x.shape).contiguous(), mask, padded)), strict=True):
         assert all(torch.equal(copied, other) for other in others)

@@ -59,7 +59,8 @@ def _seed(logits: Tensor) -> tuple[Tensor, int, int, int]:
 
 
 def _allowed(logits: Tensor) -> Tensor:
-    return (torch.arange(logits.shape[1], device=logits.device) % 3 != 1).expand(logits.shape)
+    rows, columns = (torch.arange(n, device=logits.device) for n in logits.shape)
+    return (rows.unsqueeze(-1) + columns) % 3 != 1
 
 
 def _soft(logits: Tensor) -> Tensor:
@@ -197,9 +198,10 @@ def test_vmap_of_the_random_operators_takes_all_rows_at_once() -> None:
     allowed = torch.rand(2, ROWS, COLUMNS) < 0.7
     allowed[..., 0] = True
     rows, flat_t, flat_allowed = x.flatten(0, 1), t.flatten(), allowed.flatten(0, 1)
-    one_hot, index, logsumexp = torch.vmap(lambda x, a: ops.sample(x, DRAWS, torch.int64, *HOST_SEED, a), **different)(
-        x, allowed
-    )
+    # The maps of the mask behind its rows.
+    one_hot, index, logsumexp = torch.vmap(
+        lambda x, a: ops.sample(x, DRAWS, torch.int64, *HOST_SEED, a), (0, 1), **different
+    )(x, allowed.movedim(0, 1))
     expected = ops.sample(rows, DRAWS, torch.int64, *HOST_SEED, flat_allowed)
     assert torch.equal(one_hot, expected[0].unflatten(1, (2, ROWS)).transpose(0, 1))
     assert torch.equal(index, expected[1].unflatten(1, (2, ROWS)).transpose(0, 1))
@@ -207,9 +209,9 @@ def test_vmap_of_the_random_operators_takes_all_rows_at_once() -> None:
     soft = torch.vmap(lambda x, t: ops.relaxed(x, t, 1.0, DRAWS, *HOST_SEED), **different)(x, t)
     assert torch.equal(soft.transpose(0, 1).flatten(1, 2), ops.relaxed(rows, flat_t, 1.0, DRAWS, *HOST_SEED))
     grad = torch.randn(2, DRAWS, ROWS, COLUMNS)
-    found = torch.vmap(lambda *a: ops.relaxed_grad(*a[:5], 1.0, *HOST_SEED, a[5], True, 2), **different)(
-        x, logsumexp, index, grad, t, allowed
-    )
+    found = torch.vmap(
+        lambda *a: ops.relaxed_grad(*a[:5], 1.0, *HOST_SEED, a[5], True, 2), (0, 0, 0, 0, 0, 1), **different
+    )(x, logsumexp, index, grad, t, allowed.movedim(0, 1))
     flat = (rows, expected[2], expected[1], grad.transpose(0, 1).flatten(1, 2), flat_t, 1.0, *HOST_SEED, flat_allowed)
     for f, e in zip(found, ops.relaxed_grad(*flat, True, 2), strict=True):
         torch.testing.assert_close(f.flatten(0, 1), e)

@@ -407,7 +407,7 @@ def test_kernels_read_an_expanded_batch_where_it_is(
 MASKS = {
     "a mask a row of eight": ((16, 8), (16, 1)),
     "eight masks for all rows": ((16, 8), (8,)),
-    "a mask a row of eight, of a longer batch": ((2, 8, 1, 8), (2, 8, 1, 1)),
+    "a mask a row of eight, of a longer batch": ((2, 8, 8, 1), (2, 8, 1, 1)),
     "a mask a row of eight and of two": ((2, 8, 4, 2), (2, 1, 4, 1)),
 }
 
@@ -426,7 +426,8 @@ def test_kernels_read_a_mask_that_is_no_rows_where_it_is(
         read.add((logits.data_ptr(), kwargs["allowed_ptr"].data_ptr()))
 
     monkeypatch.setattr(interpreter.InterpretedFunction, "run", launch)
-    x, mask = torch.randn(*batch, 5000), torch.rand(*of, 5000) > 0.5
+    # A dimension of one has a stride that is no row's.
+    x, mask = torch.randn(*batch, 5000), (torch.rand(*of[:-1], of[-1] + 1, 5000) > 0.5)[..., : of[-1], :]
     index = torch.zeros(batch, dtype=torch.int64)
     with use_backend("triton"):
         with Allocations(x, mask) as allocations:
@@ -448,7 +449,7 @@ def test_kernels_read_a_mask_that_is_no_rows_where_it_is(
         # Rows as they are, and what repeats itself as the logits do.
         repeated = torch.randn(*of, 5000)
         with Allocations(x, mask, repeated) as allocations:
-            MaskedOneHotCategorical(x, mask=mask.view(-1, 5000)[0], validate_args=False)
+            MaskedOneHotCategorical(x, mask=mask[(0,) * len(of)], validate_args=False)
             MaskedOneHotCategorical(repeated.expand(x.shape), mask=mask, validate_args=False)
         assert allocations.changes == []
 

@@ -419,10 +419,13 @@ class Program:
         floating = kind in ("f32", "f64")
         if kind == "f32x2":
             return self._pairs(instruction, k)
-        if name in ("add", "sub") and mods == ["rn", "f32"] and kind in ("bf16", "f16"):
-            half = f"{'from_bf16' if kind == 'bf16' else 'F32'}({source(a[1], kind)})"
-            f = "add" if name == "add" else "subtract"
-            return put(f"np.{f}({half}, {source(a[2], 'f32')})", as_kind="f32")
+        if name in ("add", "sub", "fma") and mods == ["rn", "f32"] and kind in ("bf16", "f16"):
+            # Half precision beside float32, from sm_100 on.
+            first, *second = (f"{'from_bf16' if kind == 'bf16' else 'F32'}({source(one, kind)})" for one in a[1:-1])
+            x = source(a[-1], "f32")
+            if name == "fma":
+                return put(f"np.multiply({first}, {second[0]}, dtype=F64) + {x}", as_kind="f32")
+            return put(f"np.{'add' if name == 'add' else 'subtract'}({first}, {x})", as_kind="f32")
         if opcode == "add.s16x2":
             x, y = (f"np.ascontiguousarray({source(one, 'b32')}).view(U16)" for one in a[1:])
             return put(f"np.add({x}, {y}).view(U32)", as_kind="b32")

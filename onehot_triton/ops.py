@@ -41,11 +41,19 @@ def _any_requires_grad(args: tuple[Any, ...]) -> bool:
     return False
 
 
-def _keep(ctx: Any, saved: tuple[Tensor | None, ...], by_products: tuple[Tensor | None, ...]) -> None:
+def _keep(
+    ctx: Any,
+    logits: Tensor,
+    mask: Tensor | None,
+    others: tuple[Tensor | None, ...],
+    by_products: tuple[Tensor | None, ...],
+) -> None:
     """Saves tensors for the backward; no gradient comes in for by-products, not even one of zeros."""
+    # In a backward that torch.compile traces, no tensor has strides to be asked for.
+    ctx.mask_sizes = None if mask is None else batch_sizes(mask)
     ctx.mark_non_differentiable(*(t for t in by_products if t is not None))
     ctx.set_materialize_grads(False)
-    ctx.save_for_backward(*saved)
+    ctx.save_for_backward(logits, mask, *others)
 
 
 def _of_backward(backend: Backend) -> Backend:
@@ -63,12 +71,12 @@ def _rows(tensor: Tensor) -> Tensor:
     return tensor if tensor.dim() == 2 else tensor.reshape(math.prod(tensor.shape[:-1]), tensor.shape[-1])
 
 
-def _mask_rows(mask: Tensor | None, backend: Backend) -> Tensor | None:
+def _mask_rows(mask: Tensor | None, backend: Backend, sizes: list[int] | None = None) -> Tensor | None:
     """[*batch, columns] -> [rows, columns]; where that would be a copy, which a backend that reads masks need not have,
-    [m, n, columns] with m n = rows."""
+    [m, n, columns] with m n = rows. `sizes`: those of `batch_sizes(mask)`."""
     if mask is None or mask.dim() == 2:
         return mask
-    sizes = batch_sizes(mask)
+    sizes = batch_sizes(mask) if sizes is None else sizes
     return mask.view(*sizes, mask.shape[-1]) if len(sizes) == 2 and backend.reads_masks else _rows(mask)
 
 
@@ -215,7 +223,7 @@ class _StraightThrough(Function):
         tensor, ctx.temperature = (temperature, None) if isinstance(temperature, Tensor) else (None, temperature)
         _, index, logsumexp, seed_again = output
         seed_tensor = seed_tensor if seed_again is None else seed_again
-        _keep(ctx, (logits, mask, tensor, seed_tensor, index, logsumexp), (index, logsumexp, seed_again))
+        _keep(ctx, logits, mask, (tensor, seed_tensor, index, logsumexp), (index, logsumexp, seed_again))
 
     @staticmethod
     def backward(ctx, grad, *_):
@@ -225,7 +233,7 @@ class _StraightThrough(Function):
         if grad is not None:
             is_relaxed = ctx.method is ReparamGradientStrategy.RelaxedOneHot
             backend = ctx.backend if is_relaxed else _of_backward(ctx.backend)
-            x, mask = _rows(logits), _mask_rows(mask, backend)
+            x, mask = _rows(logits), _mask_rows(mask, backend, ctx.mask_sizes)
             draws = math.prod(index.shape[: index.dim() - logits.dim() + 1])
             grad = _shaped(grad, draws, *x.shape)
             if ctx.method is ReparamGradientStrategy.PassThrough:
@@ -383,7 +391,7 @@ class _LogProb(Function):
         _, new_index, new_logsumexp = output
         index = index if new_index is None else new_index
         logsumexp = logsumexp if new_logsumexp is None else new_logsumexp
-        _keep(ctx, (logits, mask, index, logsumexp), (new_index, new_logsumexp))
+        _keep(ctx, logits, mask, (index, logsumexp), (new_index, new_logsumexp))
 
     @staticmethod
     def backward(ctx, grad, *_):
@@ -394,7 +402,7 @@ class _LogProb(Function):
             draws = index.numel() // max(rows, 1)
             index, grad = _shaped(index, draws, rows), _shaped(grad, draws, rows)
             backend = _of_backward(ctx.backend)
-            dx = backend.log_prob_grad(x, index, grad, _mask_rows(mask, backend), logsumexp)
+            dx = backend.log_prob_grad(x, index, grad, _mask_rows(mask, backend, ctx.mask_sizes), logsumexp)
             dx = _shaped(dx, *logits.shape)
         return dx, None, None, None, None, None, None
 
@@ -446,7 +454,7 @@ class _Entropy(Function):
     def setup_context(ctx, inputs, output):
         logits, mask, ctx.backend = inputs
         entropy, logsumexp = output
-        _keep(ctx, (logits, mask, entropy, logsumexp), (logsumexp,))
+        _keep(ctx, logits, mask, (entropy, logsumexp), (logsumexp,))
 
     @staticmethod
     def backward(ctx, grad, *_):
@@ -456,7 +464,7 @@ class _Entropy(Function):
             x, rows = _rows(logits), math.prod(logits.shape[:-1])
             entropy, grad = _shaped(entropy, rows), _shaped(grad, rows)
             backend = _of_backward(ctx.backend)
-            dx = backend.entropy_grad(x, grad, _mask_rows(mask, backend), logsumexp, entropy)
+            dx = backend.entropy_grad(x, grad, _mask_rows(mask, backend, ctx.mask_sizes), logsumexp, entropy)
             dx = _shaped(dx, *logits.shape)
         return dx, None, None
 
@@ -508,7 +516,7 @@ class _LogProbAndEntropy(Function):
         logits, mask, _, index, *_, ctx.backend, _ = inputs
         _, _, entropy, new_index, logsumexp = output
         index = index if new_index is None else new_index
-        _keep(ctx, (logits, mask, index, logsumexp, entropy), (new_index, logsumexp))
+        _keep(ctx, logits, mask, (index, logsumexp, entropy), (new_index, logsumexp))
 
     @staticmethod
     def backward(ctx, grad, grad_log_prob, grad_entropy, *_):
@@ -527,7 +535,15 @@ class _LogProbAndEntropy(Function):
                 grad = _shaped(grad, draws, *x.shape)
                 grad = grad[0] if draws == 1 else grad.sum(0)
             backend = _of_backward(ctx.backend)
-            args = index, grad_log_prob, grad_entropy, _mask_rows(mask, backend), logsumexp, entropy, grad
+            args = (
+                index,
+                grad_log_prob,
+                grad_entropy,
+                _mask_rows(mask, backend, ctx.mask_sizes),
+                logsumexp,
+                entropy,
+                grad,
+            )
             dx = _shaped(backend.log_prob_and_entropy_grad(x, *args), *logits.shape)
         return dx, None, None, None, None, None, None, None, None, None
 

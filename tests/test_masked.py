@@ -306,6 +306,30 @@ def test_compiled_as_one_graph(validate, method):
         assert x.grad[~mask].count_nonzero() == 0
 
 
+@pytest.mark.parametrize("of", [(3, 4), (3, 1), (4,), (2, 1, 3, 1)], ids=str)
+@pytest.mark.filterwarnings("ignore:.*lru_cache.*")
+def test_compiled_with_a_batch_of_several_dimensions(of, backend):
+    """Also of a mask that is no rows; its gradient, of which a compiler may ask for no stride."""
+    batch = (2, 2, 3, 2) if len(of) == 4 else (3, 4)
+    x, mask = torch.randn(*batch, 20, requires_grad=True), mask_of((*of, 20))
+    index = torch.full(batch, 19)
+
+    def step(x: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+        dist = MaskedOneHotCategorical(x, mask=mask, grad_method=PASS, validate_args=False)
+        log_prob, entropy = dist.log_prob_index_and_entropy(index)
+        return log_prob, entropy, dist.entropy(), dist.log_prob_index(index), dist.rsample()
+
+    torch._dynamo.reset()
+    # The draws differ, but not their gradient, p (g - <p, g>).
+    results = []
+    for function in (step, torch.compile(step, fullgraph=True, backend="aot_eager")):
+        outs = function(x, mask)
+        grads = [torch.ones_like(out) for out in outs[:-1]] + [x.detach()]
+        results.append((*outs[:-1], *torch.autograd.grad(outs, x, grads)))
+    for expected, found in zip(*results, strict=True):
+        assert_same(found, expected)
+
+
 def test_under_vmap(backend):
     x, mask = torch.randn(4, 3, 6), mask_of((4, 3, 6))
 

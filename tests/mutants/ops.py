@@ -556,6 +556,12 @@ MUTANTS = [
         "tests/test_launches.py -k is_mapped",
     ),
     _ops(
+        "batch_sizes(mask) if sizes is None else sizes",
+        "batch_sizes(mask)",
+        "a compiled backward asks for a stride",
+        "tests/test_masked.py -k batch_of_several",
+    ),
+    _ops(
         "len(sizes) == 2 and backend.reads_masks",
         "len(sizes) == 2",
         "a backend that masks logits is given a mask that is not of their shape",

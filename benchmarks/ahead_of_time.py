@@ -300,6 +300,9 @@ def compile_for(arch: str, spread: bool) -> tuple[list[str], int]:
         seen.update(map(id, new))
         for kernel in new:
             left.pop(id(kernel.src.fn), None)
+            if not kernel.metadata.enable_fp_fusion:
+                failures += 1
+                lines.append(f"{arch:7} FAILED {launch}: {kernel.name} fuses no products and sums")
             binary = kernel.asm.get("cubin") or kernel.asm["hsaco"]
             lines.append(
                 f"{arch:7} ok     {launch!s:52} {kernel.name:28} warps {kernel.metadata.num_warps}"

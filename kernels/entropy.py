@@ -209,10 +209,12 @@ def _reduce(logits: Tensor, allowed: Tensor | None, with_entropy: bool) -> tuple
         _entropy_kernel[(launch.cdiv(rows, tile.rows), tile.parts)](
             logits, entropy_ptr=entropy, logsumexp_ptr=logsumexp, parts_ptr=parts, row_stride=logits.stride(0),
             rows=rows, columns=columns, ENTROPY=with_entropy, TYPE=compute_type(logits.dtype),
-            num_warps=tile.warps, **tile.shape, **allowed_arguments(allowed),
+            **launch.options(tile.warps), **tile.shape, **allowed_arguments(allowed),
         )  # fmt: skip
         if split:
-            _join_kernel[(rows,)](parts, entropy, logsumexp, tile.parts, ENTROPY=with_entropy, PARTS=tile.part_lanes)
+            _join_kernel[(rows,)](
+                parts, entropy, logsumexp, tile.parts, ENTROPY=with_entropy, PARTS=tile.part_lanes, **launch.options(4)
+            )
     return entropy, logsumexp
 
 
@@ -243,6 +245,6 @@ def entropy_grad(
         _entropy_grad_kernel[(launch.cdiv(rows, tile.rows) * launch.cdiv(columns, tile.columns),)](
             logits, logsumexp_ptr=logsumexp.contiguous(), entropy_ptr=entropy.contiguous(), grad_ptr=grad.contiguous(),
             out_ptr=out, row_stride=logits.stride(0), rows=rows, columns=columns, TYPE=compute_type(logits.dtype),
-            num_warps=tile.warps, **tile.shape, **allowed_arguments(allowed),
+            **launch.options(tile.warps), **tile.shape, **allowed_arguments(allowed),
         )  # fmt: skip
     return out

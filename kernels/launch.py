@@ -107,6 +107,12 @@ class Tile(NamedTuple):
         return {"ROWS": self.rows, **self.row_shape}
 
 
+def options(warps: int) -> dict[str, int]:
+    """Those of every launch. Products and sums are fused whatever Triton's default is, which from 3.10 on is that they
+    are not: a third more instructions of noise, and other bits of it."""
+    return {"num_warps": warps, "enable_fp_fusion": True}
+
+
 def vector(tensor: Tensor) -> int:
     """Adjacent columns of a thread: one 128-bit load, or one element where rows do not start on 16 bytes. The test is
     the one by which Triton specialises a kernel: divisible by 16."""

@@ -290,11 +290,11 @@ def log_prob(
         }  # fmt: skip
         _log_prob_kernel[(programs * draws, tile.parts)](
             hint_ptr=None if hint is None else hint.contiguous(), programs_per_draw=programs,
-            VALUE_VECTOR=min(launch.vector(value), tile.depth * tile.vector), num_warps=tile.warps, **tile.shape,
-            **common,
+            VALUE_VECTOR=min(launch.vector(value), tile.depth * tile.vector), **launch.options(tile.warps),
+            **tile.shape, **common,
         )  # fmt: skip
         if split:
-            _join_kernel[(draws * rows,)](parts=tile.parts, PARTS=tile.part_lanes, **common)
+            _join_kernel[(draws * rows,)](parts=tile.parts, PARTS=tile.part_lanes, **launch.options(4), **common)
     return out, index, logsumexp
 
 
@@ -308,7 +308,8 @@ def log_prob_index(logits: Tensor, logsumexp: Tensor, index: Tensor, allowed: Te
         _log_prob_index_kernel[(launch.cdiv(out.numel(), launch.INDEX_BLOCK),)](
             logits, logsumexp_ptr=logsumexp.contiguous(), index_ptr=index.contiguous(), out_ptr=out,
             row_stride=logits.stride(0), rows=rows, count=out.numel(), columns=columns,
-            TYPE=compute_type(logits.dtype), BLOCK=launch.INDEX_BLOCK, **allowed_arguments(allowed),
+            TYPE=compute_type(logits.dtype), BLOCK=launch.INDEX_BLOCK, **launch.options(4),
+            **allowed_arguments(allowed),
         )  # fmt: skip
     return out
 
@@ -333,7 +334,7 @@ def log_prob_grad(
         _log_prob_grad_kernel[(launch.cdiv(rows, tile.rows) * launch.cdiv(columns, tile.columns),)](
             logits, logsumexp_ptr=logsumexp.contiguous(), index_ptr=index.contiguous(), grad_ptr=total, out_ptr=out,
             row_stride=logits.stride(0), rows=rows, columns=columns, ONE_DRAW=draws == 1,
-            TYPE=compute_type(logits.dtype), num_warps=tile.warps, **tile.shape, **allowed_arguments(allowed),
+            TYPE=compute_type(logits.dtype), **launch.options(tile.warps), **tile.shape, **allowed_arguments(allowed),
         )  # fmt: skip
         if draws > 1:
             inside = index.clamp(0, columns - 1)

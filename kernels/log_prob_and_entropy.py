@@ -177,10 +177,10 @@ def log_prob_and_entropy(logits: Tensor, index: Tensor, allowed: Tensor | None =
             "TYPE": compute_type(logits.dtype), **allowed_arguments(allowed),
         }  # fmt: skip
         _forward_kernel[(launch.cdiv(rows, tile.rows), tile.parts)](
-            rows=rows, num_warps=tile.warps, **tile.shape, **common
+            rows=rows, **launch.options(tile.warps), **tile.shape, **common
         )
         if split:
-            _join_kernel[(rows,)](parts=tile.parts, PARTS=tile.part_lanes, **common)
+            _join_kernel[(rows,)](parts=tile.parts, PARTS=tile.part_lanes, **launch.options(4), **common)
     return log_prob, entropy, logsumexp
 
 
@@ -219,7 +219,7 @@ def log_prob_and_entropy_grad(
     common = {
         "logits_ptr": logits, "logsumexp_ptr": logsumexp, "grad_ptr": grad, "row_stride": logits.stride(0),
         "grad_stride": 0 if grad is None else grad.stride(0), "columns": columns, "TYPE": compute_type(logits.dtype),
-        "num_warps": tile.warps, **tile.row_shape, **allowed_arguments(allowed),
+        **launch.options(tile.warps), **tile.row_shape, **allowed_arguments(allowed),
     }  # fmt: skip
     if grad is not None and not tile.one:
         parts = logsumexp.new_empty(rows, tile.parts)

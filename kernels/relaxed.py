@@ -265,7 +265,7 @@ def relaxed(
     tile = launch.noise_tile(logits, 4, draws)
     common = {
         "row_stride": logits.stride(0), "rows": rows, "columns": columns, **temperature_arguments(temperature),
-        "TYPE": compute_type(logits.dtype), "num_warps": tile.warps, **tile.row_shape, **noise,
+        "TYPE": compute_type(logits.dtype), **launch.options(tile.warps), **tile.row_shape, **noise,
     }  # fmt: skip
     if tile.one:
         programs = launch.cdiv(rows, tile.rows)
@@ -475,7 +475,7 @@ def relaxed_grad(
             "logits_ptr": logits, "logsumexp_ptr": logsumexp, "index_ptr": index, "grad_ptr": grad,
             "row_stride": logits.stride(0), "rows": rows, "samples": samples, "columns": columns,
             **temperature_arguments(temperature),
-            "TYPE": compute_type(logits.dtype), "num_warps": tile.warps,
+            "TYPE": compute_type(logits.dtype), **launch.options(tile.warps),
             "parts_ptr": torch.empty(draws * samples * rows, 2, parts, dtype=logsumexp.dtype, device=logits.device),
             **tile.row_shape, **noise, **allowed_arguments(allowed),
         }  # fmt: skip

@@ -366,14 +366,14 @@ def sample(
         programs = launch.cdiv(rows, tile.rows)
         _short_kernel[(programs, launch.draw_programs(logits, programs, draws))](
             *out, rows=rows, draws=draws, columns=columns, UPPER_DEPTH=launch.upper_depth(columns, tile),
-            num_warps=tile.warps, **tile.shape, **race,
+            **launch.options(tile.warps), **tile.shape, **race,
         )  # fmt: skip
         return one_hot, index, logsumexp
     groups = launch.cdiv(columns, GROUP)
     sums = torch.empty(2, rows, groups, dtype=logsumexp.dtype, device=logits.device).unbind()
     race["RACE"] = min(launch.RACE, launch.next_power_of_2(groups))
     groups = launch.SAMPLE_GROUPS
-    tile = {"TILE": groups, "WIDTH": 32 * launch.vector(logits), "num_warps": groups}
+    tile = {"TILE": groups, "WIDTH": 32 * launch.vector(logits), **launch.options(groups)}
     parts = launch.splits(logits, rows, launch.cdiv(columns, groups * GROUP))
     if one_draw:
         _row_kernel[(rows, parts)](*out, *sums, columns=columns, **tile, **race)
@@ -384,7 +384,7 @@ def sample(
             logits, *sums, row_stride=logits.stride(0), columns=columns, TYPE=race["TYPE"], **tile, **choice
         )
     _select_kernel[(draws * rows,)](
-        *out, *sums, rows=rows, columns=columns, first_group=None, score_ptr=None, num_warps=4, **race
+        *out, *sums, rows=rows, columns=columns, first_group=None, score_ptr=None, **launch.options(4), **race
     )
     return one_hot, index, logsumexp
 
@@ -425,11 +425,11 @@ def shard_race(
     parts = launch.splits(logits, rows, launch.cdiv(columns, groups * GROUP))
     _sums_kernel[(rows, parts)](
         logits, *sums, row_stride=logits.stride(0), columns=columns, TYPE=kind, TILE=groups,
-        WIDTH=32 * launch.vector(logits), num_warps=groups, **choice,
+        WIDTH=32 * launch.vector(logits), **launch.options(groups), **choice,
     )  # fmt: skip
     _select_kernel[(draws * rows,)](
         logits, logits, index, result, *sums, rows=rows, columns=columns, row_stride=logits.stride(0), ONE_HOT=False,
         TYPE=kind, RACE=min(launch.RACE, launch.next_power_of_2(count)), first_group=first_group, score_ptr=score,
-        num_warps=4, **noise, **choice,
+        **launch.options(4), **noise, **choice,
     )  # fmt: skip
     return index, score, result

@@ -159,7 +159,7 @@ def soft_grad(
         "y_ptr": y, "grad_ptr": grad, "y_draw_stride": y.stride(0), "y_row_stride": y.stride(1),
         "grad_draw_stride": grad.stride(0), "grad_row_stride": grad.stride(1), "rows": rows, "columns": columns,
         "parts_ptr": torch.empty(draws * rows, parts, dtype=compute, device=y.device),
-        "TYPE": compute_type(y.dtype), "num_warps": tile.warps, **tile.row_shape,
+        "TYPE": compute_type(y.dtype), **launch.options(tile.warps), **tile.row_shape,
     }  # fmt: skip
     if parts:
         _soft_dot_kernel[(draws * rows, parts)](**common)

@@ -172,7 +172,8 @@ def softmax_grad(logits: Tensor, logsumexp: Tensor, grad: Tensor, allowed: Tenso
     common = {
         "logits_ptr": logits, "logsumexp_ptr": logsumexp.contiguous(), "grad_ptr": grad,
         "row_stride": logits.stride(0), "grad_stride": grad.stride(0), "columns": columns,
-        "TYPE": compute_type(logits.dtype), "num_warps": tile.warps, **tile.row_shape, **allowed_arguments(allowed),
+        "TYPE": compute_type(logits.dtype), **launch.options(tile.warps), **tile.row_shape,
+        **allowed_arguments(allowed),
     }  # fmt: skip
     if tile.one:
         _softmax_grad_kernel[(launch.cdiv(rows, tile.rows),)](out_ptr=out, rows=rows, ROWS=tile.rows, **common)

@@ -308,7 +308,7 @@ def _straight_through(
         common = {
             "logits_ptr": logits, "logsumexp_ptr": logsumexp.contiguous(), "index_ptr": index.contiguous(),
             "grad_ptr": grad, "row_stride": logits.stride(0), "grad_stride": grad.stride(0), "rows": rows,
-            "columns": columns, "METHOD": method, "TYPE": compute_type(logits.dtype), "num_warps": tile.warps,
+            "columns": columns, "METHOD": method, "TYPE": compute_type(logits.dtype), **launch.options(tile.warps),
             **tile.row_shape, **temperature_arguments(temperature), **allowed_arguments(allowed),
         }  # fmt: skip
         if tile.one:

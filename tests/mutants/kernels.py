@@ -1140,6 +1140,13 @@ MUTANTS = [
     ),
     Mutant(
         "kernels/launch.py",
+        '{"num_warps": warps, "enable_fp_fusion": True}',
+        '{"num_warps": warps}',
+        "products and sums fused or not as Triton's default is",
+        "tests/test_compile_ahead.py -k every_kernel",
+    ),
+    Mutant(
+        "kernels/launch.py",
         "USUAL if index < 0 else _multiprocessors(tensor.device.type, index)",
         "USUAL",
         "132 multiprocessors on every GPU",

@@ -225,12 +225,13 @@ def median_ms(function: Callable[[], object], device: torch.device) -> float:
 
 
 def table(device: torch.device) -> None:
-    print("sample() from logits, construction included:")
+    print("sample() from logits, construction included, nothing validated:")
     print(f"  {'rows x columns':>16} {'onehot_triton':>15} {'torch.distributions':>21} {'ratio':>7}")
     for rows, columns in ((1024, 32), (64, 4096), (16, 131_072)):
         x = torch.randn(rows, columns, device=device)
-        ours = median_ms(lambda x=x: OneHotCategorical(x).sample(), device)
-        theirs = median_ms(lambda x=x: D.OneHotCategorical(logits=x).sample(), device)
+        # Validated, torch's class refuses its own softmax now and then: of 131072 numbers, it may be 1e-6 off 1.
+        ours = median_ms(lambda x=x: OneHotCategorical(x, validate_args=False).sample(), device)
+        theirs = median_ms(lambda x=x: D.OneHotCategorical(logits=x, validate_args=False).sample(), device)
         print(f"  {f'{rows} x {columns}':>16} {ours:12.3f} ms {theirs:18.3f} ms {theirs / ours:6.1f}x")
 
 

@@ -77,7 +77,7 @@ def _vmap_rule(name: str, arguments: str, results: str) -> Callable[..., Any]:
         flat = []
         for argument, in_dim, kind in zip(args, in_dims, arguments, strict=True):
             if kind in "rnm" and argument is not None:
-                dim = dimension.get(kind, -argument.dim() - (in_dim is None))
+                dim = dimension[kind] if kind in dimension else -argument.dim() - (in_dim is None)
                 if in_dim is None:
                     argument = argument.unsqueeze(dim)
                     argument = argument.expand(*argument.shape[:dim], size, *argument.shape[dim + 1 :])

@@ -401,12 +401,6 @@ MUTANTS = [
         "the gradient of a kernel, which has no derivative",
         estimators("second_derivative_of_reinmax"),
     ),
-    _ops(
-        "ctx.backend if is_relaxed else _of_backward(ctx.backend)",
-        "ctx.backend",
-        "the gradient of a kernel, which has no derivative",
-        estimators("second_derivative_of_gapped"),
-    ),
     _ops("logsumexp, with_dt, ctx.samples)", "logsumexp, with_dt, 1)", "one sample of several", OPTIONS),
     _ops(
         "and samples == 1 and backend.relaxes_first",

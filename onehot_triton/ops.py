@@ -535,15 +535,8 @@ class _LogProbAndEntropy(Function):
                 grad = _shaped(grad, draws, *x.shape)
                 grad = grad[0] if draws == 1 else grad.sum(0)
             backend = _of_backward(ctx.backend)
-            args = (
-                index,
-                grad_log_prob,
-                grad_entropy,
-                _mask_rows(mask, backend, ctx.mask_sizes),
-                logsumexp,
-                entropy,
-                grad,
-            )
+            mask = _mask_rows(mask, backend, ctx.mask_sizes)
+            args = index, grad_log_prob, grad_entropy, mask, logsumexp, entropy, grad
             dx = _shaped(backend.log_prob_and_entropy_grad(x, *args), *logits.shape)
         return dx, None, None, None, None, None, None, None, None, None
 

@@ -390,8 +390,8 @@ MUTANTS = [
         both("of_a_value and logits"),
     ),
     _ops(
-        "backend = _of_backward(ctx.backend)\n            args",
-        "backend = ctx.backend\n            args",
+        "backend = _of_backward(ctx.backend)\n            mask",
+        "backend = ctx.backend\n            mask",
         "the gradient of a kernel, which has no derivative",
         both("second_derivatives"),
     ),

@@ -24,6 +24,7 @@ from .rows import (
     allowed_row,
     compute_dtype,
     compute_type,
+    from_parts,
     has_tail,
     is_shared,
     lane_max,
@@ -79,7 +80,7 @@ def _join(maximum, total, rest, moment):
 
 
 @triton.jit
-def _row_sums(
+def _tile_sums(
     logits_ptr, allowed_ptr, row, inside, row_stride, allowed_strides, columns, TYPE: tl.constexpr, ROWS: tl.constexpr,
     DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
@@ -126,6 +127,22 @@ def _load_sums(parts_ptr, row, parts, PARTS: tl.constexpr):
 
 
 @triton.jit
+def _row_sums(
+    logits_ptr, allowed_ptr, parts_ptr, row, inside, row_stride, allowed_strides, columns, parts, TYPE: tl.constexpr,
+    PARTS: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    """(M, S, R, T) of the rows, [ROWS]: over this program's tiles of them, or over all, from what `parts` programs left
+    in a launch before."""
+    if from_parts(parts, PARTS):
+        maximum, total, rest, moment = _load_sums(parts_ptr, row, parts, PARTS)
+    else:
+        maximum, total, rest, moment = _tile_sums(
+            logits_ptr, allowed_ptr, row, inside, row_stride, allowed_strides, columns, TYPE, ROWS, DEPTH, LANES, VECTOR
+        )
+    return maximum, total, rest, moment
+
+
+@triton.jit
 def _log2_of_sum(total, rest):
     """log2 S, which is log2(1 + R) where one logit alone is the maximum: where S < 2."""
     one_plus = 1.0 + rest
@@ -147,30 +164,23 @@ def _store(entropy_ptr, logsumexp_ptr, row, rows, inside, maximum, total, rest, 
         tl.store(entropy_ptr + row, _entropy_of(total, rest, moment), mask=inside)
 
 
-@triton.jit(do_not_specialize=["rows"])
+@triton.jit(do_not_specialize=["rows", "parts"])
 def _entropy_kernel(
     logits_ptr, allowed_ptr, entropy_ptr, logsumexp_ptr, parts_ptr, row_stride: tl.int64, allowed_strides,
-    rows: tl.int64, columns,
-    ENTROPY: tl.constexpr, TYPE: tl.constexpr,
+    rows: tl.int64, columns, parts,
+    ENTROPY: tl.constexpr, TYPE: tl.constexpr, PARTS: tl.constexpr,
     ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
     maximum, total, rest, moment = _row_sums(
-        logits_ptr, allowed_ptr, row, inside, row_stride, allowed_strides, columns, TYPE, ROWS, DEPTH, LANES, VECTOR
-    )
+        logits_ptr, allowed_ptr, parts_ptr, row, inside, row_stride, allowed_strides, columns, parts, TYPE, PARTS,
+        ROWS, DEPTH, LANES, VECTOR,
+    )  # fmt: skip
     if is_shared(ROWS):
         _store_sums(parts_ptr, row, maximum, total, rest, moment)
     else:
         _store(entropy_ptr, logsumexp_ptr, row, rows, inside, maximum, total, rest, moment, ENTROPY)
-
-
-@triton.jit(do_not_specialize=["parts"])
-def _join_kernel(parts_ptr, entropy_ptr, logsumexp_ptr, parts, ENTROPY: tl.constexpr, PARTS: tl.constexpr):
-    # One row a program.
-    row = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
-    maximum, total, rest, moment = _load_sums(parts_ptr, row, parts, PARTS)
-    _store(entropy_ptr, logsumexp_ptr, row, tl.num_programs(0), row >= 0, maximum, total, rest, moment, ENTROPY)
 
 
 @triton.jit(do_not_specialize=["rows"])
@@ -205,16 +215,16 @@ def _reduce(logits: Tensor, allowed: Tensor | None, with_entropy: bool) -> tuple
     if rows:
         tile = launch.tile(logits)
         split = tile.parts > 1
-        parts = logsumexp.new_empty(rows, 4, tile.parts) if split else logsumexp
-        _entropy_kernel[(launch.cdiv(rows, tile.rows), tile.parts)](
-            logits, entropy_ptr=entropy, logsumexp_ptr=logsumexp, parts_ptr=parts, row_stride=logits.stride(0),
-            rows=rows, columns=columns, ENTROPY=with_entropy, TYPE=compute_type(logits.dtype),
-            **launch.options(tile.warps), **tile.shape, **allowed_arguments(allowed),
-        )  # fmt: skip
+        common = {
+            "logits_ptr": logits, "entropy_ptr": entropy, "logsumexp_ptr": logsumexp,
+            "parts_ptr": logsumexp.new_empty(rows, 4, tile.parts) if split else logsumexp,
+            "row_stride": logits.stride(0), "rows": rows, "columns": columns, "ENTROPY": with_entropy,
+            "TYPE": compute_type(logits.dtype), "PARTS": tile.part_lanes, **launch.options(tile.warps), **tile.shape,
+            **allowed_arguments(allowed),
+        }  # fmt: skip
+        _entropy_kernel[(launch.cdiv(rows, tile.rows), tile.parts)](parts=0, **common)
         if split:
-            _join_kernel[(rows,)](
-                parts, entropy, logsumexp, tile.parts, ENTROPY=with_entropy, PARTS=tile.part_lanes, **launch.options(4)
-            )
+            _entropy_kernel[(rows,)](parts=tile.parts, **common)
     return entropy, logsumexp
 
 

@@ -18,6 +18,7 @@ from .rows import (
     allowed_row,
     compute_dtype,
     compute_type,
+    from_parts,
     has_tail,
     is_shared,
     join_lanes,
@@ -81,17 +82,14 @@ def _store(
     tl.store(index_ptr + at, index.to(tl.int64), mask=inside)
 
 
-@triton.jit(do_not_specialize=["rows", "programs_per_draw"])
-def _log_prob_kernel(
-    logits_ptr, allowed_ptr, logsumexp_ptr, value_ptr, hint_ptr, out_ptr, index_ptr, parts_ptr, part_index_ptr,
-    row_stride: tl.int64, allowed_strides, rows: tl.int64, programs_per_draw: tl.int64, columns,
+@triton.jit
+def _walk(
+    logits_ptr, allowed_ptr, value_ptr, hint_ptr, row, at, inside, row_stride, allowed_strides, columns,
     KNOWN: tl.constexpr, TYPE: tl.constexpr, VALUE_TYPE: tl.constexpr, LEAST: tl.constexpr, VALUE_VECTOR: tl.constexpr,
     ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
-    draw = tl.program_id(0) // programs_per_draw
-    row = tl.program_id(0) % programs_per_draw * ROWS + tl.arange(0, ROWS)
-    inside = row < rows
-    at = draw * rows + row
+    """The first maximum of the value rows, int32, and (maximum, total) of the logits if they are not known, [ROWS],
+    over this program's tiles."""
     # The same columns and lanes twice: the value's own width makes its loads of 128 bits, too.
     BLOCK: tl.constexpr = DEPTH * LANES * VECTOR
     column = tile_columns(DEPTH, LANES, VECTOR)
@@ -146,8 +144,54 @@ def _log_prob_kernel(
     if hint_ptr is not None:
         index = tl.where(hinted, hint.to(tl.int32), index)
 
-    if not KNOWN:
+    if KNOWN:
+        maximum, total = tl.zeros([ROWS], TYPE), tl.zeros([ROWS], TYPE)
+    else:
         maximum, total = join_lanes(maximum, total)
+    return index, maximum, total
+
+
+@triton.jit
+def _join(
+    value_ptr, parts_ptr, part_index_ptr, at, columns, parts, KNOWN: tl.constexpr, TYPE: tl.constexpr,
+    VALUE_TYPE: tl.constexpr, LEAST: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """The same of whole rows, from what the `parts` programs that shared each left."""
+    index = load_parts(part_index_ptr, at, parts, columns, PARTS)
+    # A part may have nothing above the least number.
+    exists = index < columns
+    best = _load_value(value_ptr + (at * columns)[:, None] + index, exists, VALUE_TYPE, LEAST)
+    index = tl.min(tl.where(exists & (best == tl.max(best, 1)[:, None]), index, columns), 1)
+    if KNOWN:
+        maximum, total = tl.zeros(at.shape, TYPE), tl.zeros(at.shape, TYPE)
+    else:
+        maximum, total = join_lanes(
+            load_parts(parts_ptr, 2 * at, parts, float("-inf"), PARTS),
+            load_parts(parts_ptr, 2 * at + 1, parts, 0.0, PARTS),
+        )
+    return index.to(tl.int32), maximum, total
+
+
+@triton.jit(do_not_specialize=["rows", "programs_per_draw", "parts"])
+def _log_prob_kernel(
+    logits_ptr, allowed_ptr, logsumexp_ptr, value_ptr, hint_ptr, out_ptr, index_ptr, parts_ptr, part_index_ptr,
+    row_stride: tl.int64, allowed_strides, rows: tl.int64, programs_per_draw: tl.int64, columns, parts,
+    KNOWN: tl.constexpr, TYPE: tl.constexpr, VALUE_TYPE: tl.constexpr, LEAST: tl.constexpr, VALUE_VECTOR: tl.constexpr,
+    PARTS: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
+):  # fmt: skip
+    draw = tl.program_id(0) // programs_per_draw
+    row = tl.program_id(0) % programs_per_draw * ROWS + tl.arange(0, ROWS)
+    inside = row < rows
+    at = draw * rows + row
+    if from_parts(parts, PARTS):
+        index, maximum, total = _join(
+            value_ptr, parts_ptr, part_index_ptr, at, columns, parts, KNOWN, TYPE, VALUE_TYPE, LEAST, PARTS
+        )
+    else:
+        index, maximum, total = _walk(
+            logits_ptr, allowed_ptr, value_ptr, hint_ptr, row, at, inside, row_stride, allowed_strides, columns,
+            KNOWN, TYPE, VALUE_TYPE, LEAST, VALUE_VECTOR, ROWS, DEPTH, LANES, VECTOR,
+        )  # fmt: skip
     if is_shared(ROWS):
         store_part(part_index_ptr, at, index)
         if not KNOWN:
@@ -158,33 +202,6 @@ def _log_prob_kernel(
             logits_ptr, allowed_ptr, logsumexp_ptr, out_ptr, index_ptr, row_stride, allowed_strides, row, rows, at,
             inside, index, maximum, total, KNOWN, TYPE,
         )  # fmt: skip
-
-
-@triton.jit(do_not_specialize=["rows", "parts"])
-def _join_kernel(
-    logits_ptr, allowed_ptr, logsumexp_ptr, value_ptr, out_ptr, index_ptr, parts_ptr, part_index_ptr,
-    row_stride: tl.int64, allowed_strides, rows: tl.int64, columns, parts,
-    KNOWN: tl.constexpr, TYPE: tl.constexpr, VALUE_TYPE: tl.constexpr, LEAST: tl.constexpr, PARTS: tl.constexpr,
-):  # fmt: skip
-    # One value row a program, from what the programs that shared it left.
-    at = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
-    row = at % rows
-    index = load_parts(part_index_ptr, at, parts, columns, PARTS)
-    # A part may have nothing above the least number.
-    exists = index < columns
-    best = _load_value(value_ptr + (at * columns)[:, None] + index, exists, VALUE_TYPE, LEAST)
-    index = tl.min(tl.where(exists & (best == tl.max(best, 1)[:, None]), index, columns), 1)
-    maximum = tl.zeros([1], TYPE)
-    total = tl.zeros([1], TYPE)
-    if not KNOWN:
-        maximum, total = join_lanes(
-            load_parts(parts_ptr, 2 * at, parts, float("-inf"), PARTS),
-            load_parts(parts_ptr, 2 * at + 1, parts, 0.0, PARTS),
-        )
-    _store(
-        logits_ptr, allowed_ptr, logsumexp_ptr, out_ptr, index_ptr, row_stride, allowed_strides, row, rows, at,
-        row >= 0, index, maximum, total, KNOWN, TYPE,
-    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["rows", "count"])
@@ -281,20 +298,18 @@ def log_prob(
         programs = launch.cdiv(rows, tile.rows)
         value_type, least = _value_type(value.dtype)
         common = {
-            "logits_ptr": logits, "logsumexp_ptr": logsumexp.contiguous(), "value_ptr": value, "out_ptr": out,
-            "index_ptr": index, "parts_ptr": out.new_empty(draws * rows, 2, tile.parts) if split else out,
+            "logits_ptr": logits, "logsumexp_ptr": logsumexp.contiguous(), "value_ptr": value,
+            "hint_ptr": None if hint is None else hint.contiguous(), "out_ptr": out, "index_ptr": index,
+            "parts_ptr": out.new_empty(draws * rows, 2, tile.parts) if split else out,
             "part_index_ptr": index.new_empty(draws * rows, tile.parts) if split else index,
-            "row_stride": logits.stride(0), "rows": rows, "columns": columns, "KNOWN": known,
-            "TYPE": compute_type(logits.dtype), "VALUE_TYPE": value_type, "LEAST": least,
-            **allowed_arguments(allowed),
+            "row_stride": logits.stride(0), "rows": rows, "programs_per_draw": programs, "columns": columns,
+            "KNOWN": known, "TYPE": compute_type(logits.dtype), "VALUE_TYPE": value_type, "LEAST": least,
+            "VALUE_VECTOR": min(launch.vector(value), tile.depth * tile.vector), "PARTS": tile.part_lanes,
+            **launch.options(tile.warps), **tile.shape, **allowed_arguments(allowed),
         }  # fmt: skip
-        _log_prob_kernel[(programs * draws, tile.parts)](
-            hint_ptr=None if hint is None else hint.contiguous(), programs_per_draw=programs,
-            VALUE_VECTOR=min(launch.vector(value), tile.depth * tile.vector), **launch.options(tile.warps),
-            **tile.shape, **common,
-        )  # fmt: skip
+        _log_prob_kernel[(programs * draws, tile.parts)](parts=0, **common)
         if split:
-            _join_kernel[(draws * rows,)](parts=tile.parts, PARTS=tile.part_lanes, **launch.options(4), **common)
+            _log_prob_kernel[(programs * draws,)](parts=tile.parts, **common)
     return out, index, logsumexp
 
 

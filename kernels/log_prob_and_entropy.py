@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from . import launch
-from .entropy import _entropy_of, _load_sums, _row_sums, _store_sums
+from .entropy import _entropy_of, _row_sums, _store_sums
 from .noise import LN2, LOG2E
 from .rows import (
     FAR,
@@ -62,18 +62,19 @@ def _store(
         tl.store(log_prob_ptr + at, x - maximum - log_sum, mask=inside)
 
 
-@triton.jit(do_not_specialize=["rows", "draws"])
+@triton.jit(do_not_specialize=["rows", "draws", "parts"])
 def _forward_kernel(
     logits_ptr, allowed_ptr, index_ptr, log_prob_ptr, entropy_ptr, logsumexp_ptr, parts_ptr, row_stride: tl.int64,
-    allowed_strides, rows: tl.int64, columns, draws,
-    TYPE: tl.constexpr,
+    allowed_strides, rows: tl.int64, columns, draws, parts,
+    TYPE: tl.constexpr, PARTS: tl.constexpr,
     ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
     maximum, total, rest, moment = _row_sums(
-        logits_ptr, allowed_ptr, row, inside, row_stride, allowed_strides, columns, TYPE, ROWS, DEPTH, LANES, VECTOR
-    )
+        logits_ptr, allowed_ptr, parts_ptr, row, inside, row_stride, allowed_strides, columns, parts, TYPE, PARTS,
+        ROWS, DEPTH, LANES, VECTOR,
+    )  # fmt: skip
     if is_shared(ROWS):
         _store_sums(parts_ptr, row, maximum, total, rest, moment)
     else:
@@ -81,20 +82,6 @@ def _forward_kernel(
             logits_ptr, allowed_ptr, index_ptr, log_prob_ptr, entropy_ptr, logsumexp_ptr, row, row_stride,
             allowed_strides, rows, columns, draws, inside, maximum, total, rest, moment, TYPE,
         )  # fmt: skip
-
-
-@triton.jit(do_not_specialize=["parts", "draws"])
-def _join_kernel(
-    logits_ptr, allowed_ptr, index_ptr, log_prob_ptr, entropy_ptr, logsumexp_ptr, parts_ptr, row_stride: tl.int64,
-    allowed_strides, columns, draws, parts, TYPE: tl.constexpr, PARTS: tl.constexpr,
-):  # fmt: skip
-    # One row a program.
-    row = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
-    maximum, total, rest, moment = _load_sums(parts_ptr, row, parts, PARTS)
-    _store(
-        logits_ptr, allowed_ptr, index_ptr, log_prob_ptr, entropy_ptr, logsumexp_ptr, row, row_stride, allowed_strides,
-        tl.num_programs(0), columns, draws, row >= 0, maximum, total, rest, moment, TYPE,
-    )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=["rows", "draws", "parts"])
@@ -173,14 +160,13 @@ def log_prob_and_entropy(logits: Tensor, index: Tensor, allowed: Tensor | None =
         common = {
             "logits_ptr": logits, "index_ptr": index.contiguous(), "log_prob_ptr": log_prob, "entropy_ptr": entropy,
             "logsumexp_ptr": logsumexp, "parts_ptr": entropy.new_empty(rows, 4, tile.parts) if split else entropy,
-            "row_stride": logits.stride(0), "columns": columns, "draws": 1 if index.dim() == 1 else index.shape[0],
-            "TYPE": compute_type(logits.dtype), **allowed_arguments(allowed),
+            "row_stride": logits.stride(0), "rows": rows, "columns": columns,
+            "draws": 1 if index.dim() == 1 else index.shape[0], "TYPE": compute_type(logits.dtype),
+            "PARTS": tile.part_lanes, **launch.options(tile.warps), **tile.shape, **allowed_arguments(allowed),
         }  # fmt: skip
-        _forward_kernel[(launch.cdiv(rows, tile.rows), tile.parts)](
-            rows=rows, **launch.options(tile.warps), **tile.shape, **common
-        )
+        _forward_kernel[(launch.cdiv(rows, tile.rows), tile.parts)](parts=0, **common)
         if split:
-            _join_kernel[(rows,)](parts=tile.parts, PARTS=tile.part_lanes, **launch.options(4), **common)
+            _forward_kernel[(rows,)](parts=tile.parts, **common)
     return log_prob, entropy, logsumexp
 
 

@@ -189,6 +189,13 @@ def is_shared(ROWS: tl.constexpr):
 
 
 @triton.jit
+def from_parts(parts, PARTS: tl.constexpr):
+    """Whether this is the second launch, which joins what the `parts` programs of each row left; 0 in the first. One
+    kernel for both, since another would be one more to compile; of rows that are in a tile whole it is a constant."""
+    return parts > 0 if PARTS > 1 else False
+
+
+@triton.jit
 def store_part(ptr, row, value):
     """Leaves what this program found, `value` [ROWS], in the row of [..., parts] that is meant for it."""
     tl.store(ptr + row * tl.num_programs(1) + tl.program_id(1), value)

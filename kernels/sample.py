@@ -252,24 +252,26 @@ def _select(
         tl.store(one_hot_ptr + winner, _zero_or_one(valid, one_hot_ptr), mask=valid)
 
 
-@triton.jit(do_not_specialize=[*PER_CALL, *_SUMS])
+@triton.jit(do_not_specialize=[*PER_CALL, *_SUMS, "summed"])
 def _row_kernel(
     logits_ptr, one_hot_ptr, index_ptr, logsumexp_ptr, maximum_ptr, total_ptr, allowed_ptr, seed_ptr, key: tl.int64,
-    counter3: tl.int64, row_offset: tl.int64, row_stride: tl.int64, allowed_strides, columns,
+    counter3: tl.int64, row_offset: tl.int64, row_stride: tl.int64, allowed_strides, columns, summed,
     ONE_HOT: tl.constexpr, TYPE: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
     RACE: tl.constexpr,
 ):  # fmt: skip
-    # One draw of one long row a program, which reads it once, and the winning group of 1024 a second time; or a part of
-    # the row, of which nothing is drawn yet.
+    # One draw of one long row a program, which reads it once, and the winning group of 1024 a second time. Of a row
+    # that programs share, they leave the sums alone; the same kernel is launched again, and finds it summed.
     row = tl.program_id(0).to(tl.int64)
     logits_ptr += row * row_stride
     one_hot_ptr += row * columns
     maximum_ptr += row * tl.cdiv(columns, _GROUP)
     total_ptr += row * tl.cdiv(columns, _GROUP)
     allowed_at = allowed_row(row, allowed_strides)
-    _sum_groups(
-        logits_ptr, allowed_ptr, allowed_at, one_hot_ptr, maximum_ptr, total_ptr, columns, ONE_HOT, TYPE, TILE, WIDTH
-    )
+    if summed == 0:
+        _sum_groups(
+            logits_ptr, allowed_ptr, allowed_at, one_hot_ptr, maximum_ptr, total_ptr, columns,
+            ONE_HOT, TYPE, TILE, WIDTH,
+        )  # fmt: skip
     if not is_shared(1):
         # Every sum before other threads of this program read it; and the zeros of the row before the one 1 of it.
         tl.debug_barrier()
@@ -376,13 +378,13 @@ def sample(
     tile = {"TILE": groups, "WIDTH": 32 * launch.vector(logits), **launch.options(groups)}
     parts = launch.splits(logits, rows, launch.cdiv(columns, groups * GROUP))
     if one_draw:
-        _row_kernel[(rows, parts)](*out, *sums, columns=columns, **tile, **race)
-        if parts == 1:
-            return one_hot, index, logsumexp
-    else:
-        _sums_kernel[(rows, parts)](
-            logits, *sums, row_stride=logits.stride(0), columns=columns, TYPE=race["TYPE"], **tile, **choice
-        )
+        _row_kernel[(rows, parts)](*out, *sums, columns=columns, summed=0, **tile, **race)
+        if parts > 1:
+            _row_kernel[(rows,)](*out, *sums, columns=columns, summed=1, **tile, **race)
+        return one_hot, index, logsumexp
+    _sums_kernel[(rows, parts)](
+        logits, *sums, row_stride=logits.stride(0), columns=columns, TYPE=race["TYPE"], **tile, **choice
+    )
     _select_kernel[(draws * rows,)](
         *out, *sums, rows=rows, columns=columns, first_group=None, score_ptr=None, **launch.options(4), **race
     )

@@ -33,17 +33,13 @@ def train_step(rows: int, columns: int, relaxed_gradient: bool) -> None:
     entropy.entropy_grad(logits, logsumexp, per_row, per_row)
 
 
-# A row that no tile holds has more kernels: for what the programs left that share it, and one of a softmax's gradient
-# where they do not share it.
 @pytest.mark.parametrize("relaxed_gradient", [False, True])
-@pytest.mark.parametrize(
-    ("columns", "at_most"), [(6, 8), (18, 8), (32, 8), (1024, 8), (2000, 8), (5000, 8), (128256, 11)]
-)
+@pytest.mark.parametrize("columns", [6, 18, 32, 1024, 2000, 5000, 128256])
 def test_compilations_of_a_train_step_over_rows(
-    monkeypatch: pytest.MonkeyPatch, columns: int, at_most: int, relaxed_gradient: bool
+    monkeypatch: pytest.MonkeyPatch, columns: int, relaxed_gradient: bool
 ) -> None:
     gpus = FakeGpus(monkeypatch)
     with gpus.tensors():
         for rows in ROWS:
             train_step(rows, columns, relaxed_gradient)
-    assert 6 <= len(gpus.compiled) <= at_most, sorted(gpus.compiled)
+    assert 6 <= len(gpus.compiled) <= 8, sorted(gpus.compiled)

@@ -793,6 +793,20 @@ MUTANTS = [
     ),
     Mutant(
         "kernels/rows.py",
+        "return parts > 0 if PARTS > 1 else False",
+        "return parts >= 0 if PARTS > 1 else False",
+        "joined before anything was left",
+        "tests/test_kernel_cases.py -k 'entropy-split'",
+    ),
+    Mutant(
+        "kernels/sample.py",
+        "if summed == 0:",
+        "if summed == 1:",
+        "the sums of a row taken in the second launch, not in the first",
+        "tests/test_kernel_cases.py -k 'sample_bool-split'",
+    ),
+    Mutant(
+        "kernels/rows.py",
         "return tl.num_programs(1) > 1 if ROWS == 1 else False",
         "return False",
         "a part of a row taken for the whole of it",

@@ -801,8 +801,8 @@ MUTANTS = [
     Mutant(
         "kernels/sample.py",
         "if summed == 0:",
-        "if summed == 1:",
-        "the sums of a row taken in the second launch, not in the first",
+        "if summed < 0:",
+        "nothing is summed",
         "tests/test_kernel_cases.py -k 'sample_bool-split'",
     ),
     Mutant(
@@ -1353,7 +1353,7 @@ MUTANTS = [
         "logits_ptr + row * row_stride, allowed_ptr",
         "logits_ptr + row * columns, allowed_ptr",
         "stride ignored in the winning group",
-        "tests/test_kernel_cases.py -k 'sample_index-split'",
+        "tests/test_kernel_cases.py -k 'sample_draws-split'",
     ),
     Mutant(
         "kernels/sample.py",
@@ -1367,7 +1367,7 @@ MUTANTS = [
         "maximum_ptr + row * groups",
         "maximum_ptr",
         "the sums of the first row for all",
-        "tests/test_kernel_cases.py -k 'sample_index-split'",
+        "tests/test_kernel_cases.py -k 'sample_draws-split'",
     ),
     Mutant(
         "kernels/sample.py",

@@ -689,7 +689,7 @@ BEHIND_TORCH: dict[str, Callable[[Tensor], Any]] = {
 @pytest.mark.parametrize("validate", [True, False], ids=["checked", "unchecked"])
 @pytest.mark.parametrize("draw", ["sample", "rsample"])
 @pytest.mark.parametrize("way", BEHIND_TORCH)
-def test_log_prob_of_a_draw_that_was_changed_behind_torch(way, draw, validate, backend):
+def test_log_prob_of_a_draw_that_was_changed_behind_torch(way, draw, validate, small, backend):
     """Some rows of the last draw replaced, as epsilon-greedy exploration does."""
     x = torch.randn(4, 6, requires_grad=draw == "rsample")
     dist = OneHotCategorical(x, validate_args=validate)

@@ -165,6 +165,17 @@ for launch in launches:
 print(json.dumps(found))
 """
 
+# The sums of several draws, whose kernel has the name of one that reads two operands.
+DRAWS = """
+import json, static_cost
+from ahead_of_time import BF16, LONG, Launch, TARGETS, compiling
+launch = Launch("sample_index", *LONG, BF16, draws=4)
+with compiling(TARGETS["sm_90"]) as kernels:
+    launch.run()
+found = [static_cost.entry(launch, kernel, "sm_90") for kernel in kernels if kernel.name not in static_cost.PARTIAL]
+print(json.dumps([[e["kernel"], static_cost.over_limit(e), e["load_bits"]] for e in found]))
+"""
+
 # Of issues and of the documents: a limit is raised with a reason, not silently.
 LIMITS = {
     "sample": 12, "sample_index": 12, "log_prob": 14, "entropy": 20, "softmax_grad": 20, "relaxed": 45,
@@ -234,6 +245,10 @@ def test_entry_of_a_kernel(tmp_path: Path) -> None:
     ratio = entry["instructions_per_element"] / (2 * 7.8)
     assert entry["issue_over_memory"] == pytest.approx(ratio, abs=1e-3)
     assert entry["predicted_limit"] == ("issue" if ratio > 1 else "memory")
+
+
+def test_a_kernel_is_known_by_itself_not_by_its_name(tmp_path: Path) -> None:
+    assert run(DRAWS, tmp_path) == [["_sums_kernel", False, 128]]
 
 
 def test_a_loop_that_is_not_found_is_an_error(tmp_path: Path) -> None:

@@ -292,15 +292,17 @@ def launches() -> list[Launch]:
     return many
 
 
+def entries(launch: Launch, arch: str) -> list[dict[str, Any]]:
+    """One for each kernel that a launch takes over the row."""
+    with compiling(TARGETS[arch]) as kernels:
+        launch.run()
+    # The kernel of a split row is launched twice.
+    once = {id(kernel): kernel for kernel in kernels}.values()
+    return [entry(launch, kernel, arch) for kernel in once if kernel.name not in PARTIAL]
+
+
 def table_of(arch: str) -> list[dict[str, Any]]:
-    found = []
-    for launch in launches():
-        with compiling(TARGETS[arch]) as kernels:
-            launch.run()
-        # The kernel of a split row is launched twice.
-        once = {id(kernel): kernel for kernel in kernels}.values()
-        found += [entry(launch, kernel, arch) for kernel in once if kernel.name not in PARTIAL]
-    return found
+    return [entry for launch in launches() for entry in entries(launch, arch)]
 
 
 def limit(entry: dict[str, Any]) -> float:

@@ -148,8 +148,7 @@ print(json.dumps(found))
 # whose kernel has the name of another's.
 LIMITED = """
 import json, static_cost
-from ahead_of_time import BF16, FEW, INT64, ONE_TILE, Launch, TARGETS, compiling
-from static_cost import PARTIAL
+from ahead_of_time import BF16, FEW, INT64, ONE_TILE, Launch
 launches = [Launch(name, *ONE_TILE, BF16) for name in static_cost.LIMITS if name not in ("sample", "log_prob")]
 launches += [Launch(name, *ONE_TILE, BF16, INT64) for name in ("sample", "log_prob")]
 launches += [Launch("sample", *FEW, BF16, INT64)]
@@ -157,10 +156,7 @@ launches += [Launch("sample_index", 1, 262144, BF16)]
 table = static_cost.launches()
 found = []
 for launch in launches:
-    with compiling(TARGETS["sm_90"]) as kernels:
-        launch.run()
-    kernels = {id(kernel): kernel for kernel in kernels}.values()
-    entries = [static_cost.entry(launch, kernel, "sm_90") for kernel in kernels if kernel.name not in PARTIAL]
+    entries = static_cost.entries(launch, "sm_90")
     found += [e | dict(limit=static_cost.limit(e), in_table=launch in table) for e in entries]
 print(json.dumps(found))
 """
@@ -168,11 +164,8 @@ print(json.dumps(found))
 # The sums of several draws, whose kernel has the name of one that reads two operands.
 DRAWS = """
 import json, static_cost
-from ahead_of_time import BF16, LONG, Launch, TARGETS, compiling
-launch = Launch("sample_index", *LONG, BF16, draws=4)
-with compiling(TARGETS["sm_90"]) as kernels:
-    launch.run()
-found = [static_cost.entry(launch, kernel, "sm_90") for kernel in kernels if kernel.name not in static_cost.PARTIAL]
+from ahead_of_time import BF16, LONG, Launch
+found = static_cost.entries(Launch("sample_index", *LONG, BF16, draws=4), "sm_90")
 print(json.dumps([[e["kernel"], static_cost.over_limit(e), e["load_bits"]] for e in found]))
 """
 

@@ -382,6 +382,7 @@ def logits_of(param: Tensor, is_probs: bool, unimix: float, mask: Tensor | None 
             count = _total(allowed.sum(-1, dtype=torch.int32), layout.ranks).unsqueeze(-1)
             uniform = allowed.to(local.dtype) / count
         local = parameters._log(_log_softmax(local, layout).exp() * (1 - unimix) + unimix * uniform)
+        local = parameters.masked(local, allowed)
     return _wrap(local, layout, columns=True), None
 
 

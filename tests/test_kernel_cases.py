@@ -581,6 +581,21 @@ def test_sample_where_the_first_groups_are_switched_off(
     torch.testing.assert_close(logsumexp, eager.logsumexp(x_masked))
 
 
+@pytest.mark.parametrize("race", [1, 1024])
+@pytest.mark.parametrize("draws", [1, 2])
+def test_a_row_of_nan_has_no_draw(draws: int, race: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With every version of Triton: NumPy, which may look for the least of the groups, refuses a row without any."""
+    monkeypatch.setattr(launch, "RACE", race)
+    x = torch.randn(3, 2048)
+    x[1] = torch.nan
+    one_hot, index, logsumexp = sample.sample(x, draws, torch.bool, SEED, OFFSET)
+    assert torch.equal(index, twin_sample(x, draws, None, SEED, OFFSET)[1])
+    assert index[:, 1].tolist() == [-1] * draws
+    assert not one_hot[:, 1].any()
+    assert logsumexp[1, 1].isnan()
+    assert sample.shard_race(x, draws, SEED, OFFSET, 0, 0)[0][:, 1].tolist() == [-1] * draws
+
+
 @pytest.mark.parametrize("columns", [7, 3000])
 def test_a_sample_and_its_zeros_are_all_that_is_written(columns: int) -> None:
     """Of no draw, the logsumexp alone; of no row, nothing."""

@@ -482,6 +482,23 @@ def test_draws_of_an_empty_row_have_gradient_0(backend, method, samples, draws, 
         assert torch.equal(found[:3], gradient(3))
 
 
+@pytest.mark.parametrize("method", [PASS, REINMAX, GAPPED], ids=str)
+def test_second_derivative_of_a_draw_of_an_empty_row_is_0(method):
+    """By the kernels' path: of the logits, and of what made the incoming gradient."""
+    x, mask = with_an_empty_row(6)
+    leaf, weight = x.clone().requires_grad_(), torch.randn(4, 6, dtype=x.dtype, requires_grad=True)
+    with use_backend("triton"):
+        drawn = MaskedOneHotCategorical(leaf, mask=mask, validate_args=False, grad_method=method).rsample()
+        loss = torch.where(mask.any(-1, keepdim=True), drawn, 0.0).mul(weight).sum(-1).square().sum()
+        (first,) = torch.autograd.grad(loss, leaf, create_graph=True)
+        of_leaf, of_weight = torch.autograd.grad(first.square().sum(), (leaf, weight))
+    for found in (first, of_leaf, of_weight):
+        assert found.isfinite().all()
+        assert found[:3].count_nonzero() > 0
+        assert found[3].count_nonzero() == 0
+    assert first[~mask].count_nonzero() == of_leaf[~mask].count_nonzero() == 0
+
+
 @pytest.mark.parametrize("columns", [6, 1500])
 def test_a_draw_with_both_of_an_empty_row_has_gradient_0(backend, columns):
     x, mask = with_an_empty_row(columns)

@@ -460,6 +460,36 @@ MUTANTS = [
         "a category that is off can be drawn from rows as low",
         "tests/test_masked.py",
     ),
+    _formulas(
+        "return tensor if mask is None else torch.where(mask, tensor, 0.0)",
+        "return tensor",
+        "NaN in the second derivatives of a row that a mask leaves empty",
+        "tests/test_masked.py -k 'densities_of_an_empty_row and triton'",
+    ),
+    _formulas(
+        "p = zero_where_off(softmax(masked(logits, mask)), mask)",
+        "p = softmax(masked(logits, mask))",
+        "NaN for what a gradient of a row that a mask leaves empty is multiplied by",
+        "tests/test_masked.py -k 'second_derivative_of_a_draw_of_an_empty_row'",
+    ),
+    _ops(
+        "return torch.where(empty, temperature.detach(), temperature)",
+        "return temperature",
+        "a row that a mask leaves empty makes a learned temperature's gradient NaN",
+        "tests/test_masked.py -k 'empty_row_has_no_part'",
+    ),
+    _small(
+        "z = x - rng.exponential_of(u).neg_().log_()\n",
+        "z = (x - rng.exponential_of(u).neg_().log_()).clamp_min(-1e20)\n",
+        "a small batch draws from a row that a mask leaves empty",
+        "tests/test_masked.py -k 'empty_row_has_no_part'",
+    ),
+    _parameters(
+        "return masked(_log(backends.of(param).softmax(logits) * (1 - unimix) + unimix * uniform), mask), None",
+        "return _log(backends.of(param).softmax(logits) * (1 - unimix) + unimix * uniform), None",
+        "NaN for the logits of a row that a mask leaves empty, under unimix",
+        "tests/test_masked.py -k 'empty_row_has_no_part and unimix'",
+    ),
     _parameters(
         "1 - unimix) + unimix * uniform",
         "1 - unimix) + uniform",

@@ -41,6 +41,7 @@ from .rows import (
     store_part,
     tile_columns,
     tile_ptrs,
+    where_allowed,
     with_unit_stride,
 )
 
@@ -197,13 +198,14 @@ def _entropy_grad_kernel(
     column = tl.program_id(0) % tiles * BLOCK + tile_columns(DEPTH, LANES, VECTOR)
     mask = over_tile(inside) & (column < columns)
     allowed_at = over_tile(allowed_row(row, allowed_strides)) + column
-    x = load_logits(tile_ptrs(logits_ptr + over_tile(row * row_stride), column), mask, TYPE, allowed_ptr, allowed_at)
+    x = load_logits(tile_ptrs(logits_ptr + over_tile(row * row_stride), column), mask, TYPE)
     maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, inside)
     log2_p = log2_probs(x, maximum, log_sum)
     entropy = tl.load(entropy_ptr + row, mask=inside) * LOG2E
     grad = tl.load(grad_ptr + row, mask=inside).to(TYPE) * LN2
     # -g p (log p + H), and 0 where p is.
     out = -over_tile(grad) * tl.exp2(log2_p) * (tl.maximum(log2_p, FAR) + over_tile(entropy))
+    out = where_allowed(out, 0.0, mask, allowed_ptr, allowed_at)
     tl.store(tile_ptrs(out_ptr + over_tile(row * columns), column), out.to(out_ptr.dtype.element_ty), mask=mask)
 
 

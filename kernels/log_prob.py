@@ -25,7 +25,6 @@ from .rows import (
     lane_max,
     lane_min,
     load_chosen,
-    load_differentiable,
     load_logits,
     load_logsumexp,
     load_parts,
@@ -36,6 +35,7 @@ from .rows import (
     store_part,
     tile_columns,
     tile_ptrs,
+    where_allowed,
     with_unit_stride,
 )
 
@@ -235,15 +235,16 @@ def _log_prob_grad_kernel(
     column = tl.program_id(0) % tiles * BLOCK + tile_columns(DEPTH, LANES, VECTOR)
     mask = over_tile(inside) & (column < columns)
     allowed_at = over_tile(allowed_row(row, allowed_strides)) + column
-    x = load_logits(tile_ptrs(logits_ptr + over_tile(row * row_stride), column), mask, TYPE, allowed_ptr, allowed_at)
+    x = load_logits(tile_ptrs(logits_ptr + over_tile(row * row_stride), column), mask, TYPE)
     maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, inside)
     p = tl.exp2(log2_probs(x, maximum, log_sum))
     grad = over_tile(tl.load(grad_ptr + row, mask=inside).to(TYPE))
     if ONE_DRAW:
-        index = load_differentiable(index_ptr, row, row, columns, inside, allowed_ptr, allowed_strides)
+        index = tl.load(index_ptr + row, mask=inside, other=-1)
         out = tl.where(column == over_tile(index), grad, 0.0) - grad * p
     else:
         out = -grad * p
+    out = where_allowed(out, 0.0, mask, allowed_ptr, allowed_at)
     tl.store(tile_ptrs(out_ptr + over_tile(row * columns), column), out.to(out_ptr.dtype.element_ty), mask=mask)
 
 

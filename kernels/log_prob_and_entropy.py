@@ -29,7 +29,6 @@ from .rows import (
     is_shared,
     lane_sum,
     load_chosen,
-    load_differentiable,
     load_grad,
     load_logits,
     load_logsumexp,
@@ -40,6 +39,7 @@ from .rows import (
     sum_parts,
     tile_columns,
     tile_ptrs,
+    where_allowed,
     with_unit_stride,
 )
 from .softmax_grad import _dot_kernel
@@ -101,7 +101,12 @@ def _backward_kernel(
     column = start + tile_columns(DEPTH, LANES, VECTOR)
     mask = over_tile(inside) & (column < columns)
     allowed_at = over_tile(allowed_row(row, allowed_strides)) + column
-    x = load_logits(tile_ptrs(logits_ptr + over_tile(row * row_stride), column), mask, TYPE, allowed_ptr, allowed_at)
+    x_ptrs = tile_ptrs(logits_ptr + over_tile(row * row_stride), column)
+    if grad_ptr is not None and parts_ptr is None:
+        # <p, g> is a sum over what is allowed.
+        x = load_logits(x_ptrs, mask, TYPE, allowed_ptr, allowed_at)
+    else:
+        x = load_logits(x_ptrs, mask, TYPE)
     maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, inside)
     log2_p = log2_probs(x, maximum, log_sum)
     p = tl.exp2(log2_p)
@@ -119,7 +124,7 @@ def _backward_kernel(
         slope += grad - over_tile(dot)
     if ONE_DRAW:
         total = tl.load(grad_log_prob_ptr + row, mask=inside, other=0.0).to(TYPE)
-        index = load_differentiable(index_ptr, row, row, columns, inside, allowed_ptr, allowed_strides)
+        index = tl.load(index_ptr + row, mask=inside, other=-1)
         at_index = tl.where(column == over_tile(index), over_tile(total), 0.0)
     else:
         total = tl.zeros([ROWS], TYPE)
@@ -127,12 +132,13 @@ def _backward_kernel(
         for draw in range(draws):
             at = draw * rows + row
             grad_log_prob = tl.load(grad_log_prob_ptr + at, mask=inside, other=0.0).to(TYPE)
-            index = load_differentiable(index_ptr, at, row, columns, inside, allowed_ptr, allowed_strides)
+            index = tl.load(index_ptr + at, mask=inside, other=-1)
             total += grad_log_prob
             # Of a row of several tiles, most do not have it.
             if ROWS > 1 or tl.sum(((index >= start) & (index < start + BLOCK)).to(tl.int32), 0) > 0:
                 at_index += tl.where(column == over_tile(index), over_tile(grad_log_prob), 0.0)
     out = at_index + p * (slope - over_tile(total))
+    out = where_allowed(out, 0.0, mask, allowed_ptr, allowed_at)
     tl.store(tile_ptrs(out_ptr + over_tile(row * columns), column), out.to(out_ptr.dtype.element_ty), mask=mask)
 
 

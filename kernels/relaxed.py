@@ -64,6 +64,7 @@ from .rows import (
     temperature_arguments,
     tile_columns,
     tile_ptrs,
+    where_allowed,
     with_unit_stride,
 )
 
@@ -355,12 +356,16 @@ def _grad_sums_kernel(
 @triton.jit
 def _write_tile(
     start, mask, x_ptrs, allowed_ptr, allowed_at, index_ptr, grad_ptrs, parts_ptr, out_ptrs, call, row, inside,
-    row_offset, rows, draws, samples, columns, key, counter3, maximum, base, inverse, TYPE: tl.constexpr,
-    PARTS: tl.constexpr,
+    row_offset, rows, draws, samples, columns, key, counter3, maximum, base, inverse, DT: tl.constexpr,
+    TYPE: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
     """Writes a tile of the gradient, which stays in registers over all samples. Their sums come from the tile itself
     where the rows are in it whole, else from the PARTS of them. Returns <dx, log2 w> of each lane, [ROWS, LANES]."""
-    x = load_logits(tile_ptrs(x_ptrs, start), mask, TYPE, allowed_ptr, allowed_at + start) - over_tile(maximum)
+    if PARTS == 0 or DT:
+        # What is off is no part of a sum.
+        x = load_logits(tile_ptrs(x_ptrs, start), mask, TYPE, allowed_ptr, allowed_at + start) - over_tile(maximum)
+    else:
+        x = load_logits(tile_ptrs(x_ptrs, start), mask, TYPE) - over_tile(maximum)
     out = tl.zeros(x.shape, TYPE)
     product = tl.zeros([x.shape[3], x.shape[4]], TYPE)
     for sample in range(draws * samples):
@@ -380,6 +385,7 @@ def _write_tile(
         dx = w * over_tile(inverse / (total * samples)) * (g - over_tile(dot / total))
         out += dx
         product += lane_sum(dx * log2_w)
+    out = where_allowed(out, 0.0, mask, allowed_ptr, allowed_at + start)
     tl.store(tile_ptrs(out_ptrs, start), out.to(out_ptrs.dtype.element_ty), mask=mask)
     return product
 
@@ -409,7 +415,8 @@ def _relaxed_grad_kernel(
         mask = (over_tile(inside) & (column < columns)) if MASK else None
         product = _write_tile(
             0, mask, x_ptrs, allowed_ptr, allowed_at, index_ptr, grad_ptrs, parts_ptr, out_ptrs, call, row,
-            inside, row_offset, rows, draws, samples, columns, key, counter3, maximum, base, inverse, TYPE, PARTS,
+            inside, row_offset, rows, draws, samples, columns, key, counter3, maximum, base, inverse, DT, TYPE,
+            PARTS,
         )  # fmt: skip
     else:
         product = tl.zeros([ROWS, LANES], TYPE)
@@ -418,18 +425,21 @@ def _relaxed_grad_kernel(
         for start in range(tl.program_id(1) * BLOCK, whole, tl.num_programs(1) * BLOCK):
             product += _write_tile(
                 start, None, x_ptrs, allowed_ptr, allowed_at, index_ptr, grad_ptrs, parts_ptr, out_ptrs, call,
-                row, inside, row_offset, rows, draws, samples, columns, key, counter3, maximum, base, inverse, TYPE,
-                PARTS,
+                row, inside, row_offset, rows, draws, samples, columns, key, counter3, maximum, base, inverse, DT,
+                TYPE, PARTS,
             )  # fmt: skip
         if has_tail(whole, columns, BLOCK):
             product += _write_tile(
                 whole, whole + column < columns, x_ptrs, allowed_ptr, allowed_at, index_ptr, grad_ptrs, parts_ptr,
                 out_ptrs, call, row, inside, row_offset, rows, draws, samples, columns, key, counter3, maximum, base,
-                inverse, TYPE, PARTS,
+                inverse, DT, TYPE, PARTS,
             )  # fmt: skip
     if DT:
         # Without it nothing reads the product, and the compiler drops it.
         dt = -LN2 * tl.sum(product, 1)
+        if allowed_ptr is not None:
+            # In a row that has nothing to draw, the temperature has no part.
+            dt = tl.where(maximum == float("-inf"), 0.0, dt)
         tl.store(dt_ptr + row * tl.num_programs(1) + tl.program_id(1), dt, mask=inside)
 
 

@@ -132,13 +132,19 @@ def load_logits(ptrs, mask, TYPE: tl.constexpr, allowed_ptr=None, allowed_at=0):
         x = tl.load(ptrs)
     else:
         x = tl.load(ptrs, mask=mask, other=float("-inf"))
-    x = x.to(TYPE)
+    return where_allowed(x.to(TYPE), float("-inf"), mask, allowed_ptr, allowed_at)
+
+
+@triton.jit
+def where_allowed(x, other, mask, allowed_ptr, allowed_at):
+    """A tile `x`, but `other` where the category mask, if there is one, is 0 at its offset `allowed_at`, or where
+    `mask` (None: nowhere) is False."""
     if allowed_ptr is not None:
         if mask is None:
             allowed = tl.load(tile_ptrs(allowed_ptr, allowed_at))
         else:
             allowed = tl.load(tile_ptrs(allowed_ptr, allowed_at), mask=mask, other=0)
-        x = tl.where(allowed != 0, x, float("-inf"))
+        x = tl.where(allowed != 0, x, other)
     return x
 
 
@@ -150,18 +156,6 @@ def load_chosen(logits_ptr, row, row_stride, index, exists, TYPE: tl.constexpr, 
         allowed = tl.load(allowed_ptr + allowed_row(row, allowed_strides) + index, mask=exists, other=1)
         x = tl.where(allowed != 0, x, float("-inf"))
     return x
-
-
-@triton.jit
-def load_differentiable(index_ptr, at, row, columns, inside, allowed_ptr, allowed_strides):
-    """The index `at` of each row; -1 for a category that is switched off, which has gradient 0, also where its
-    log-probability of -inf was asked for."""
-    index = tl.load(index_ptr + at, mask=inside, other=-1)
-    if allowed_ptr is not None:
-        exists = inside & (index >= 0) & (index < columns)
-        allowed = tl.load(allowed_ptr + allowed_row(row, allowed_strides) + index, mask=exists, other=0)
-        index = tl.where(allowed != 0, index, -1)
-    return index
 
 
 @triton.jit

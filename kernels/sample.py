@@ -199,9 +199,12 @@ def _race_groups(
         w0, w1, _, _ = words(GROUPS, _number(group, first_group), row, draw, key, counter3)
         # A group that is all -inf has a total of 0 and ends at inf.
         result = exponential64(w0, w1) * (tl.exp2((base - group_maximum) * LOG2E) / total).to(tl.float32)
-        value, at = tl.min(result, 0, return_indices=True)
+        # The first of the least, by two reductions: the interpreter's search for a least number and its place fails
+        # where all are NaN.
+        value = tl.min(result, 0)
+        first = tl.min(tl.where(result == value, group, 2**30), 0)
         best *= tl.exp2((base - maximum) * LOG2E).to(tl.float32)
-        best_group = tl.where(value < best, start + at, best_group)
+        best_group = tl.where(value < best, first, best_group)
         best = tl.minimum(best, value)
         row_total = row_total * tl.exp2((maximum - base) * LOG2E) + tl.sum(
             total * tl.exp2((group_maximum - base) * LOG2E), 0

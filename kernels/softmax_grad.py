@@ -27,12 +27,13 @@ from .rows import (
     sum_parts,
     tile_columns,
     tile_ptrs,
+    where_allowed,
     with_unit_stride,
 )
 
 
 @triton.jit
-def _probs(ptrs, mask, maximum, log_sum, TYPE: tl.constexpr, allowed_ptr, allowed_at):
+def _probs(ptrs, mask, maximum, log_sum, TYPE: tl.constexpr, allowed_ptr=None, allowed_at=0):
     return tl.exp2(log2_probs(load_logits(ptrs, mask, TYPE, allowed_ptr, allowed_at), maximum, log_sum))
 
 
@@ -64,14 +65,16 @@ def _write_row(
     dot = over_tile(dot)
     if has_tail(whole, columns, BLOCK):
         mask = whole + column < columns
-        p = _probs(tile_ptrs(x_ptrs, whole), mask, maximum, log_sum, TYPE, allowed_ptr, allowed_at + whole)
+        p = _probs(tile_ptrs(x_ptrs, whole), mask, maximum, log_sum, TYPE)
         out = p * (load_grad(tile_ptrs(grad_ptrs, whole), mask, TYPE) - dot)
+        out = where_allowed(out, 0.0, mask, allowed_ptr, allowed_at + whole)
         tl.store(tile_ptrs(out_ptrs, whole), out.to(out_ptrs.dtype.element_ty), mask=mask)
     turns = tl.cdiv(whole // BLOCK - tl.program_id(1), tl.num_programs(1))
     for turn in range(turns):
         start = (tl.program_id(1) + (turns - 1 - turn) * tl.num_programs(1)) * BLOCK
-        p = _probs(tile_ptrs(x_ptrs, start), None, maximum, log_sum, TYPE, allowed_ptr, allowed_at + start)
+        p = _probs(tile_ptrs(x_ptrs, start), None, maximum, log_sum, TYPE)
         out = p * (load_grad(tile_ptrs(grad_ptrs, start), None, TYPE) - dot)
+        out = where_allowed(out, 0.0, None, allowed_ptr, allowed_at + start)
         tl.store(tile_ptrs(out_ptrs, start), out.to(out_ptrs.dtype.element_ty))
 
 
@@ -92,6 +95,7 @@ def _softmax_grad_kernel(
     p = _probs(x_ptrs, mask, maximum, log_sum, TYPE, allowed_ptr, allowed_at)
     grad = load_grad(tile_ptrs(grad_ptr + over_tile(row * grad_stride), column), mask, TYPE)
     out = p * (grad - over_tile(tl.sum(lane_sum(p * grad), 1)))
+    out = where_allowed(out, 0.0, mask, allowed_ptr, allowed_at)
     tl.store(tile_ptrs(out_ptr + over_tile(row * columns), column), out.to(out_ptr.dtype.element_ty), mask=mask)
 
 

@@ -35,6 +35,7 @@ from .rows import (
     temperature_arguments,
     tile_columns,
     tile_ptrs,
+    where_allowed,
     with_unit_stride,
 )
 
@@ -150,9 +151,10 @@ def _write_tile(
     maximum, log_sum, inverse, TYPE: tl.constexpr, METHOD: tl.constexpr,
 ):  # fmt: skip
     w, p, g, hot = _tile(
-        x_ptrs, allowed_ptr, allowed_at, grad_ptrs, start, mask, column, winner, maximum, log_sum, inverse, TYPE, METHOD
+        x_ptrs, None, 0, grad_ptrs, start, mask, column, winner, maximum, log_sum, inverse, TYPE, METHOD
     )
     out = _gradient(w, p, hot, g, total, dot, p_dot, winner_grad, log_sum, inverse, METHOD)
+    out = where_allowed(out, 0.0, mask, allowed_ptr, allowed_at + start)
     tl.store(tile_ptrs(out_ptrs, start), out.to(out_ptrs.dtype.element_ty), mask=mask)
 
 
@@ -202,6 +204,7 @@ def _tile_kernel(
     g = load_grad(tile_ptrs(grad_ptr + over_tile(at * grad_stride), column), mask, TYPE)
     total, dot, p_dot = tl.sum(lane_sum(w), 1), tl.sum(lane_sum(w * g), 1), tl.sum(lane_sum(p * g), 1)
     out = _gradient(w, p, hot, g, total, dot, p_dot, winner_grad, log_sum, inverse, METHOD)
+    out = where_allowed(out, 0.0, mask, allowed_ptr, allowed_at)
     tl.store(tile_ptrs(out_ptr + over_tile(at * columns), column), out.to(out_ptr.dtype.element_ty), mask=mask)
 
 

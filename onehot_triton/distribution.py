@@ -231,7 +231,10 @@ class OneHotCategorical(Distribution):
             drawn = drawn._replace(one_hot=self._in_param_dtype(drawn.one_hot))
             self._last = _sharded().remember(logits, drawn)
             return drawn
-        drawn = ops.rsample(logits, self._mask_to_apply, draw, method, self.temperature, samples)
+        temperature = self.temperature
+        if method is ReparamGradientStrategy.RelaxedOneHot and self._mask is not None and self._mask_to_apply is None:
+            temperature = ops.constant_where_empty(temperature, logits)
+        drawn = ops.rsample(logits, self._mask_to_apply, draw, method, temperature, samples)
         return self._straight_through(drawn)
 
     def _straight_through(self, drawn: Sample) -> Sample:

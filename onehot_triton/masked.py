@@ -27,7 +27,7 @@ class MaskedOneHotCategorical(OneHotCategorical):
         probs: [*batch, columns] in its place.
         mask: bool, broadcasts to the parameters; True where a category can be drawn. Exactly one of `mask` and
             `indices` is given. A row in which nothing is allowed is no distribution: where arguments are not
-            validated, its samples are all zero and its densities NaN.
+            validated, its samples are all zero, its densities NaN and its gradient 0.
         indices: integers [*batch, n], in place of `mask`: the categories that can be drawn, in any order.
         neg_inf: what `log_prob` and `logits` give for a category that cannot be drawn.
         padding_value: an entry of `indices` that stands for no category, in rows that allow fewer than n.

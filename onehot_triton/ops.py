@@ -304,6 +304,15 @@ def _temperature(temperature: Tensor | float, logits: Tensor) -> Tensor | float:
     return temperature.to(dtype).expand(batch).reshape(math.prod(batch))
 
 
+def constant_where_empty(temperature: Tensor | float, logits: Tensor) -> Tensor | float:
+    """`temperature`, without a gradient in rows of `logits` [*batch, columns] that are all -inf: nothing is drawn from
+    them, and what they would add to the gradient is NaN. A kernel that reads a mask leaves such rows out itself."""
+    if not (isinstance(temperature, Tensor) and is_differentiated(temperature)):
+        return temperature
+    empty = logits.detach().amax(-1) == -torch.inf
+    return torch.where(empty, temperature.detach(), temperature)
+
+
 class _Relaxed(Function):
     """softmax((x + Gumbel) / t). Its backward needs the sample alone, not the noise."""
 

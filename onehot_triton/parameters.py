@@ -75,6 +75,6 @@ def logits_of(param: Tensor, is_probs: bool, unimix: float, mask: Tensor | None 
     logits = _log(param) if is_probs else param
     if unimix == 0:
         return logits, None
-    # 0 / 0 where nothing is allowed: no distribution.
+    # 0 / 0 where nothing is allowed, which is -inf in the end, as without `unimix`.
     uniform = 1 / logits.shape[-1] if mask is None else mask.to(logits.dtype) / mask.sum(-1, keepdim=True)
-    return _log(backends.of(param).softmax(logits) * (1 - unimix) + unimix * uniform), None
+    return masked(_log(backends.of(param).softmax(logits) * (1 - unimix) + unimix * uniform), mask), None

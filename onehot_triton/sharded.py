@@ -32,6 +32,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 from . import _backends as backends
 from . import ops, parameters, rng
 from ._backends.eager import GAP, GROUP, LOWEST, for_each_sample, one_hot, with_derivative_of
+from ._backends.interface import Sample
 from .grad_method import ReparamGradientStrategy
 from .rng import Seed
 from .tensors import compute_dtype, is_differentiated
@@ -381,6 +382,7 @@ def logits_of(param: Tensor, is_probs: bool, unimix: float, mask: Tensor | None 
             count = _total(allowed.sum(-1, dtype=torch.int32), layout.ranks).unsqueeze(-1)
             uniform = allowed.to(local.dtype) / count
         local = parameters._log(_log_softmax(local, layout).exp() * (1 - unimix) + unimix * uniform)
+        local = parameters.masked(local, allowed)
     return _wrap(local, layout, columns=True), None
 
 
@@ -664,13 +666,17 @@ def rsample(
     t = _temperature(temperature, layout)
     seed = _seed(x, layout, draw.generator)
     if layout.vocabulary is None:
-        return _of_whole_rows(
-            lambda seed, x, t: ops.rsample(x, None, _flat(draw), method, t, samples, seed), layout, seed, draw, x, t
-        )
+
+        def of_run(seed: Seed, x: Tensor, t: Tensor | float) -> Sample:
+            t = ops.constant_where_empty(t, x) if relaxed else t
+            return ops.rsample(x, None, _flat(draw), method, t, samples, seed)
+
+        return _of_whole_rows(of_run, layout, seed, draw, x, t)
     numbers = [_number(seed, x.device)] if relaxed else []
     index, known, numbers = _shard_race(x.detach(), layout, math.prod(draw.sample_shape), seed, *numbers)
     if isinstance(t, Tensor):
         t = t.to(compute_dtype(x.dtype)).expand(x.shape[0])
+        t = ops.constant_where_empty(t, known.sums.maximum.unsqueeze(-1)) if relaxed else t
     seeds = torch.stack([_place(numbers[0], layout, at) for at in (1 + layout.first_group, 0)]) if relaxed else None
     how = layout.ranks, draw.dtype, method, samples
     hot = ops.apply(_StraightThrough, x, t, *known.sums, known.at, seeds, *how)

@@ -363,6 +363,34 @@ def relaxed_gradient_has_the_law_of_whole_rows(rank: int, world: int) -> None:
     assert (spreads[2] < 0.64 * spreads[1]).all(), spreads
 
 
+@case(2)
+def a_row_with_nothing_allowed(rank: int, world: int) -> None:
+    """Its part in every gradient is 0, that of a learned temperature too."""
+    from torch.distributed.tensor import Shard
+
+    from onehot_triton import MaskedOneHotCategorical, ReparamGradientStrategy
+
+    mask = _fixed(4, 7, seed=1) > -0.5
+    mask[:, 2], mask[1] = True, False
+    acts = mask.any(-1)
+    for placement, unimix in ((Shard(-1), 0.0), (Shard(-1), 0.1), (Shard(0), 0.0)):
+        for name in ("PassThrough", *_GRADIENTS):
+            x = _placed(_fixed(4, 7), _mesh(world), placement).requires_grad_()
+            learned = torch.tensor(1.5, requires_grad=True)
+            t = learned if name == "RelaxedOneHot" else 1.0
+            method = ReparamGradientStrategy[name]
+            d = MaskedOneHotCategorical(
+                x, mask=mask, grad_method=method, temperature=t, unimix=unimix, validate_args=False
+            )
+            drawn, h, log_prob = map(_whole, (d.rsample((2,)), d.entropy(), d.log_prob_index(torch.full((4,), 2))))
+            assert drawn.sum((0, -1)).tolist() == (2 * acts).tolist()
+            torch.where(acts, (drawn * _fixed(7)).sum(-1) + h + log_prob, 0.0).sum().backward()
+            grad = _whole(x.grad)
+            assert grad.isfinite().all()
+            assert grad[~mask].count_nonzero() == 0
+            assert learned.grad is None or learned.grad.isfinite()
+
+
 @case(2, 3)
 def subclasses_and_options(rank: int, world: int) -> None:
     from torch.distributed.tensor import Replicate, Shard

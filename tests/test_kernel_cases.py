@@ -193,7 +193,10 @@ def _relaxed_grad(samples: int) -> tuple[Callable, Callable]:
 
     def twin(given: Given) -> tuple[Tensor, Tensor]:
         noise = posterior_noise(SEED, OFFSET, 2 * samples, *given.x.shape, ROW_OFFSET)
-        return eager.relaxed_grad_with(given.x, given.index, given.grad, given.temperature, *noise, samples)
+        dx, dt = eager.relaxed_grad_with(given.x, given.index, given.grad, given.temperature, *noise, samples)
+        # A row that a mask leaves without anything to draw has no part in the temperature's gradient.
+        nothing = (given.x == -torch.inf).all(-1) & (given.mask is not None)
+        return _nothing_where_masked(dx, given), dt.masked_fill(nothing, 0)
 
     return kernel, twin
 
@@ -207,7 +210,7 @@ def _straight_through(name: str, draws: int, number: float | None = None) -> tup
 
     def twin(given: Given) -> tuple[Tensor]:
         args = given.index[-draws:], given.grad[-draws:], number or given.temperature
-        return (getattr(eager, name)(given.x, *args),)
+        return (_nothing_where_masked(getattr(eager, name)(given.x, *args), given),)
 
     return kernel, twin
 
@@ -279,7 +282,7 @@ OPERATIONS = [
     Operation(
         "softmax_grad",
         lambda g: (softmax_grad.softmax_grad(g.x, g.logsumexp, g.grad[1], g.mask),),
-        lambda g: (eager.softmax_grad(g.x, g.grad[1]),),
+        lambda g: (_nothing_where_masked(eager.softmax_grad(g.x, g.grad[1]), g),),
         _tile("grad", twice=True),
         TWO,
     ),
@@ -333,7 +336,7 @@ OPERATIONS = [
     Operation(
         "entropy_grad",
         lambda g: (entropy.entropy_grad(g.x, g.logsumexp, g.entropy, g.row_grad[1], g.mask),),
-        lambda g: (eager.entropy_grad(g.x, g.row_grad[1]),),
+        lambda g: (_nothing_where_masked(eager.entropy_grad(g.x, g.row_grad[1]), g),),
         _tile(),
         ONE,
     ),
@@ -351,16 +354,18 @@ OPERATIONS = [
 
 
 def _nothing_where_masked(grad: Tensor, given: Given) -> Tensor:
-    """A category that is switched off has gradient 0, also where it is the index."""
-    return grad if given.mask is None else grad.masked_fill(~given.mask & ~grad.isnan(), 0)
+    """A category that is switched off has gradient 0, also where it is the index, where the others of its row have NaN,
+    and where nothing else is left in the row, whatever gradient comes in."""
+    return grad if given.mask is None else grad.masked_fill(~given.mask, 0)
 
 
 # The test -------------------------------------------------------------------------------------------------------------
 
 
 def numbers_of(case: Case) -> tuple[Given, Given]:
-    """What a kernel is given, and its twin: of three rows the second is no distribution, of more the third has a NaN; a
-    long first row starts with a group that is all -inf."""
+    """What a kernel is given, and its twin: of three rows the second is no distribution, of more the third has a NaN,
+    and a mask of each row leaves the first one nothing, where NaN comes in as the gradient. A long first row starts
+    with a group that is all -inf."""
     rows, columns, dtype = case.rows, case.columns, case.dtype
     compute = tensors.compute_dtype(dtype)
     x = (3 * torch.randn(rows, columns)).to(dtype)
@@ -374,12 +379,14 @@ def numbers_of(case: Case) -> tuple[Given, Given]:
     if rows > 3 and case.layout != "expanded":
         x[2, -1] = torch.nan
     mask, masked = None, x
-    grad = torch.randn(2, rows, columns).to(dtype)
+    grad, row_grad = torch.randn(2, rows, columns).to(dtype), torch.randn(2, rows, dtype=compute)
     if case.layout == "expanded":
         x, grad = x[:1].expand(rows, -1), grad[:, :1].expand(-1, rows, -1)
         masked = x
     if case.mask != "none":
         mask = torch.rand(rows, columns) > 1 / 3
+        if case.mask == "full" and rows > 2:
+            mask[0], grad[:, 0], row_grad[:, 0] = False, torch.nan, torch.nan
         if case.mask == "one row":
             mask = mask[-1:].expand(rows, -1)
         elif case.mask != "full":
@@ -398,7 +405,6 @@ def numbers_of(case: Case) -> tuple[Given, Given]:
     exact = masked.double()
     temperature = torch.linspace(0.5, 2, rows, dtype=compute)
     temperature = temperature if case.temperature else temperature[:1].expand(rows)
-    row_grad = torch.randn(2, rows, dtype=compute)
     logsumexp, h = eager.logsumexp(exact).to(compute), eager.entropy(exact)[0].to(compute)
     soft = (4 * torch.randn(2, rows, columns)).softmax(-1)
     soft[:, :, 0] = 0
@@ -573,6 +579,21 @@ def test_sample_where_the_first_groups_are_switched_off(
     assert torch.equal(index, twin_sample(x_masked, draws, None, SEED, OFFSET)[1])
     assert (index[:, 0] >= 2100).all()
     torch.testing.assert_close(logsumexp, eager.logsumexp(x_masked))
+
+
+@pytest.mark.parametrize("race", [1, 1024])
+@pytest.mark.parametrize("draws", [1, 2])
+def test_a_row_of_nan_has_no_draw(draws: int, race: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With every version of Triton: NumPy, which may look for the least of the groups, refuses a row without any."""
+    monkeypatch.setattr(launch, "RACE", race)
+    x = torch.randn(3, 2048)
+    x[1] = torch.nan
+    one_hot, index, logsumexp = sample.sample(x, draws, torch.bool, SEED, OFFSET)
+    assert torch.equal(index, twin_sample(x, draws, None, SEED, OFFSET)[1])
+    assert index[:, 1].tolist() == [-1] * draws
+    assert not one_hot[:, 1].any()
+    assert logsumexp[1, 1].isnan()
+    assert sample.shard_race(x, draws, SEED, OFFSET, 0, 0)[0][:, 1].tolist() == [-1] * draws
 
 
 @pytest.mark.parametrize("columns", [7, 3000])

@@ -398,3 +398,150 @@ def test_an_index_of_no_category_unchecked_allows_none(bad, padding):
         torch.zeros(3), indices=torch.tensor([0, bad, 2]), padding_value=padding, validate_args=False
     )
     assert dist.mask.tolist() == [True, False, True]
+
+
+# A row in which nothing is allowed ------------------------------------------------------------------------------------
+
+REINMAX, GAPPED = ReparamGradientStrategy.ReinMax, ReparamGradientStrategy.GappedStraightThrough
+
+
+def with_an_empty_row(columns: int) -> tuple[Tensor, Tensor]:
+    """Logits [4, columns], rubbish where they are masked, and a mask of which the last row allows nothing."""
+    x, mask = torch.randn(4, columns, dtype=torch.float64), mask_of((4, columns))
+    mask[3] = False
+    return torch.where(mask, x, torch.tensor([NAN, INF, 80.0])[torch.arange(columns) % 3]), mask
+
+
+DENSITIES: dict[str, Callable[[MaskedOneHotCategorical, Tensor], tuple[Tensor, ...]]] = {
+    "log_prob": lambda d, k: (d.log_prob(F.one_hot(k, d.num_samples)),),
+    "log_prob_index": lambda d, k: (d.log_prob_index(k),),
+    "entropy": lambda d, k: (d.entropy(),),
+    "log_prob_and_entropy": lambda d, k: d.log_prob_and_entropy(F.one_hot(k, d.num_samples)),
+    "log_prob_index_and_entropy": lambda d, k: d.log_prob_index_and_entropy(k),
+}
+
+
+@pytest.mark.parametrize("columns", [6, 1500])
+@pytest.mark.parametrize("name", DENSITIES)
+def test_densities_of_an_empty_row_have_gradient_0(backend, name, columns):
+    """Agents that do not act, whose loss is left out, leave the weights alone: the first and second derivatives are
+    those of torch's operations on the other rows, and 0 in the empty one, whose values stay NaN."""
+    x, mask = with_an_empty_row(columns)
+    index = mask.int().argmax(-1)
+    leaf, weight = x.clone().requires_grad_(), torch.ones(4, dtype=x.dtype, requires_grad=True)
+    found = DENSITIES[name](MaskedOneHotCategorical(leaf, mask=mask, validate_args=False), index)
+    assert all(v[3].isnan() and v[:3].isfinite().all() for v in found)
+    acts = mask.any(-1)
+    loss = sum((torch.where(acts, v, 0.0) * weight).square().sum() for v in found)
+    (first,) = torch.autograd.grad(loss, leaf, create_graph=True)
+    second, of_weight = torch.autograd.grad(first.square().sum(), (leaf, weight))
+    if backend == "triton":
+        assert of_weight.isfinite().all()
+
+    leaf = x[:3].clone().requires_grad_()
+    log_p = torch.where(mask[:3], leaf, -INF).log_softmax(-1)
+    chosen, h = log_p.gather(-1, index[:3, None]), -(log_p.exp() * log_p.clamp_min(-1e9)).sum(-1)
+    wanted = {"entropy": (h,), "log_prob": (chosen,), "log_prob_index": (chosen,)}.get(name, (chosen, h))
+    expected = torch.autograd.grad(sum(v.square().sum() for v in wanted), leaf, create_graph=True)
+    expected += torch.autograd.grad(expected[0].square().sum(), leaf)
+    for f, e in zip((first, second), expected, strict=True):
+        torch.testing.assert_close(f[:3], e)
+        assert f[~mask].count_nonzero() == 0
+
+
+@pytest.mark.parametrize("columns", [6, 1500])
+@pytest.mark.parametrize("draws", [(), (2,)], ids=str)
+@pytest.mark.parametrize(
+    ("method", "samples"),
+    [(PASS, 1), (RELAXED, 1), (RELAXED, 3), (REINMAX, 1), (GAPPED, 1)],
+    ids=["PassThrough", "RelaxedOneHot", "Gumbel-Rao", "ReinMax", "Gapped"],
+)
+def test_draws_of_an_empty_row_have_gradient_0(backend, method, samples, draws, columns):
+    """As without that row; also where what comes in as its gradient is NaN, as from a normalisation of its zeros."""
+    x, mask = with_an_empty_row(columns)
+    other, weight = torch.randn(4, columns), torch.randn(4, columns)
+
+    def gradient(rows: int) -> Tensor:
+        torch.manual_seed(3)
+        leaf = x[:rows].float().requires_grad_()
+        options = {"temperature": 1.5, "relaxed_samples": samples} if method is not PASS else {}
+        dist = MaskedOneHotCategorical(leaf, mask=mask[:rows], validate_args=False, grad_method=method, **options)
+        drawn = dist.rsample(draws)
+        assert drawn.sum(-1).eq(mask[:rows].any(-1)).all()
+        share = drawn * other[:rows].exp()
+        share = torch.where(mask[:rows].any(-1, keepdim=True), share / share.sum(-1, keepdim=True), 0.0)
+        (share * weight[:rows]).sum().backward()
+        assert leaf.grad is not None
+        return leaf.grad
+
+    found = gradient(4)
+    assert found.isfinite().all()
+    assert found[~mask].count_nonzero() == 0
+    if backend == "triton":
+        # One seed is the same noise in the other rows.
+        assert torch.equal(found[:3], gradient(3))
+
+
+@pytest.mark.parametrize("method", [PASS, REINMAX, GAPPED], ids=str)
+def test_second_derivative_of_a_draw_of_an_empty_row_is_0(method):
+    """By the kernels' path: of the logits, and of what made the incoming gradient."""
+    x, mask = with_an_empty_row(6)
+    leaf, weight = x.clone().requires_grad_(), torch.randn(4, 6, dtype=x.dtype, requires_grad=True)
+    with use_backend("triton"):
+        drawn = MaskedOneHotCategorical(leaf, mask=mask, validate_args=False, grad_method=method).rsample()
+        loss = torch.where(mask.any(-1, keepdim=True), drawn, 0.0).mul(weight).sum(-1).square().sum()
+        (first,) = torch.autograd.grad(loss, leaf, create_graph=True)
+        of_leaf, of_weight = torch.autograd.grad(first.square().sum(), (leaf, weight))
+    for found in (first, of_leaf, of_weight):
+        assert found.isfinite().all()
+        assert found[:3].count_nonzero() > 0
+        assert found[3].count_nonzero() == 0
+    assert first[~mask].count_nonzero() == of_leaf[~mask].count_nonzero() == 0
+
+
+@pytest.mark.parametrize("columns", [6, 1500])
+def test_a_draw_with_both_of_an_empty_row_has_gradient_0(backend, columns):
+    x, mask = with_an_empty_row(columns)
+    weight = torch.randn(4, columns, dtype=x.dtype)
+    leaf, oracle = x.clone().requires_grad_(), x[:3].clone().requires_grad_()
+    dist = MaskedOneHotCategorical(leaf, mask=mask, validate_args=False, grad_method=PASS)
+    drawn, log_prob, h = dist.rsample_log_prob_and_entropy()
+    assert drawn[3].count_nonzero() == 0
+    loss = torch.where(mask.any(-1), (drawn * weight).sum(-1) + 2 * log_prob + 3 * h, 0.0).sum()
+    (found,) = torch.autograd.grad(loss, leaf)
+    log_p = torch.where(mask[:3], oracle, -INF).log_softmax(-1)
+    log_p = log_p.masked_fill(~mask[:3], 0)
+    p = log_p.exp() * mask[:3]
+    loss = (p * weight[:3]).sum() + 2 * log_p[drawn[:3].detach() == 1].sum() - 3 * (p * log_p).sum()
+    torch.testing.assert_close(found[:3], torch.autograd.grad(loss, oracle)[0])
+    assert found[~mask].count_nonzero() == 0
+
+
+@pytest.mark.parametrize("columns", [6, 1500])
+@pytest.mark.parametrize("kind", ["logits", "probs", "unimix"])
+def test_an_empty_row_has_no_part_in_a_learned_temperature(backend, small, kind, columns):
+    """Nor is anything drawn from it. Nor has a row that allows logits of -inf alone, or probabilities of 0."""
+    x, mask = with_an_empty_row(columns)
+    x, acting = x.float(), 3
+    if kind != "unimix":
+        acting, mask[2], x[2, 1] = 2, torch.arange(columns) == 1, -INF
+    x = x.exp() if kind == "probs" else x
+
+    def gradient(rows: int) -> Tensor:
+        torch.manual_seed(3)
+        t = torch.tensor(0.7, requires_grad=True)
+        dist = MaskedOneHotCategorical(
+            **{"probs" if kind == "probs" else "logits": x[:rows]}, mask=mask[:rows], validate_args=False,
+            grad_method=RELAXED, temperature=t, unimix=0.1 * (kind == "unimix"),
+        )  # fmt: skip
+        drawn = dist.rsample()
+        assert drawn.sum(-1).tolist() == [1.0] * acting + [0.0] * (rows - acting)
+        (drawn * torch.linspace(-1, 1, columns)).sum().backward()
+        assert t.grad is not None
+        return t.grad
+
+    found = gradient(4)
+    assert found.isfinite()
+    assert found != 0
+    if backend == "triton":
+        assert torch.equal(found, gradient(acting))

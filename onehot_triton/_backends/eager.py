@@ -42,6 +42,12 @@ def masked(logits: Tensor, mask: Tensor | None = None) -> Tensor:
     return logits if mask is None else torch.where(mask, logits, -torch.inf)
 
 
+def zero_where_off(tensor: Tensor, mask: Tensor | None) -> Tensor:
+    """`tensor` with 0 where the mask, if there is one, is False: in a row in which nothing is allowed it may be NaN.
+    A gradient is made of such numbers alone, so that it is 0 there, and what is derived from it, too."""
+    return tensor if mask is None else torch.where(mask, tensor, 0.0)
+
+
 # Categories -----------------------------------------------------------------------------------------------------------
 
 
@@ -170,8 +176,8 @@ def softmax_backward(probs: Tensor, grad: Tensor) -> Tensor:
 
 
 def softmax_grad(logits: Tensor, grad: Tensor, mask: Tensor | None = None, logsumexp: Tensor | None = None) -> Tensor:
-    p = softmax(masked(logits, mask))
-    return softmax_backward(p, grad.to(p.dtype)).to(logits.dtype)
+    p = zero_where_off(softmax(masked(logits, mask)), mask)
+    return zero_where_off(softmax_backward(p, grad.to(p.dtype)).to(logits.dtype), mask)
 
 
 def scores_given(probs: Tensor, index: Tensor, e: Tensor, e_winner: Tensor) -> Tensor:
@@ -235,7 +241,7 @@ def relaxed_grad(
     draws, rows, columns = grad.shape
     e = rng.noise_again(seed.tensor)((draws * samples, rows, columns + 1), None)
     dx, dt = relaxed_grad_with(masked(logits, mask), index, grad, temperature, e[..., :-1], e[..., -1], samples)
-    return dx, dt if with_temperature else None
+    return zero_where_off(dx, mask), dt if with_temperature else None
 
 
 def reinmax_grad(
@@ -249,10 +255,12 @@ def reinmax_grad(
     """By Heun's rule, second order where PassThrough is first: with h the draw, the gradient at (p + h) / 2 in the
     place of the one at p (Liu et al. 2023, https://arxiv.org/abs/2304.08612)."""
     x = masked(logits, mask)
-    p = softmax(x)
-    m = (softmax(shifted(x) / by_row(temperature, p.dtype)) + one_hot(index, x.shape[-1], p.dtype)) / 2
+    p = zero_where_off(softmax(x), mask)
+    q = zero_where_off(softmax(shifted(x) / by_row(temperature, p.dtype)), mask)
+    m = (q + one_hot(index, x.shape[-1], p.dtype)) / 2
     g = grad.to(p.dtype)
-    return (2 * softmax_backward(m, g) - softmax_backward(p, g) / 2).sum(0).to(logits.dtype)
+    dx = 2 * softmax_backward(m, g) - softmax_backward(p, g) / 2
+    return zero_where_off(dx.sum(0).to(logits.dtype), mask)
 
 
 GAP = 1
@@ -284,7 +292,8 @@ def gapped_grad(
 ) -> Tensor:
     score = gapped(masked(logits, mask), index)
     t = by_row(temperature, score.dtype)
-    return (softmax_backward(softmax(score / t), grad.to(score.dtype)) / t).sum(0).to(logits.dtype)
+    y = zero_where_off(softmax(score / t), mask)
+    return zero_where_off((softmax_backward(y, grad.to(y.dtype)) / t).sum(0).to(logits.dtype), mask)
 
 
 # Straight-through in torch's own operations, for programs that keep no autograd Function: y whose first derivative is
@@ -420,11 +429,10 @@ def log_prob(
 def log_prob_grad(
     logits: Tensor, index: Tensor, grad: Tensor, mask: Tensor | None = None, logsumexp: Tensor | None = None
 ) -> Tensor:
-    smooth = softmax(masked(logits, mask)) * -grad.sum(0).unsqueeze(-1)
+    smooth = zero_where_off(softmax(masked(logits, mask)), mask) * -grad.sum(0).unsqueeze(-1)
     at = index.clamp(0, logits.shape[-1] - 1).t()
     # In float32: rounded to half precision before they are added, the two would cancel to noise where p is near 1.
-    out = smooth.scatter_add(-1, at, grad.t().to(smooth.dtype)).to(logits.dtype)
-    return out if mask is None else torch.where(mask, out, 0.0)
+    return zero_where_off(smooth.scatter_add(-1, at, grad.t().to(smooth.dtype)).to(logits.dtype), mask)
 
 
 def entropy_of(log_p: Tensor, p: Tensor | None = None) -> Tensor:
@@ -447,8 +455,8 @@ def entropy_grad(
 ) -> Tensor:
     """As H = -<p, log p>, it is -g times the PassThrough gradient of log p, which is that of log p less any number."""
     x = masked(logits, mask)
-    d = shifted(x).clamp_min(LOWEST)
-    return (softmax_backward(softmax(x), d) * -grad.unsqueeze(-1)).to(logits.dtype)
+    p, d = zero_where_off(softmax(x), mask), zero_where_off(shifted(x).clamp_min(LOWEST), mask)
+    return zero_where_off((softmax_backward(p, d) * -grad.unsqueeze(-1)).to(logits.dtype), mask)
 
 
 def log_prob_and_entropy(
@@ -480,9 +488,9 @@ def log_prob_and_entropy_grad(
     """The sum of `log_prob_grad`, `entropy_grad` and `softmax_grad`, the last two as one: the entropy's gradient is
     PassThrough's of -g log p, or of that and any number."""
     x = masked(logits, mask)
-    p, of_draw = softmax(x), shifted(x).clamp_min(LOWEST) * -grad_entropy.unsqueeze(-1)
+    p, d = zero_where_off(softmax(x), mask), zero_where_off(shifted(x).clamp_min(LOWEST), mask)
+    of_draw = d * -grad_entropy.unsqueeze(-1)
     of_draw = of_draw if grad is None else of_draw + grad
     smooth = softmax_backward(p, of_draw) - p * grad_log_prob.sum(0).unsqueeze(-1)
     at = index.clamp(0, logits.shape[-1] - 1).t()
-    out = smooth.scatter_add(-1, at, grad_log_prob.t().to(p.dtype)).to(logits.dtype)
-    return out if mask is None else torch.where(mask, out, 0.0)
+    return zero_where_off(smooth.scatter_add(-1, at, grad_log_prob.t().to(p.dtype)).to(logits.dtype), mask)

@@ -160,12 +160,12 @@ def _relaxed_first(x: Tensor, draws: int, dtype: torch.dtype | None, seed: Seed,
     """`eager.relaxed_first` in the fewest calls, in float64, where no maximum need be subtracted."""
     u = rng.uniform_like(x if draws == 1 else x.expand(draws, *x.shape), seed.generator)
     z = x - rng.exponential_of(u).neg_().log_()
-    if isinstance(temperature, Tensor):
-        # A category that is off must not make the temperature's gradient 0 inf.
-        z = z.clamp_min(-1e20)
     top, index = z.detach().max(-1, keepdim=True)
     all_valid = math.isfinite(top.sum().item())
     index = (index if all_valid else index.masked_fill(~top.isfinite(), -1)).squeeze(-1)
+    if isinstance(temperature, Tensor):
+        # A category that is off must not make the temperature's gradient 0 inf.
+        z = z.clamp_min(-1e20)
     drawn = Sample(None, index, None, all_valid, None, z.numel() > cpu._ONE_THREAD)
     if isinstance(temperature, Tensor) or temperature != 1:
         z = z / eager.by_row(temperature, z.dtype)

@@ -11,6 +11,24 @@ def _row(old: str, new: str, why: str, case: str, ranks: int = 2) -> Mutant:
 
 MUTANTS = [
     _row(
+        "t = ops.constant_where_empty(t, known.sums.maximum.unsqueeze(-1)) if relaxed else t",
+        "pass",
+        "a row that a mask leaves empty makes a learned temperature's gradient NaN",
+        "a_row_with_nothing_allowed",
+    ),
+    _row(
+        "t = ops.constant_where_empty(t, x) if relaxed else t",
+        "pass",
+        "a whole row that a mask leaves empty makes a learned temperature's gradient NaN",
+        "a_row_with_nothing_allowed",
+    ),
+    _row(
+        "local = parameters.masked(local, allowed)",
+        "pass",
+        "NaN for the logits of a row that a mask leaves empty, under unimix",
+        "a_row_with_nothing_allowed",
+    ),
+    _row(
         "return -(-self.offset[-1] // length) * -(-length // GROUP)",
         "return 0",
         "every shard draws the noise of the row's first groups",

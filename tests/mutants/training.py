@@ -268,11 +268,13 @@ MUTANTS = [
         "samples beside those of another draw",
         estimators("samples_of_a_draw"),
     ),
-    _formulas("(2 * softmax_backward(m, g)", "(softmax_backward(m, g)", "J(m) g once", estimators("definition")),
-    _formulas("softmax_backward(p, g) / 2)", "softmax_backward(p, g))", "all of J(p) g", estimators("definition")),
     _formulas(
-        "m = (softmax(shifted(x) / by_row(temperature, p.dtype))",
-        "m = (softmax(shifted(x))",
+        "dx = 2 * softmax_backward(m, g)", "dx = softmax_backward(m, g)", "J(m) g once", estimators("definition")
+    ),
+    _formulas("softmax_backward(p, g) / 2\n", "softmax_backward(p, g)\n", "all of J(p) g", estimators("definition")),
+    _formulas(
+        "softmax(shifted(x) / by_row(temperature, p.dtype))",
+        "softmax(shifted(x))",
         "ReinMax at temperature 1",
         estimators("definition and temperature"),
     ),
@@ -285,8 +287,8 @@ MUTANTS = [
         estimators("definition"),
     ),
     _formulas(
-        "softmax_backward(softmax(score / t), grad.to(score.dtype)) / t)",
-        "softmax_backward(softmax(score / t), grad.to(score.dtype)))",
+        "(softmax_backward(y, grad.to(y.dtype)) / t)",
+        "(softmax_backward(y, grad.to(y.dtype)))",
         "without 1 / t",
         estimators("definition and temperature"),
     ),
@@ -310,8 +312,8 @@ MUTANTS = [
         both("second_derivatives"),
     ),
     _formulas(
-        "shifted(x).clamp_min(LOWEST) * -grad_entropy",
-        "shifted(x).clamp_min(LOWEST) * grad_entropy",
+        "d * -grad_entropy",
+        "d * grad_entropy",
         "the sign of the entropy's gradient",
         both("second_derivatives"),
     ),

@@ -8,14 +8,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Categorical as TorchCategorical
 from torch.distributions import Distribution, constraints, kl
 from torch.distributions import OneHotCategorical as TorchOneHotCategorical
 
 from . import _backends as backends
 from . import checks, ops, parameters, rng
+from ._backends import eager
 from ._backends.interface import Sample
 from .grad_method import ReparamGradientStrategy
-from .tensors import compute_dtype, in_transform, is_recorded, is_sharded
+from .tensors import in_transform, is_recorded, is_sharded
 
 if TYPE_CHECKING:
     from . import sharded
@@ -677,28 +679,24 @@ def _state(param: Tensor, mask: Tensor | None) -> Any:
 # Kullback-Leibler divergence ------------------------------------------------------------------------------------------
 
 
-def _log_probs(dist: OneHotCategorical | TorchOneHotCategorical) -> Tensor:
-    """Normalised log-probabilities in float32 at least, with -inf where the probability is 0."""
-    if isinstance(dist, OneHotCategorical):
-        return dist._log_probs()
-    # torch clamps the logarithm of a probability.
-    logits = torch.where(dist.probs == 0, -torch.inf, dist.logits)
-    return logits.to(compute_dtype(logits.dtype))
+def law_of(categorical: TorchCategorical) -> OneHotCategorical:
+    """Return the law of torch's `categorical`, by the parameter that it was given.
+
+    torch clamps the logarithm of a probability, and a probability can be 0 where its logit is finite.
+    """
+    name = "probs" if categorical._param is vars(categorical).get("probs") else "logits"
+    return OneHotCategorical(**{name: categorical._param}, validate_args=False)
 
 
 @kl.register_kl(OneHotCategorical, OneHotCategorical)
 @kl.register_kl(OneHotCategorical, TorchOneHotCategorical)
 @kl.register_kl(TorchOneHotCategorical, OneHotCategorical)
 def _kl_one_hot(p: OneHotCategorical | TorchOneHotCategorical, q: OneHotCategorical | TorchOneHotCategorical) -> Tensor:
-    """sum p (log p - log q), [*batch], in float32 at least.
-
-    0 where p is 0, whatever q is there; inf where q alone is 0.
-    """
+    """Give sum p (log p - log q), [*batch], in float32 at least; see `eager.kl`."""
     if p.event_shape != q.event_shape:
         raise ValueError(f"q: expected {p.event_shape[0]} categories, as in p, found {q.event_shape[0]}")
-    log_p, log_q = _log_probs(p), _log_probs(q)
-    if is_sharded(log_p) or is_sharded(log_q):
-        return _sharded().kl(log_p, log_q)
-    # Taken out before the subtraction: -inf - -inf is NaN, and so would be its gradient.
-    never = log_p == -torch.inf
-    return (log_p.exp() * (log_p.masked_fill(never, 0.0) - log_q.masked_fill(never, 0.0))).sum(-1)
+    log_p, log_q = (
+        (law_of(dist._categorical) if isinstance(dist, TorchOneHotCategorical) else dist)._log_probs()
+        for dist in (p, q)
+    )
+    return (_sharded() if is_sharded(log_p) or is_sharded(log_q) else eager).kl(log_p, log_q)

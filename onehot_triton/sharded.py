@@ -31,6 +31,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 from . import _backends as backends
 from . import ops, parameters, rng
+from ._backends import eager
 from ._backends.eager import GAP, GROUP, LOWEST, for_each_sample, one_hot, with_derivative_of
 from .grad_method import ReparamGradientStrategy
 from .rng import Seed
@@ -898,17 +899,14 @@ def entropy(logits: Tensor) -> Tensor:
 
 
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """sum p (log p - log q), [*batch], of normalised log-probabilities: 0 where p is 0, inf where q alone is."""
+    """Give sum p (log p - log q), [*batch], for normalised log-probabilities, as `eager.kl` does."""
     if not isinstance(log_p, DTensor):
         raise _error("p", "sharded logits where those of q are", "others")
     layout = layout_of(log_p, "p")
     # One of another batch would broadcast.
     if log_q.shape != log_p.shape:
         raise _error("q", f"the shape {list(log_p.shape)} of p, where that is sharded", list(log_q.shape))
-    p = _local(log_p, layout)
-    q = _part(log_q, "q", layout, True)
-    never = p == -torch.inf
-    part = (p.exp() * (p.masked_fill(never, 0.0) - q.masked_fill(never, 0.0))).sum(-1)
+    part = eager.kl(_local(log_p, layout), _part(log_q, "q", layout, True))
     return _wrap(_total(part, None if layout.vocabulary is None else layout.ranks), layout)
 
 

@@ -398,6 +398,23 @@ def subclasses_and_options(rank: int, world: int) -> None:
             torch.distributions.kl_divergence(OneHotCategorical(x), other),
             torch.distributions.kl_divergence(OneHotCategorical(full), OneHotCategorical(full.flip(-1))),
         )
+        # Near laws, in a row of which q alone has a category, and p alone in another.
+        near = full + 1e-3 * _fixed(3, 7, seed=2)
+        ones, others = full.clone(), near.clone()
+        ones[1, 5], others[2, 0] = -torch.inf, -torch.inf
+        log_p, d = ones.double().log_softmax(-1), others.double().log_softmax(-1) - ones.double().log_softmax(-1)
+        exact = (log_p.exp() * (d.expm1() - d)).masked_fill(ones == -torch.inf, 0.0)
+        exact[1, 5], exact[2] = others[1].double().softmax(-1)[5], torch.inf
+        leaves = [_placed(t, mesh, placement).requires_grad_() for t in (ones, others)]
+        found = torch.distributions.kl_divergence(*(OneHotCategorical(leaf) for leaf in leaves))
+        torch.testing.assert_close(_whole(found).double(), exact.sum(-1), rtol=1e-3, atol=0)
+        wholes = [t.clone().requires_grad_() for t in (ones, others)]
+        whole = torch.distributions.kl_divergence(*(OneHotCategorical(t) for t in wholes))
+        for one, other in zip(
+            torch.autograd.grad(found.sum(), leaves), torch.autograd.grad(whole.sum(), wholes), strict=True
+        ):
+            assert _whole(one).isfinite().all()
+            _same(one, other)
         t = torch.tensor([[0.5], [1.0], [2.0]]).squeeze(-1)
         x.requires_grad_()
         soft, whole = RelaxedOneHotCategorical(t, logits=x), RelaxedOneHotCategorical(t, logits=full)

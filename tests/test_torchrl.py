@@ -183,6 +183,21 @@ def test_kl_divergence_with_theirs(kind: str) -> None:
             torch.testing.assert_close(torch.autograd.grad(found.sum(), leaves, retain_graph=True), grads)
 
 
+def test_kl_divergence_of_near_laws_with_theirs() -> None:
+    """In one row a probability underflows whose logit is finite: it is no category that is off."""
+    register()
+    x = torch.randn(20, 32)
+    y = x + 1e-3 * torch.randn(20, 32)
+    x[0, 3] = y[0, 3] = -120.0
+    log_p, d = x.double().log_softmax(-1), y.double().log_softmax(-1) - x.double().log_softmax(-1)
+    exact = (log_p.exp() * (d.expm1() - d)).sum(-1)
+    for p, q in (
+        (OneHotCategorical(x), TheirOneHotCategorical(y)),
+        (TheirOneHotCategorical(x), OneHotCategorical(y)),
+    ):
+        torch.testing.assert_close(kl_divergence(p, q).double(), exact, rtol=5e-4, atol=0)
+
+
 # Modules --------------------------------------------------------------------------------------------------------------
 
 

@@ -14,6 +14,7 @@ BAD = "tests/test_hard_cases.py -k test_bad_input"
 BAD_VALUE = "tests/test_hard_cases.py -k test_bad_one_hot_values"
 BAD_MASK = "tests/test_masked.py -k 'test_bad_input or unchecked_allows_none'"
 EXPAND = "tests/test_distribution.py -k expand"
+KL = "tests/test_distribution.py -k kl"
 SEEDS = "tests/test_rng.py"
 DEMO_TESTS = "tests/test_self_check.py"
 STATUS = DEMO_TESTS + " -k status"
@@ -163,17 +164,17 @@ MUTANTS = [
     ),
     Mutant(
         DISTRIBUTION,
-        "log_p.masked_fill(never, 0.0) - log_q.masked_fill(never, 0.0)",
-        "log_p - log_q",
-        "0 log 0 in the divergence",
-        "tests/test_distribution.py -k kl",
+        'name = "probs" if categorical._param is vars(categorical).get("probs") else "logits"',
+        'name = "logits"',
+        "the clamped logarithm of a probability of torch's class",
+        KL,
     ),
     Mutant(
         DISTRIBUTION,
-        "torch.where(dist.probs == 0, -torch.inf, dist.logits)",
-        "dist.logits",
-        "a probability of 0 that torch clamps",
-        "tests/test_distribution.py -k kl",
+        'name = "probs" if categorical._param is vars(categorical).get("probs") else "logits"',
+        'name = "probs"',
+        "a probability of torch's class that underflowed, of a finite logit",
+        KL,
     ),
     Mutant(DISTRIBUTION, "if p.event_shape != q.event_shape:", "if False:", "a divergence of other lengths", BAD),
     Mutant(

@@ -460,6 +460,30 @@ MUTANTS = [
         "a category that is off can be drawn from rows as low",
         "tests/test_masked.py",
     ),
+    _formulas(
+        "is_near = (d.abs() < 1) & ~either",
+        "is_near = d.abs() < 1",
+        "a divergence without q where p has no mass",
+        distribution("kl"),
+    ),
+    _formulas(
+        "d.abs() < 1",
+        "d.abs() < 0",
+        "a small divergence lost in q - p - p d",
+        distribution("kl"),
+    ),
+    _formulas(
+        "near = d.masked_fill(~is_near, 0.0)",
+        "near = d",
+        "0 times an exponential that overflows, in the gradient of a divergence",
+        distribution("kl"),
+    ),
+    _formulas(
+        "(p * d).masked_fill(q_is_0 & ~p_is_0, -torch.inf)",
+        "p * d",
+        "a finite divergence where q alone is 0",
+        distribution("kl"),
+    ),
     _parameters(
         "1 - unimix) + unimix * uniform",
         "1 - unimix) + uniform",

@@ -573,6 +573,98 @@ def test_expand_of_a_subclass_needs_its_own():
         Narrow().expand((2,))
 
 
+# Probability 0 -------------------------------------------------------------------------------------------------------
+
+OFF = torch.tensor([False, True, False, True, False])
+
+
+def with_zeros(kind: str, neg_inf: float | None, x: Tensor, **options: Any) -> OneHotCategorical:
+    """A distribution of softmax(x) without the categories that are `OFF`."""
+    if kind == "mask":
+        return MaskedOneHotCategorical(x, None, ~OFF, None, neg_inf, **options)
+    if kind == "probs":
+        return OneHotCategorical(probs=torch.where(OFF, 0.0, x.exp()), neg_inf=neg_inf, **options)
+    return OneHotCategorical(x.masked_fill(OFF, -math.inf), neg_inf=neg_inf, **options)
+
+
+each_kind_of_zero = pytest.mark.parametrize("kind", ["logits", "probs", "mask"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("neg_inf", [None, -50.0, -math.inf, -1e300, -7])
+@each_kind_of_zero
+def test_neg_inf_stands_where_a_probability_is_0(kind, neg_inf, dtype):
+    x = torch.randn(3, 5).to(dtype).requires_grad_()
+    dist = with_zeros(kind, neg_inf, x)
+    exact = x.double().masked_fill(OFF, -math.inf).log_softmax(-1)
+
+    def expected(value: float, dtype: torch.dtype) -> Tensor:
+        return exact.to(dtype).masked_fill(OFF, max(value, torch.finfo(dtype).min) if value > -math.inf else value)
+
+    wide = torch.promote_types(dtype, torch.float32)
+    error = {"rtol": 4 * torch.finfo(dtype).eps, "atol": 4 * torch.finfo(dtype).eps}
+    logits = dist.logits
+    torch.testing.assert_close(logits, expected(-1e4 if neg_inf is None else neg_inf, dtype), **error)
+    assert (logits[:, OFF] == logits[0, 1]).all()
+    log_probs = expected(-math.inf if neg_inf is None else neg_inf, wide)
+    index, eye = torch.arange(5).unsqueeze(-1), torch.eye(5).unsqueeze(1)
+    for found in (
+        dist.log_prob(eye),
+        dist.log_prob_index(index),
+        dist.log_prob_and_entropy(eye)[0],
+        dist.log_prob_index_and_entropy(index)[0],
+    ):
+        torch.testing.assert_close(found.t(), log_probs, **error)
+    if neg_inf != -math.inf:
+        (grad,) = torch.autograd.grad(logits[:, OFF].sum(), x)
+        assert grad.count_nonzero() == 0
+
+
+@each_kind_of_zero
+def test_neg_inf_changes_nothing_else(kind):
+    x = torch.randn(2, 3, 5)
+    plain, filled = (with_zeros(kind, neg_inf, x[0]) for neg_inf in (None, -2.0))
+    other = OneHotCategorical(x[1])
+    for member in (
+        lambda d: d.entropy(),
+        lambda d: d.probs,
+        lambda d: d.variance,
+        lambda d: d.mode,
+        lambda d: d.sample((50,), generator=torch.Generator().manual_seed(3)),
+        lambda d: d.rsample((50,), generator=torch.Generator().manual_seed(3)),
+        lambda d: D.kl_divergence(d, other),
+        lambda d: D.kl_divergence(other, d),
+    ):
+        assert torch.equal(member(plain), member(filled))
+    assert repr(plain) == repr(filled)
+    for copy_of in (filled.expand((2, 3)), copy.deepcopy(filled), pickle.loads(pickle.dumps(filled))):
+        assert copy_of.neg_inf == -2.0
+        assert (copy_of.logits[..., OFF] == -2).all()
+    invalid = with_zeros(kind, -2.0, torch.full((1, 5), math.nan), validate_args=False)
+    assert invalid.logits.isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+@each_kind_of_zero
+def test_logits_make_the_same_law_and_finite_sums(kind, dtype):
+    """sum p (alpha log p - q), as a discrete actor-critic has it."""
+    x = torch.randn(3, 5).to(dtype).requires_grad_()
+    q = torch.randn(3, 5)
+    dist = with_zeros(kind, None, x)
+    again = OneHotCategorical(logits=dist.logits)
+    assert (again.probs[:, OFF] == 0).all()
+    torch.testing.assert_close(again.probs, dist.probs)
+    assert not again.sample((200,))[..., OFF].any()
+    found = (dist.probs * (0.2 * dist.logits - q)).sum()
+    (grad,) = torch.autograd.grad(found, x)
+    double = x.detach().double().requires_grad_()
+    log_p = double[:, ~OFF].log_softmax(-1)
+    exact = (log_p.exp() * (0.2 * log_p - q[:, ~OFF])).sum()
+    error = 8 * torch.finfo(dtype).eps
+    torch.testing.assert_close(found.double(), exact, rtol=error, atol=error)
+    torch.testing.assert_close(grad.double(), torch.autograd.grad(exact, double)[0], rtol=error, atol=error)
+
+
 # Kullback-Leibler divergence ------------------------------------------------------------------------------------------
 
 # Who is p, who is q.

@@ -15,6 +15,7 @@ BAD_VALUE = "tests/test_hard_cases.py -k test_bad_one_hot_values"
 BAD_MASK = "tests/test_masked.py -k 'test_bad_input or unchecked_allows_none'"
 EXPAND = "tests/test_distribution.py -k expand"
 KL = "tests/test_distribution.py -k kl"
+ZERO = "tests/test_distribution.py -k 'neg_inf or same_law'"
 SEEDS = "tests/test_rng.py"
 DEMO_TESTS = "tests/test_self_check.py"
 STATUS = DEMO_TESTS + " -k status"
@@ -88,7 +89,7 @@ MUTANTS = [
         "leading dimensions that do not broadcast",
         BAD,
     ),
-    Mutant(CHECKS, "not value < 0:", "value > 0:", "a neg_inf of NaN", BAD_MASK),
+    Mutant(CHECKS, "and value < 0):", "and not value >= 0):", "a neg_inf of NaN", BAD_MASK),
     Mutant(CHECKS, "if value.is_complex():", "if False:", "complex values", BAD),
     Mutant(
         CHECKS,
@@ -164,15 +165,15 @@ MUTANTS = [
     ),
     Mutant(
         DISTRIBUTION,
-        'name = "probs" if categorical._param is vars(categorical).get("probs") else "logits"',
-        'name = "logits"',
+        'if param is vars(categorical).get("probs"):',
+        "param = categorical.logits\n    if False:",
         "the clamped logarithm of a probability of torch's class",
         KL,
     ),
     Mutant(
         DISTRIBUTION,
-        'name = "probs" if categorical._param is vars(categorical).get("probs") else "logits"',
-        'name = "probs"',
+        'if param is vars(categorical).get("probs"):',
+        "param = categorical.probs\n    if True:",
         "a probability of torch's class that underflowed, of a finite logit",
         KL,
     ),
@@ -191,34 +192,48 @@ MUTANTS = [
         "a mask changed in place",
         "tests/test_masked.py -k place",
     ),
+    Mutant(
+        DISTRIBUTION,
+        "LOWEST if self.neg_inf is None else self.neg_inf",
+        "-math.inf if self.neg_inf is None else self.neg_inf",
+        "logits of -inf, of which p * logits is NaN",
+        ZERO,
+    ),
+    Mutant(
+        DISTRIBUTION,
+        "log_prob if self.neg_inf is None else _filled(log_prob, self.neg_inf)",
+        "log_prob",
+        "neg_inf not in log_prob",
+        ZERO,
+    ),
+    Mutant(
+        DISTRIBUTION,
+        "log_prob if self.neg_inf is None else _filled(log_prob, self.neg_inf)",
+        "_filled(log_prob, LOWEST if self.neg_inf is None else self.neg_inf)",
+        "a log_prob of -1e4 that nobody asked for",
+        ZERO,
+    ),
+    Mutant(
+        DISTRIBUTION,
+        "max(neg_inf, torch.finfo(log_probs.dtype).min)",
+        "neg_inf",
+        "a neg_inf beyond half precision",
+        ZERO,
+    ),
+    Mutant(
+        DISTRIBUTION,
+        "setattr(new, name, getattr(self, name))",
+        "setattr(new, name, getattr(self, name))\n        new.neg_inf = None",
+        "neg_inf lost by expand",
+        ZERO,
+    ),
     # masked.py
     Mutant(
         MASKED,
-        "self._finite(self._in_param_dtype(self._log_probs()))",
-        "self._in_param_dtype(self._log_probs())",
-        "neg_inf not in logits",
-        "tests/test_masked.py -k neg_inf",
-    ),
-    Mutant(
-        MASKED,
-        "self._finite(self._in_param_dtype(self._log_probs()))",
-        "self._finite(super().logits)",
-        "a compiled program has no logits of it",
-        "tests/test_compile_matrix.py -k masked_logits",
-    ),
-    Mutant(
-        MASKED,
-        "return self._finite(super()._log_prob_result(log_prob))",
-        "return super()._log_prob_result(log_prob)",
-        "neg_inf not in log_prob",
-        "tests/test_masked.py -k neg_inf",
-    ),
-    Mutant(
-        MASKED,
-        "new.neg_inf = self.neg_inf",
-        "new.neg_inf = -math.inf",
-        "neg_inf lost by expand",
-        "tests/test_masked.py -k expand",
+        "            neg_inf=neg_inf,\n",
+        "",
+        "neg_inf lost between the classes",
+        ZERO,
     ),
     Mutant(
         MASKED,

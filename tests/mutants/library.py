@@ -180,13 +180,6 @@ MUTANTS = [
     Mutant(DISTRIBUTION, "if p.event_shape != q.event_shape:", "if False:", "a divergence of other lengths", BAD),
     Mutant(
         DISTRIBUTION,
-        "index.masked_fill(~valid, -1)",
-        "index",
-        "the mode of a bad row",
-        EXPAND,
-    ),
-    Mutant(
-        DISTRIBUTION,
         "0 if mask is None else mask._version, captured",
         "0, captured",
         "a mask changed in place",

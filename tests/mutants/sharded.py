@@ -11,6 +11,18 @@ def _row(old: str, new: str, why: str, case: str, ranks: int = 2) -> Mutant:
 
 MUTANTS = [
     _row(
+        "at.masked_fill(elsewhere | ~maxima.amax(0).isfinite(), -1)",
+        "at.masked_fill(elsewhere, -1)",
+        "a mode of a row that is invalid on another shard",
+        "rows_that_are_no_distribution",
+    ),
+    _row(
+        "at.masked_fill(elsewhere | ~maxima.amax(0).isfinite(), -1)",
+        "at.masked_fill(~maxima.amax(0).isfinite(), -1)",
+        "a mode on each shard",
+        "members_agree",
+    ),
+    _row(
         "return -(-self.offset[-1] // length) * -(-length // GROUP)",
         "return 0",
         "every shard draws the noise of the row's first groups",
@@ -79,8 +91,8 @@ MUTANTS = [
         "compiled_programs",
     ),
     _row(
-        "bests = _gather([best.to(compute_dtype(x.dtype))], layout.ranks)[0]",
-        "bests = _gather([best.double()], layout.ranks)[0]",
+        "_mode_at(x, _gather([m], layout.ranks)[0], layout)",
+        "_mode_at(x, _gather([m.double()], layout.ranks)[0], layout)",
         "the mode's maxima sent in twice the bytes",
         "collectives",
     ),

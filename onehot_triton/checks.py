@@ -155,7 +155,7 @@ def allowed_indices(value: Any, padding: Any, shape: torch.Size, device: torch.d
 def neg_inf(value: Any) -> float | None:
     if value is not None and not (isinstance(value, _REAL) and value < 0):
         raise _error("neg_inf", "None or a number below 0", repr(value))
-    return value
+    return None if value is None else float(value)
 
 
 def grad_method(method: Any) -> ReparamGradientStrategy | None:

@@ -100,7 +100,8 @@ class MaskedOneHotCategorical(OneHotCategorical):
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> MaskedOneHotCategorical:
         """As of `OneHotCategorical`, of sharded columns too: the mask is expanded with the parameters."""
-        return super().expand(batch_shape, self._get_checked_instance(MaskedOneHotCategorical, _instance))  # pyright: ignore[reportReturnType]
+        new: Any = self._get_checked_instance(MaskedOneHotCategorical, _instance)
+        return super().expand(batch_shape, new)  # pyright: ignore[reportReturnType]
 
 
 def _mask_of(indices: Tensor, padding: int | None, columns: int) -> Tensor:

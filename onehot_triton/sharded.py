@@ -9,6 +9,7 @@ row, m = max x, s = sum exp(x - m), and M, S are those of the whole row, which e
 
     draw                  gather (score, m, s, column, x there): the shard of the least score exp(-m) has the winner
     log_prob              gather (m, s, x at the index) or (m, s, max of the value, x there)
+    mode                  gather m, and s where it has a gradient
     entropy               gather (m, s, sum exp(x - m) (x - m))
     PassThrough           backward: gather <p, g>
     ReinMax               backward: gather (g at the draw, <p, g>), and of softmax(x / t) (sum exp, sum g exp)

@@ -152,9 +152,10 @@ def allowed_indices(value: Any, padding: Any, shape: torch.Size, device: torch.d
             raise _error("indices", f"0 .. {shape[-1] - 1}", f"{value[tuple(at)].item()} at {at}")
 
 
-def neg_inf(value: Any) -> None:
-    if not isinstance(value, (int, float)) or not value < 0:
-        raise _error("neg_inf", "a number below 0", repr(value))
+def neg_inf(value: Any) -> float | None:
+    if value is not None and not (isinstance(value, _REAL) and value < 0):
+        raise _error("neg_inf", "None or a number below 0", repr(value))
+    return None if value is None else float(value)
 
 
 def grad_method(method: Any) -> ReparamGradientStrategy | None:

@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import math
 import weakref
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.distributions import Categorical as TorchCategorical
 from torch.distributions import Distribution, constraints, kl
 from torch.distributions import OneHotCategorical as TorchOneHotCategorical
 
 from . import _backends as backends
 from . import checks, ops, parameters, rng
+from ._backends import eager
+from ._backends.eager import LOWEST
 from ._backends.interface import Sample
 from .grad_method import ReparamGradientStrategy
-from .tensors import compute_dtype, in_transform, is_recorded, is_sharded
+from .tensors import in_transform, is_recorded, is_sharded
 
 if TYPE_CHECKING:
     from . import sharded
@@ -46,6 +50,8 @@ class OneHotCategorical(Distribution):
             e / columns, in all that it does (Hafner et al. 2023, https://arxiv.org/abs/2301.04104).
         dtype: of `sample`, `mode` and `enumerate_support`: bool, uint8, a signed integer, or a floating dtype of at
             least 16 bits. None is int64 without a `grad_method`, and the dtype of the parameters with one.
+        neg_inf: a number below 0, -inf included, that `log_prob` and `logits` give where a probability is 0. None:
+            `log_prob` gives -inf, and `logits` -1e4, so that sums of p * logits are finite and have a finite gradient.
         validate_args: True checks parameters and values, False does not; None checks on a CPU where torch's own default
             does, and not on a GPU, where a check is a pass over the row and a device synchronisation.
 
@@ -94,6 +100,7 @@ class OneHotCategorical(Distribution):
         relaxed_samples: int = 1,
         unimix: float | Tensor = 0.0,
         dtype: torch.dtype | None = None,
+        neg_inf: float | None = None,
         validate_args: bool | None = None,
     ) -> None:
         self._param, self._name = checks.parameter(logits=logits, probs=probs)
@@ -102,6 +109,7 @@ class OneHotCategorical(Distribution):
         self.grad_method = checks.grad_method(grad_method)
         self.relaxed_samples = checks.relaxed_samples(relaxed_samples)
         self.unimix = checks.unimix(unimix)
+        self.neg_inf = checks.neg_inf(neg_inf)
         self.dtype = self._default_dtype if dtype is None else dtype
         shape = self._param.shape
         # `is_sharded`, without a call.
@@ -163,11 +171,18 @@ class OneHotCategorical(Distribution):
 
     @property
     def logits(self) -> Tensor:
-        """Normalised log-probabilities, [*batch, columns]: computed when asked for.
+        """Normalised log-probabilities, [*batch, columns], `neg_inf` where a probability is 0, or -1e4 where that is
+        None: computed when asked for.
+
+        Drawing from `OneHotCategorical(logits=dist.logits)` is the same law, since exp(-1e4) is 0 in every dtype.
 
         Of sharded columns: placed as the parameters, one collective of 8 bytes.
+
+        Example:
+            >>> OneHotCategorical(probs=torch.tensor([1.0, 0.0])).logits
+            tensor([     0., -10000.])
         """
-        return self._in_param_dtype(self._log_probs())
+        return _filled(self._in_param_dtype(self._log_probs()), LOWEST if self.neg_inf is None else self.neg_inf)
 
     def _log_probs(self) -> Tensor:
         """Normalised log-probabilities in float32 at least, with -inf where the probability is 0."""
@@ -409,12 +424,31 @@ class OneHotCategorical(Distribution):
         """
         if self._is_sharded:
             return _sharded().mode(self._current_logits(), self.dtype)
-        logits = self._masked_logits().detach()
-        backend = backends.of(logits)
-        index = backend.argmax(logits)
-        # NaN counts as the maximum: in a row that is no distribution, it is not finite.
-        valid = logits.gather(-1, index.unsqueeze(-1)).squeeze(-1).isfinite()
-        return backend.one_hot(index.masked_fill(~valid, -1), self.num_samples, self.dtype)
+        logits = self._current_logits()
+        index = ops.mode(logits, self._mask_to_apply)
+        return backends.of(logits).one_hot(index, self.num_samples, self.dtype)
+
+    @property
+    def rmode(self) -> Tensor:
+        """`mode` with the straight-through gradient, as Dreamer's actors and world models take it when they act.
+
+        Returns:
+            [*batch, columns] in the parameters' dtype, exactly 0 and 1; an invalid row, where nothing was validated, is
+            all zero. The gradient is that of PassThrough, p (g - <p, g>), whatever `grad_method` is.
+
+        Of sharded columns: placed as the parameters, and so is the gradient. One collective of 8 bytes, and one of 4
+        in the backward; 4 alone where nothing is differentiated.
+
+        Example:
+            >>> logits = torch.zeros(2, requires_grad=True)
+            >>> mode = OneHotCategorical(logits).rmode
+            >>> (mode * torch.tensor([1.0, 3.0])).sum().backward()
+            >>> logits.grad
+            tensor([-0.5000,  0.5000])
+        """
+        logits = self._current_logits()
+        rmode = _sharded().rmode(logits) if self._is_sharded else ops.rmode(logits, self._mask_to_apply)
+        return self._in_param_dtype(rmode)
 
     @property
     def deterministic_sample(self) -> Tensor:
@@ -527,7 +561,7 @@ class OneHotCategorical(Distribution):
         return self._log_prob_result(out)
 
     def _log_prob_result(self, log_prob: Tensor) -> Tensor:
-        return log_prob
+        return log_prob if self.neg_inf is None else _filled(log_prob, self.neg_inf)
 
     def entropy(self) -> Tensor:
         """-sum p log p in nats, [*batch], with 0 log 0 = 0, in float32 at least; differentiable.
@@ -630,7 +664,7 @@ class OneHotCategorical(Distribution):
         for name in ("_mask", "_mask_to_apply"):
             tensor = getattr(self, name)
             setattr(new, name, None if tensor is None else tensor.expand(batch + self._event_shape))
-        for name in ("_name", "grad_method", "temperature", "relaxed_samples", "unimix", "dtype"):
+        for name in ("_name", "grad_method", "temperature", "relaxed_samples", "unimix", "dtype", "neg_inf"):
             setattr(new, name, getattr(self, name))
         new._param, new._is_sharded = self._param.expand(batch + self._event_shape), self._is_sharded
         new._logits = new._param if logits is self._param else logits.expand(batch + self._event_shape)
@@ -661,6 +695,13 @@ def _sharded() -> Any:
     return sharded
 
 
+def _filled(log_probs: Tensor, neg_inf: float) -> Tensor:
+    """Give `log_probs` with `neg_inf` in place of -inf, or with the lowest number if their dtype does not reach it."""
+    if neg_inf == -math.inf:
+        return log_probs
+    return log_probs.masked_fill(log_probs == -math.inf, max(neg_inf, torch.finfo(log_probs.dtype).min))
+
+
 def _is_same_memory(value: Tensor, other: Tensor) -> bool:
     return type(value) is Tensor and value.dtype == other.dtype and value.is_set_to(other)
 
@@ -680,28 +721,26 @@ def _state(param: Tensor, mask: Tensor | None) -> Any:
 # Kullback-Leibler divergence ------------------------------------------------------------------------------------------
 
 
-def _log_probs(dist: OneHotCategorical | TorchOneHotCategorical) -> Tensor:
-    """Normalised log-probabilities in float32 at least, with -inf where the probability is 0."""
-    if isinstance(dist, OneHotCategorical):
-        return dist._log_probs()
-    # torch clamps the logarithm of a probability.
-    logits = torch.where(dist.probs == 0, -torch.inf, dist.logits)
-    return logits.to(compute_dtype(logits.dtype))
+def law_of(categorical: TorchCategorical) -> OneHotCategorical:
+    """Return the law of torch's `categorical`, by the parameter that it was given.
+
+    torch clamps the logarithm of a probability, and a probability can be 0 where its logit is finite.
+    """
+    param: Any = categorical._param
+    if param is vars(categorical).get("probs"):
+        return OneHotCategorical(probs=param, validate_args=False)
+    return OneHotCategorical(param, validate_args=False)
 
 
 @kl.register_kl(OneHotCategorical, OneHotCategorical)
 @kl.register_kl(OneHotCategorical, TorchOneHotCategorical)
 @kl.register_kl(TorchOneHotCategorical, OneHotCategorical)
 def _kl_one_hot(p: OneHotCategorical | TorchOneHotCategorical, q: OneHotCategorical | TorchOneHotCategorical) -> Tensor:
-    """sum p (log p - log q), [*batch], in float32 at least.
-
-    0 where p is 0, whatever q is there; inf where q alone is 0.
-    """
+    """Give sum p (log p - log q), [*batch], in float32 at least; see `eager.kl`."""
     if p.event_shape != q.event_shape:
         raise ValueError(f"q: expected {p.event_shape[0]} categories, as in p, found {q.event_shape[0]}")
-    log_p, log_q = _log_probs(p), _log_probs(q)
-    if is_sharded(log_p) or is_sharded(log_q):
-        return _sharded().kl(log_p, log_q)
-    # Taken out before the subtraction: -inf - -inf is NaN, and so would be its gradient.
-    never = log_p == -torch.inf
-    return (log_p.exp() * (log_p.masked_fill(never, 0.0) - log_q.masked_fill(never, 0.0))).sum(-1)
+    log_p, log_q = (
+        (law_of(dist._categorical) if isinstance(dist, TorchOneHotCategorical) else dist)._log_probs()
+        for dist in (p, q)
+    )
+    return (_sharded() if is_sharded(log_p) or is_sharded(log_q) else eager).kl(log_p, log_q)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -29,9 +28,8 @@ class MaskedOneHotCategorical(OneHotCategorical):
             `indices` is given. A row in which nothing is allowed is no distribution: where arguments are not
             validated, its samples are all zero, its densities NaN and its gradient 0.
         indices: integers [*batch, n], in place of `mask`: the categories that can be drawn, in any order.
-        neg_inf: what `log_prob` and `logits` give for a category that cannot be drawn.
         padding_value: an entry of `indices` that stands for no category, in rows that allow fewer than n.
-        grad_method, temperature, relaxed_samples, dtype, validate_args: as for `OneHotCategorical`.
+        neg_inf, grad_method, temperature, relaxed_samples, dtype, validate_args: as for `OneHotCategorical`.
         unimix: e in [0, 1]: mixes in the uniform distribution over the categories that are allowed.
 
     Of sharded parameters all is as for `OneHotCategorical`; the mask is a DTensor that is placed as they are, or
@@ -57,7 +55,7 @@ class MaskedOneHotCategorical(OneHotCategorical):
         probs: Tensor | None = None,
         mask: Tensor | None = None,
         indices: Tensor | None = None,
-        neg_inf: float = -math.inf,
+        neg_inf: float | None = None,
         padding_value: int | None = None,
         grad_method: ReparamGradientStrategy | None = None,
         *,
@@ -68,8 +66,6 @@ class MaskedOneHotCategorical(OneHotCategorical):
         validate_args: bool | None = None,
     ) -> None:
         param, _ = checks.parameter(logits=logits, probs=probs)
-        checks.neg_inf(neg_inf)
-        self.neg_inf = neg_inf
         allowed, name = checks.exactly_one(mask=mask, indices=indices)
         if name == "indices":
             checks.allowed_indices(
@@ -89,6 +85,7 @@ class MaskedOneHotCategorical(OneHotCategorical):
             relaxed_samples=relaxed_samples,
             unimix=unimix,
             dtype=dtype,
+            neg_inf=neg_inf,
             validate_args=validate_args,
         )
 
@@ -101,26 +98,9 @@ class MaskedOneHotCategorical(OneHotCategorical):
         assert self._mask is not None
         return self._mask
 
-    @property
-    def logits(self) -> Tensor:
-        """Normalised log-probabilities, [*batch, columns], `neg_inf` where a category cannot be drawn.
-
-        Of sharded columns: placed as the parameters, one collective of 8 bytes.
-        """
-        # Not by super(): a compiled program would ask the property of an object that has no attributes.
-        return self._finite(self._in_param_dtype(self._log_probs()))
-
-    def _log_prob_result(self, log_prob: Tensor) -> Tensor:
-        return self._finite(super()._log_prob_result(log_prob))
-
-    def _finite(self, log_probs: Tensor) -> Tensor:
-        """`log_probs` with `neg_inf` for -inf."""
-        return log_probs if self.neg_inf == -math.inf else log_probs.masked_fill(log_probs == -math.inf, self.neg_inf)
-
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> MaskedOneHotCategorical:
         """As of `OneHotCategorical`, of sharded columns too: the mask is expanded with the parameters."""
         new: Any = self._get_checked_instance(MaskedOneHotCategorical, _instance)
-        new.neg_inf = self.neg_inf
         return super().expand(batch_shape, new)  # pyright: ignore[reportReturnType]
 
 

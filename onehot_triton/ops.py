@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.autograd import Function
 
 from . import _backends as backends
+from ._backends import eager
 from ._backends.interface import Backend, Sample
 from .grad_method import ReparamGradientStrategy
 from .rng import Seed
@@ -205,25 +206,29 @@ def sample(logits: Tensor, mask: Tensor | None, draw: Draw, seed: Seed | None = 
 
 
 class _StraightThrough(Function):
-    """A one-hot draw, exactly 0 and 1, with the gradient of `method`."""
+    """A one-hot draw, exactly 0 and 1, with the gradient of `method`; of the columns `index` where they are given."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(logits, mask, temperature, seed_tensor, key, offset, first_row, backend, draw, method, samples):
+    def forward(logits, mask, temperature, index, seed_tensor, key, offset, first_row, backend, draw, method, samples):
+        if index is not None:
+            # A Function must not return what it was given.
+            return backend.one_hot(index, logits.shape[-1], draw.dtype), None, None, None
         seed = Seed(seed_tensor, key, offset, draw.generator, first_row)
         drawn = _drawn(backend, logits, mask, draw, seed, method is ReparamGradientStrategy.RelaxedOneHot)
         return drawn.one_hot, drawn.index, drawn.logsumexp, drawn.seed
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        logits, mask, temperature, seed_tensor, ctx.key, ctx.offset, ctx.first_row, ctx.backend, *rest = inputs
+        logits, mask, temperature, index, seed_tensor, ctx.key, ctx.offset, ctx.first_row, ctx.backend, *rest = inputs
         _, ctx.method, ctx.samples = rest
         # A tensor is kept by autograd, which sees where it is changed in place.
         tensor, ctx.temperature = (temperature, None) if isinstance(temperature, Tensor) else (None, temperature)
-        _, index, logsumexp, seed_again = output
+        _, new_index, logsumexp, seed_again = output
+        index = index if new_index is None else new_index
         seed_tensor = seed_tensor if seed_again is None else seed_again
-        _keep(ctx, logits, mask, (tensor, seed_tensor, index, logsumexp), (index, logsumexp, seed_again))
+        _keep(ctx, logits, mask, (tensor, seed_tensor, index, logsumexp), (new_index, logsumexp, seed_again))
 
     @staticmethod
     def backward(ctx, grad, *_):
@@ -249,7 +254,7 @@ class _StraightThrough(Function):
                 else:
                     dx = backend.gapped_grad(*args, mask, logsumexp)
             dx = _shaped(dx, *logits.shape)
-        return dx, None, dt, None, None, None, None, None, None, None, None
+        return dx, None, dt, None, None, None, None, None, None, None, None, None
 
 
 def rsample(
@@ -285,9 +290,32 @@ def rsample(
     if relaxes_first or (not is_given and backend.records(logits, not of_softmax)):
         args = draws, draw.dtype, seed, method, t, samples
         return _in_shape(backend.straight_through(_rows(logits), _mask_rows(mask, backend), *args), draw, logits)
-    args = seed.tensor, seed.key, seed.offset, seed.first_row, backend, draw, method, samples
+    args = None, seed.tensor, seed.key, seed.offset, seed.first_row, backend, draw, method, samples
     one_hot, index, logsumexp, _ = apply(_StraightThrough, logits, mask, t, *args)
     return Sample(one_hot, index, logsumexp, False, None)
+
+
+def mode(logits: Tensor, mask: Tensor | None) -> Tensor:
+    """Find the first maximum per row of `logits` [*batch, columns]: int64 [*batch], -1 for an invalid row."""
+    logits, dims = logits.detach(), repeated(logits, mask)
+    if dims:
+        return again(mode(once(logits, dims), None if mask is None else once(mask, dims)), dims, logits.shape[:-1])
+    x = eager.masked(logits, mask)
+    index = backends.of(x).argmax(x)
+    # NaN counts as the maximum: in an invalid row, it is not finite.
+    return index.masked_fill(~x.gather(-1, index.unsqueeze(-1)).squeeze(-1).isfinite(), -1)
+
+
+def rmode(logits: Tensor, mask: Tensor | None) -> Tensor:
+    """Give the one-hot of `mode`, [*batch, columns] in the logits' dtype, with the gradient of PassThrough."""
+    backend, index, method = backends.of(logits), mode(logits, mask), ReparamGradientStrategy.PassThrough
+    if backend.records(logits):
+        drawn = Sample(backend.one_hot(index, logits.shape[-1], logits.dtype), index, None, False, None)
+        one_hot = eager.with_gradient_of(drawn, backend.softmax(eager.masked(logits, mask))).one_hot
+        assert one_hot is not None
+        return one_hot
+    args = index, None, 0, 0, 0, backend, Draw((), logits.dtype), method, 1
+    return apply(_StraightThrough, logits, mask, 1.0, *args)[0]
 
 
 def _temperature(temperature: Tensor | float, logits: Tensor) -> Tensor | float:

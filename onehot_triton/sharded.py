@@ -9,6 +9,7 @@ row, m = max x, s = sum exp(x - m), and M, S are those of the whole row, which e
 
     draw                  gather (score, m, s, column, x there): the shard of the least score exp(-m) has the winner
     log_prob              gather (m, s, x at the index) or (m, s, max of the value, x there)
+    mode                  gather m, and s where it has a gradient
     entropy               gather (m, s, sum exp(x - m) (x - m))
     PassThrough           backward: gather <p, g>
     ReinMax               backward: gather (g at the draw, <p, g>), and of softmax(x / t) (sum exp, sum g exp)
@@ -31,6 +32,7 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 from . import _backends as backends
 from . import ops, parameters, rng
+from ._backends import eager
 from ._backends.eager import GAP, GROUP, LOWEST, for_each_sample, one_hot, with_derivative_of
 from ._backends.interface import Sample
 from .grad_method import ReparamGradientStrategy
@@ -296,10 +298,16 @@ class Sums(NamedTuple):
     log_sum: Tensor
 
 
+def _shard_maximum(x: Tensor) -> Tensor:
+    """Find the maximum of a shard [..., n] in the compute dtype; -inf where it has no columns."""
+    m = x.amax(-1) if x.shape[-1] else x.new_full(x.shape[:-1], -torch.inf)
+    return m.to(compute_dtype(x.dtype))
+
+
 def _shard_sums(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """(m, s, x - m) of a shard [..., n] in the compute dtype; (-inf, 0) where it has nothing to draw."""
     x = x.to(compute_dtype(x.dtype))
-    m = x.amax(-1) if x.shape[-1] else x.new_full(x.shape[:-1], -torch.inf)
+    m = _shard_maximum(x)
     d = x - m.masked_fill(m == -torch.inf, 0.0).unsqueeze(-1)
     return m, d.exp().sum(-1), d
 
@@ -721,19 +729,41 @@ def relaxed_sample(logits: Tensor, temperature: Tensor | float, draw: ops.Draw) 
 
 
 def mode(logits: Tensor, dtype: torch.dtype) -> DTensor:
-    """One 1 at the first maximum of each row, placed as the logits; all zero in a row that is no distribution."""
+    """Give one 1 at the first maximum per row, placed as the logits; an invalid row is all zero."""
     layout = layout_of(logits, "logits")
     x = _rows(_local(logits.detach(), layout), True)
+    if layout.vocabulary is None:
+        at = ops.mode(x, None)
+    else:
+        m = _shard_maximum(x)
+        at = _mode_at(x, _gather([m], layout.ranks)[0], layout)
+    return _wrap(one_hot(at, x.shape[-1], dtype).reshape(layout.local), layout, columns=True)
+
+
+def _mode_at(x: Tensor, maxima: Tensor, layout: Layout) -> Tensor:
+    """Find the first maximum per row of this rank's [rows, n], int64 [rows], from the maxima of all shards,
+    [size, rows]; -1 where the row's first maximum is in another shard, and for an invalid row."""
     rows, n = x.shape
     at = backends.of(x).argmax(x) if n else torch.zeros(rows, dtype=torch.int64, device=x.device)
-    best = x.gather(-1, at.unsqueeze(-1)).squeeze(-1) if n else x.new_full((rows,), -torch.inf)
-    if layout.vocabulary is not None:
-        bests = _gather([best.to(compute_dtype(x.dtype))], layout.ranks)[0]
-        winner = bests.argmax(0)
-        best = bests.amax(0)
-        at = at.masked_fill(winner != layout.mesh.get_local_rank(layout.vocabulary), -1)
-    # NaN counts as the maximum: in a row that is no distribution, it is not finite.
-    hot = one_hot(at.masked_fill(~best.isfinite(), -1), n, dtype)
+    elsewhere = maxima.argmax(0) != layout.mesh.get_local_rank(layout.vocabulary)
+    # NaN counts as the maximum: in an invalid row, it is not finite.
+    return at.masked_fill(elsewhere | ~maxima.amax(0).isfinite(), -1)
+
+
+def rmode(logits: Tensor) -> DTensor:
+    """Give `mode` in the logits' dtype, with the gradient of PassThrough."""
+    if not is_differentiated(logits):
+        return mode(logits, logits.dtype)
+    layout = layout_of(logits, "logits")
+    x = _rows(_local(logits, layout), True)
+    if layout.vocabulary is None:
+        hot = ops.rmode(x, None)
+    else:
+        m, s, _ = _shard_sums(x.detach())
+        maxima, totals = _gather([m, s], layout.ranks)
+        at, sums = _mode_at(x.detach(), maxima, layout), _join(maxima, totals)[0]
+        how = layout.ranks, x.dtype, ReparamGradientStrategy.PassThrough, 1
+        hot = ops.apply(_StraightThrough, x, 1.0, *sums, at.unsqueeze(0), None, *how)
     return _wrap(hot.reshape(layout.local), layout, columns=True)
 
 
@@ -904,17 +934,14 @@ def entropy(logits: Tensor) -> Tensor:
 
 
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """sum p (log p - log q), [*batch], of normalised log-probabilities: 0 where p is 0, inf where q alone is."""
+    """Give sum p (log p - log q), [*batch], for normalised log-probabilities, as `eager.kl` does."""
     if not isinstance(log_p, DTensor):
         raise _error("p", "sharded logits where those of q are", "others")
     layout = layout_of(log_p, "p")
     # One of another batch would broadcast.
     if log_q.shape != log_p.shape:
         raise _error("q", f"the shape {list(log_p.shape)} of p, where that is sharded", list(log_q.shape))
-    p = _local(log_p, layout)
-    q = _part(log_q, "q", layout, True)
-    never = p == -torch.inf
-    part = (p.exp() * (p.masked_fill(never, 0.0) - q.masked_fill(never, 0.0))).sum(-1)
+    part = eager.kl(_local(log_p, layout), _part(log_q, "q", layout, True))
     return _wrap(_total(part, None if layout.vocabulary is None else layout.ranks), layout)
 
 

@@ -167,7 +167,7 @@ def members_agree_with_those_of_whole_rows(rank: int, world: int) -> None:
                 _same(sharded.log_prob(value), whole.log_prob(drawn.full_tensor()))
             _same(sharded.log_prob_index(index), whole.log_prob_index(index))
             assert sharded.entropy().placements == (rows,)
-            for name in ("probs", "logits", "mean", "variance", "mode"):
+            for name in ("probs", "logits", "mean", "variance", "mode", "rmode"):
                 found = getattr(sharded, name)
                 assert found.placements == x.placements
                 _same(found, getattr(whole, name))
@@ -181,6 +181,7 @@ def members_agree_with_those_of_whole_rows(rank: int, world: int) -> None:
                 lambda d, w: d.log_prob(d.mode).square().sum(),
                 lambda d, w: d.entropy().square().sum(),
                 lambda d, w: (d.probs * w).sum() + (d.logits * w).sum(),
+                lambda d, w: (d.rmode * w).sum(),
                 lambda d, w: (d.rsample((2,)) * w).sum(),
             ):
                 (grad,), (expected,) = (
@@ -410,6 +411,11 @@ def subclasses_and_options(rank: int, world: int) -> None:
                 MaskedOneHotCategorical(x, mask=_placed(mask, mesh, placement), unimix=0.1, neg_inf=-9.0),
                 MaskedOneHotCategorical(full, mask=mask, unimix=0.1, neg_inf=-9.0),
             ),
+            (OneHotCategorical(probs=probs.floor()), OneHotCategorical(probs=full.exp().floor())),
+            (
+                OneHotCategorical(probs=probs.floor(), neg_inf=-9.0),
+                OneHotCategorical(probs=full.exp().floor(), neg_inf=-9.0),
+            ),
             (OneHotCategorical(x.bfloat16()), OneHotCategorical(full.bfloat16())),
             (OneHotCategorical(x).expand((2, 3)), OneHotCategorical(full).expand((2, 3))),
         ]
@@ -426,6 +432,23 @@ def subclasses_and_options(rank: int, world: int) -> None:
             torch.distributions.kl_divergence(OneHotCategorical(x), other),
             torch.distributions.kl_divergence(OneHotCategorical(full), OneHotCategorical(full.flip(-1))),
         )
+        # Near laws, in a row of which q alone has a category, and p alone in another.
+        near = full + 1e-3 * _fixed(3, 7, seed=2)
+        ones, others = full.clone(), near.clone()
+        ones[1, 5], others[2, 0] = -torch.inf, -torch.inf
+        log_p, d = ones.double().log_softmax(-1), others.double().log_softmax(-1) - ones.double().log_softmax(-1)
+        exact = (log_p.exp() * (d.expm1() - d)).masked_fill(ones == -torch.inf, 0.0)
+        exact[1, 5], exact[2] = others[1].double().softmax(-1)[5], torch.inf
+        leaves = [_placed(t, mesh, placement).requires_grad_() for t in (ones, others)]
+        found = torch.distributions.kl_divergence(*(OneHotCategorical(leaf) for leaf in leaves))
+        torch.testing.assert_close(_whole(found).double(), exact.sum(-1), rtol=1e-3, atol=0)
+        wholes = [t.clone().requires_grad_() for t in (ones, others)]
+        whole = torch.distributions.kl_divergence(*(OneHotCategorical(t) for t in wholes))
+        for one, other in zip(
+            torch.autograd.grad(found.sum(), leaves), torch.autograd.grad(whole.sum(), wholes), strict=True
+        ):
+            assert _whole(one).isfinite().all()
+            _same(one, other)
         t = torch.tensor([[0.5], [1.0], [2.0]]).squeeze(-1)
         x.requires_grad_()
         soft, whole = RelaxedOneHotCategorical(t, logits=x), RelaxedOneHotCategorical(t, logits=full)
@@ -511,6 +534,9 @@ def collectives_and_bytes(rank: int, world: int) -> None:
             draw = check(lambda straight=straight: straight.rsample((draws,)), 1, 8, 12)
             check(gradient(draw), 1, a_row, 8)
         check(lambda: dist_.mode, 1, 4)
+        check(lambda: OneHotCategorical(x.detach()).rmode, 1, 4)
+        mode = check(lambda: dist_.rmode, 1, 8)
+        check(lambda: torch.autograd.grad(mode, x, w), 1, 4)
         check(dist_.enumerate_support, 0)
         for name in ("probs", "logits", "mean", "variance"):
             moment = check(lambda name=name: getattr(dist_, name), 1, 8)
@@ -583,6 +609,8 @@ def rows_that_are_no_distribution(rank: int, world: int) -> None:
         assert torch.equal(_whole(d.sample_index()) >= 0, good)
         assert torch.equal(_whole(d.sample()).sum(-1) == 1, good)
         assert torch.equal(_whole(d.mode).sum(-1) == 1, good)
+        differentiated = OneHotCategorical(_placed(full, mesh, placement).requires_grad_())
+        assert torch.equal(_whole(differentiated.rmode).sum(-1) == 1, good)
         assert torch.equal(~_whole(d.entropy()).isnan(), good)
         _, log_prob = d.sample_and_log_prob()
         assert torch.equal(~_whole(log_prob).isnan(), good)
@@ -766,7 +794,7 @@ def _columns(x: Any, eye: Any, index: Tensor, mask: Tensor, temperature: Tensor)
     from onehot_triton import OneHotCategorical
 
     d = OneHotCategorical(x).expand((2, *x.shape[:-1]))
-    return d.probs, d.logits, d.mean, d.variance, d.mode, d.deterministic_sample, d.enumerate_support()
+    return d.probs, d.logits, d.mean, d.variance, d.mode, d.rmode, d.deterministic_sample, d.enumerate_support()
 
 
 def _subclasses(x: Any, eye: Any, index: Tensor, mask: Tensor, temperature: Tensor) -> Any:

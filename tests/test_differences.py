@@ -212,6 +212,9 @@ def test_zero_probability() -> None:
     assert many.rsample((500,))[:, 1:].sum() > 0
     ours = OneHotCategorical(probs=probs)
     assert ours.log_prob(value).item() == -math.inf
+    assert ours.logits[2] == -1e4
+    filled = OneHotCategorical(probs=probs, neg_inf=clamped)
+    assert filled.log_prob(value).item() == filled.logits[2].item() == pytest.approx(clamped)
     many = OneHotCategorical(probs=torch.cat([torch.ones(1), torch.zeros(2**17)]), grad_method=RELAXED)
     assert many.rsample((500,))[:, 1:].sum() == 0
 
@@ -365,6 +368,8 @@ def test_masked_neg_inf() -> None:
     theirs = TheirMaskedOneHotCategorical(logits=LOGITS, mask=MASK, neg_inf=-50.0)
     assert (theirs.log_prob(masked) < -50.1).all()
     assert MaskedOneHotCategorical(LOGITS, mask=MASK, neg_inf=-50.0).log_prob(masked).tolist() == [-50, -50]
+    assert MaskedOneHotCategorical(LOGITS, mask=MASK).log_prob(masked).tolist() == [-math.inf, -math.inf]
+    assert (MaskedOneHotCategorical(LOGITS, mask=MASK).logits[~MASK.expand(2, -1)] == -1e4).all()
 
 
 def test_masked_nothing_allowed() -> None:
@@ -431,6 +436,25 @@ def test_gumbel_softmax_soft() -> None:
     y = RelaxedOneHotCategorical(torch.tensor(0.7), logits=LOGITS).rsample()
     torch.testing.assert_close(y.sum(-1), torch.ones(2))
     assert y.shape == F.gumbel_softmax(LOGITS, tau=0.7).shape
+
+
+def test_dreamer_mode() -> None:
+    """Theirs adds log p - log p.detach() to the mode."""
+
+    class OneHotDist(D.OneHotCategorical):
+        def mode(self) -> Tensor:  # pyright: ignore[reportIncompatibleVariableOverride]
+            hot = F.one_hot(self.logits.argmax(-1), self.logits.shape[-1])
+            return hot + self.logits - self.logits.detach()
+
+    g, p = torch.randn_like(LOGITS), LOGITS.softmax(-1)
+    logits = LOGITS.clone().requires_grad_()
+    (theirs,) = torch.autograd.grad(OneHotDist(logits=logits).mode(), logits, g)
+    torch.testing.assert_close(theirs, g - p * g.sum(-1, keepdim=True))
+    dist = OneHotCategorical(logits)
+    (ours,) = torch.autograd.grad(dist.rmode, logits, g)
+    torch.testing.assert_close(ours, p * (g - (p * g).sum(-1, keepdim=True)))
+    (same,) = torch.autograd.grad(dist.mode + dist.logits - dist.logits.detach(), logits, g)
+    torch.testing.assert_close(same, theirs)
 
 
 def test_straight_through_class() -> None:

@@ -573,6 +573,98 @@ def test_expand_of_a_subclass_needs_its_own():
         Narrow().expand((2,))
 
 
+# Probability 0 -------------------------------------------------------------------------------------------------------
+
+OFF = torch.tensor([False, True, False, True, False])
+
+
+def with_zeros(kind: str, neg_inf: float | None, x: Tensor, **options: Any) -> OneHotCategorical:
+    """A distribution of softmax(x) without the categories that are `OFF`."""
+    if kind == "mask":
+        return MaskedOneHotCategorical(x, None, ~OFF, None, neg_inf, **options)
+    if kind == "probs":
+        return OneHotCategorical(probs=torch.where(OFF, 0.0, x.exp()), neg_inf=neg_inf, **options)
+    return OneHotCategorical(x.masked_fill(OFF, -math.inf), neg_inf=neg_inf, **options)
+
+
+each_kind_of_zero = pytest.mark.parametrize("kind", ["logits", "probs", "mask"])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("neg_inf", [None, -50.0, -math.inf, -1e300, -7])
+@each_kind_of_zero
+def test_neg_inf_stands_where_a_probability_is_0(kind, neg_inf, dtype):
+    x = torch.randn(3, 5).to(dtype).requires_grad_()
+    dist = with_zeros(kind, neg_inf, x)
+    exact = x.double().masked_fill(OFF, -math.inf).log_softmax(-1)
+
+    def expected(value: float, dtype: torch.dtype) -> Tensor:
+        return exact.to(dtype).masked_fill(OFF, max(value, torch.finfo(dtype).min) if value > -math.inf else value)
+
+    wide = torch.promote_types(dtype, torch.float32)
+    error = {"rtol": 4 * torch.finfo(dtype).eps, "atol": 4 * torch.finfo(dtype).eps}
+    logits = dist.logits
+    torch.testing.assert_close(logits, expected(-1e4 if neg_inf is None else neg_inf, dtype), **error)
+    assert (logits[:, OFF] == logits[0, 1]).all()
+    log_probs = expected(-math.inf if neg_inf is None else neg_inf, wide)
+    index, eye = torch.arange(5).unsqueeze(-1), torch.eye(5).unsqueeze(1)
+    for found in (
+        dist.log_prob(eye),
+        dist.log_prob_index(index),
+        dist.log_prob_and_entropy(eye)[0],
+        dist.log_prob_index_and_entropy(index)[0],
+    ):
+        torch.testing.assert_close(found.t(), log_probs, **error)
+    if neg_inf != -math.inf:
+        (grad,) = torch.autograd.grad(logits[:, OFF].sum(), x)
+        assert grad.count_nonzero() == 0
+
+
+@each_kind_of_zero
+def test_neg_inf_changes_nothing_else(kind):
+    x = torch.randn(2, 3, 5)
+    plain, filled = (with_zeros(kind, neg_inf, x[0]) for neg_inf in (None, -2.0))
+    other = OneHotCategorical(x[1])
+    for member in (
+        lambda d: d.entropy(),
+        lambda d: d.probs,
+        lambda d: d.variance,
+        lambda d: d.mode,
+        lambda d: d.sample((50,), generator=torch.Generator().manual_seed(3)),
+        lambda d: d.rsample((50,), generator=torch.Generator().manual_seed(3)),
+        lambda d: D.kl_divergence(d, other),
+        lambda d: D.kl_divergence(other, d),
+    ):
+        assert torch.equal(member(plain), member(filled))
+    assert repr(plain) == repr(filled)
+    for copy_of in (filled.expand((2, 3)), copy.deepcopy(filled), pickle.loads(pickle.dumps(filled))):
+        assert copy_of.neg_inf == -2.0
+        assert (copy_of.logits[..., OFF] == -2).all()
+    invalid = with_zeros(kind, -2.0, torch.full((1, 5), math.nan), validate_args=False)
+    assert invalid.logits.isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+@each_kind_of_zero
+def test_logits_make_the_same_law_and_finite_sums(kind, dtype):
+    """sum p (alpha log p - q), as a discrete actor-critic has it."""
+    x = torch.randn(3, 5).to(dtype).requires_grad_()
+    q = torch.randn(3, 5)
+    dist = with_zeros(kind, None, x)
+    again = OneHotCategorical(logits=dist.logits)
+    assert (again.probs[:, OFF] == 0).all()
+    torch.testing.assert_close(again.probs, dist.probs)
+    assert not again.sample((200,))[..., OFF].any()
+    found = (dist.probs * (0.2 * dist.logits - q)).sum()
+    (grad,) = torch.autograd.grad(found, x)
+    double = x.detach().double().requires_grad_()
+    log_p = double[:, ~OFF].log_softmax(-1)
+    exact = (log_p.exp() * (0.2 * log_p - q[:, ~OFF])).sum()
+    error = 8 * torch.finfo(dtype).eps
+    torch.testing.assert_close(found.double(), exact, rtol=error, atol=error)
+    torch.testing.assert_close(grad.double(), torch.autograd.grad(exact, double)[0], rtol=error, atol=error)
+
+
 # Kullback-Leibler divergence ------------------------------------------------------------------------------------------
 
 # Who is p, who is q.
@@ -652,6 +744,106 @@ def test_kl_gradient_at_probability_0_is_0(kind):
         assert leaf.grad is not None
         assert leaf.grad[0] == 0
         assert leaf.grad.isfinite().all()
+
+
+def exact_kl(x: Tensor, y: Tensor) -> Tensor:
+    """KL(softmax(x) || softmax(y)) in float64, as a sum of terms that are not negative."""
+    log_p, d = x.double().log_softmax(-1), y.double().log_softmax(-1) - x.double().log_softmax(-1)
+    return (log_p.exp() * (d.expm1() - d)).sum(-1)
+
+
+def laws_apart(columns: int, divergence: float, rows: int) -> tuple[Tensor, Tensor]:
+    """Logits of `rows` pairs in float32, of that divergence."""
+    x, step = torch.randn(2, rows, columns)
+    size = torch.full((rows, 1), (2 * divergence) ** 0.5)
+    for _ in range(4):
+        size *= (divergence / exact_kl(x, x + size.double() * step).unsqueeze(-1)).sqrt()
+    return x, x + size * step
+
+
+@pytest.mark.parametrize("path", ["auto", "eager"])
+@pytest.mark.parametrize(("divergence", "error"), [(5e-5, 2e-5), (4e-7, 2e-4), (5e-9, 2e-3)])
+@pytest.mark.parametrize("columns", [4, 32, 5000])
+def test_kl_divergence_of_near_laws(columns, divergence, error, path):
+    """As a sum of p (log p - log q), float32 rounding is 1 % of 5e-5, 84 % of 4e-7, and half of the rows of 5e-9 are
+    negative."""
+    x, y = laws_apart(columns, divergence, 256 if columns < 1000 else 32)
+    exact = exact_kl(x, y)
+    with use_backend(path):
+        p, q = [(OneHotCategorical(logits=v), D.OneHotCategorical(logits=v)) for v in (x, y)]
+        for pair in PAIRS.values():
+            found = D.kl_divergence(p[pair[0]], q[pair[1]])
+            assert found.dtype == torch.float32
+            relative = (found.double() - exact) / exact
+            # torch's class rounds its logits once before they are taken.
+            assert relative.abs().max() < (1.2 if pair == (0, 0) else 2) * error
+            assert relative.mean().abs() < error / 5
+            assert found.min() > -1e-9
+
+
+@each_pair
+@pytest.mark.parametrize("kind", ["near", "apart", "a gap of 95", "a gap of 120"])
+def test_kl_gradients_are_those_of_the_plain_formula(kind, pair):
+    """In float32 against sum p (log p - log q) in float64. Beyond 88 nats exp(d) overflows, beyond 104 p is 0 although
+    its logarithm is finite; either times 0 would be NaN in a branch that is not taken."""
+    x, y = {"near": laws_apart(32, 5e-5, 3), "apart": torch.randn(2, 3, 32)}.get(kind, torch.randn(2, 3, 5))
+    if kind.startswith("a gap"):
+        gap = float(kind.split()[-1])
+        x[0, 1] -= gap
+        y[1, 2] -= gap
+        x[2, 1], y[2, 1] = -gap, -gap - 0.5
+    leaves = [v.clone().requires_grad_() for v in (x, y)]
+    p, q = [(OneHotCategorical(logits=v), D.OneHotCategorical(logits=v)) for v in leaves]
+    found = D.kl_divergence(p[pair[0]], q[pair[1]])
+    doubles = [v.double().requires_grad_() for v in (x, y)]
+    log_p, log_q = (v.log_softmax(-1) for v in doubles)
+    exact = (log_p.exp() * (log_p - log_q)).sum(-1)
+    torch.testing.assert_close(found.double(), exact, rtol=2e-5, atol=1e-8)
+    for one, other in zip(
+        torch.autograd.grad(found.sum(), leaves), torch.autograd.grad(exact.sum(), doubles), strict=True
+    ):
+        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-6)
+
+
+@each_pair
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
+def test_kl_divergence_where_the_supports_differ(pair, dtype):
+    """Where q has mass and p has none, that mass is part of the sum of q - p. Where p has mass and q has none, the
+    divergence is inf, and the gradient that of the other categories."""
+    x, y = torch.randn(2, 4, 6).to(dtype)
+    x[:, 1], x[0, 4], y[0, 4], x[1, 4], y[2, 3] = (-math.inf,) * 5
+    leaves, doubles = ([v.clone().to(t).requires_grad_() for v in (x, y)] for t in (dtype, torch.float64))
+    # torch's own constraint on logits is that they are finite.
+    D.Distribution.set_default_validate_args(False)
+    p, q = [(OneHotCategorical(logits=v), D.OneHotCategorical(logits=v)) for v in leaves]
+    found = D.kl_divergence(p[pair[0]], q[pair[1]])
+    log_p, log_q = (v.log_softmax(-1) for v in doubles)
+    of_both = (x.isfinite() & y.isfinite()).double()
+    oracle = (of_both * log_p.exp() * (log_p.clamp_min(-1e3) - log_q.clamp_min(-1e3))).sum(-1)
+    # torch normalises half precision in half precision.
+    error = 4 * torch.finfo(dtype).eps if pair != (0, 0) else 1e-5
+    expected = torch.where(torch.arange(4) == 2, math.inf, oracle)
+    torch.testing.assert_close(found.double(), expected, rtol=error, atol=error)
+    grads, expected = torch.autograd.grad(found.sum(), leaves), torch.autograd.grad(oracle.sum(), doubles)
+    for one, other in zip(grads, expected, strict=True):
+        torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=8 * torch.finfo(dtype).eps)
+
+
+def test_kl_divergence_of_an_invalid_row_is_nan():
+    x, y = torch.zeros(2, 3, 4)
+    x[0, 1], y[1, 1], x[2] = math.nan, math.inf, -math.inf
+    p, q = OneHotCategorical(x, validate_args=False), OneHotCategorical(y, validate_args=False)
+    for found in (D.kl_divergence(p, q), D.kl_divergence(q, p)):
+        assert found.isnan().all()
+
+
+def test_kl_divergence_from_small_probabilities_of_torch():
+    """torch's class clamps the logarithm of a probability at 1.2e-7. Its `probs` say what it was given."""
+    w = torch.tensor([1.0, 1e-9, 1e-12])
+    exact = exact_kl(torch.zeros(3), w.log())
+    torch.testing.assert_close(
+        D.kl_divergence(OneHotCategorical(torch.zeros(3)), D.OneHotCategorical(w)).double(), exact
+    )
 
 
 # Backends -------------------------------------------------------------------------------------------------------------

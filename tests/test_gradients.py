@@ -11,7 +11,7 @@ from torch import distributions as D
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
 
-from onehot_triton import OneHotCategorical, ReparamGradientStrategy, use_backend
+from onehot_triton import MaskedOneHotCategorical, OneHotCategorical, ReparamGradientStrategy, use_backend
 from onehot_triton._backends import cpu
 
 COLUMNS = 6
@@ -319,6 +319,97 @@ def test_pass_through_second_derivative():
 
     found = second(OneHotCategorical(x, grad_method=PASS).rsample())
     torch.testing.assert_close(found, second(torch.softmax(x, -1)))
+
+
+# The mode with a gradient ---------------------------------------------------------------------------------------------
+
+ALLOWED = torch.tensor([True, False, True, True, False, True])
+
+
+def of_kind(kind: str, x: Tensor, **options: Any) -> OneHotCategorical:
+    """A distribution of logits x, and of exp x where that is probs."""
+    if kind == "mask":
+        return MaskedOneHotCategorical(x, mask=ALLOWED, **options)
+    if kind == "unimix":
+        return OneHotCategorical(x, unimix=0.2, **options)
+    return OneHotCategorical(**{kind: x}, **options)
+
+
+@pytest.mark.interpreted(dtype=[torch.bfloat16], method=[None])
+@pytest.mark.parametrize("method", [None, *ReparamGradientStrategy], ids=str)
+@each_dtype
+@pytest.mark.parametrize("kind", ["logits", "probs", "unimix", "mask"])
+def test_rmode_is_the_mode_with_the_gradient_of_pass_through(kind, dtype, method, backend):
+    """Of mode + p - p.detach() in float64, as DreamerV3's `pred()` is."""
+    param, grad = parameter("probs" if kind == "probs" else "logits", (2, 3), dtype), torch.randn(2, 3, COLUMNS)
+    ours, oracle = leaves(param)
+    dist = of_kind(kind, ours, grad_method=method)
+    found = dist.rmode
+    assert found.dtype == dtype
+    assert torch.equal(found, dist.mode.to(dtype))
+    found.backward(grad.to(dtype))
+    if kind == "mask":
+        p = probabilities("logits", oracle.masked_fill(~ALLOWED, -math.inf), 0.0)
+    else:
+        p = probabilities("probs" if kind == "probs" else "logits", oracle, 0.2 if kind == "unimix" else 0.0)
+    (dist.mode.double() + p - p.detach()).backward(grad.to(dtype).double())
+    assert_gradient_accurate(gradient(ours), gradient(oracle))
+    error = 4 * torch.finfo(torch.promote_types(dtype, torch.float32) if dtype.itemsize > 2 else dtype).eps
+    torch.testing.assert_close(gradient(ours).double().norm(), gradient(oracle).norm(), rtol=error, atol=0)
+
+
+def test_rmode_of_large_and_of_expanded_batches(backend):
+    """Large on a CPU is above 65,536 logits."""
+    columns = 30_000 if backend == "eager" else 40
+    ours, oracle = leaves(torch.randn(3, columns))
+    grad = torch.randn(2, 3, columns)
+    dist = OneHotCategorical(ours).expand((2, 3))
+    assert torch.equal(dist.rmode, dist.mode)
+    dist.rmode.backward(grad)
+    oracle.softmax(-1).expand(2, 3, columns).backward(grad.double())
+    assert_gradient_accurate(gradient(ours), gradient(oracle))
+    with torch.no_grad():
+        assert torch.equal(dist.rmode, dist.mode)
+        assert not dist.rmode.requires_grad
+
+
+def test_rmode_of_an_invalid_row_is_that_of_rsample(backend):
+    x = torch.randn(5, COLUMNS)
+    x[1, 2], x[2, 0], x[3] = math.nan, math.inf, -math.inf
+    grad = torch.randn(5, COLUMNS)
+    grads = []
+    for name in ("rmode", "rsample"):
+        leaf = x.clone().requires_grad_()
+        member = getattr(OneHotCategorical(leaf, grad_method=PASS, validate_args=False), name)
+        draw = member if name == "rmode" else member()
+        assert draw.sum(-1).tolist() == [1, 0, 0, 0, 1]
+        draw.backward(grad)
+        grads.append(gradient(leaf))
+    torch.testing.assert_close(*grads, equal_nan=True)
+    assert grads[0][[0, 4]].isfinite().all()
+
+
+def test_rmode_in_transforms_and_twice(backend):
+    x, weight = torch.randn(3, COLUMNS), torch.randn(COLUMNS)
+
+    def score(x: Tensor) -> Tensor:
+        return (OneHotCategorical(x).rmode * weight).sum()
+
+    def soft(x: Tensor) -> Tensor:
+        return (x.softmax(-1) * weight).sum()
+
+    torch.testing.assert_close(torch.vmap(torch.func.grad(score))(x), torch.vmap(torch.func.grad(soft))(x))
+    assert torch.equal(torch.vmap(lambda x: OneHotCategorical(x).rmode)(x), OneHotCategorical(x).mode.float())
+    doubles = []
+    for function in (score, soft):
+        leaf = x.clone().requires_grad_()
+        (first,) = torch.autograd.grad(function(leaf), leaf, create_graph=True)
+        doubles.append(torch.autograd.grad((first * weight.flip(0)).sum(), leaf)[0])
+    torch.testing.assert_close(*doubles)
+
+
+def test_rmode_of_ties_is_one_hot(backend):
+    assert OneHotCategorical(torch.tensor([[0.0, 1.0, 1.0]], requires_grad=True)).rmode.tolist() == [[0, 1, 0]]
 
 
 # RelaxedOneHot --------------------------------------------------------------------------------------------------------

@@ -176,6 +176,17 @@ def test_a_draw_keeps_its_index_and_numbers_of_its_rows(launched: list[str], nam
     assert 3 * 8 * 8 <= kept <= 3 * 8 * 8 + 3 * 8 * 4 + 16
 
 
+@pytest.mark.parametrize("backend", ["triton", "eager"])
+def test_rmode_keeps_its_index(backend: str) -> None:
+    """Beside the logits, 8 bytes a row, where `rsample` also keeps the logsumexp."""
+    x = torch.randn(8, 10_000, requires_grad=True)
+    with use_backend(backend):
+        node = OneHotCategorical(x).rmode.grad_fn
+    saved = [t for t in node.saved_tensors if t is not None]  # pyright: ignore
+    assert sorted(t.untyped_storage().nbytes() for t in saved) == [8 * 8, 8 * 10_000 * 4]
+    assert any(t.data_ptr() == x.data_ptr() for t in saved)
+
+
 def test_the_log_prob_of_the_last_draw_reads_one_number_a_row() -> None:
     x = torch.randn(8, 5000)
     with use_backend("eager"):

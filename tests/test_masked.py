@@ -365,7 +365,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"logits": X, "indices": torch.tensor([0, -1, 3]), "padding_value": -1}, r"indices: .* found 3 at \[2\]"),
     ({"logits": X, "indices": torch.tensor([0, -1, -2]), "padding_value": -1}, r"indices: .* found -2 at \[2\]"),
     ({"logits": X, "indices": torch.tensor([0]), "padding_value": 0.5}, "padding_value: expected an int"),
-    ({"logits": X, "mask": MASK, "neg_inf": 3.0}, "neg_inf: expected a number below 0, found 3.0"),
+    ({"logits": X, "mask": MASK, "neg_inf": 3.0}, "neg_inf: expected None or a number below 0, found 3.0"),
     ({"logits": X, "mask": MASK, "neg_inf": NAN}, "neg_inf: .*found nan"),
     ({"logits": X, "mask": torch.tensor([[True], [False]])}, r"mask: expected an allowed category .*none at \[1\]"),
     ({"probs": X + 1, "mask": torch.tensor([[True], [False]])}, r"mask: .*found none at \[1\]"),

@@ -183,6 +183,21 @@ def test_kl_divergence_with_theirs(kind: str) -> None:
             torch.testing.assert_close(torch.autograd.grad(found.sum(), leaves, retain_graph=True), grads)
 
 
+def test_kl_divergence_of_near_laws_with_theirs() -> None:
+    """In one row a probability underflows whose logit is finite: it is no category that is off."""
+    register()
+    x = torch.randn(20, 32)
+    y = x + 1e-3 * torch.randn(20, 32)
+    x[0, 3] = y[0, 3] = -120.0
+    log_p, d = x.double().log_softmax(-1), y.double().log_softmax(-1) - x.double().log_softmax(-1)
+    exact = (log_p.exp() * (d.expm1() - d)).sum(-1)
+    for p, q in (
+        (OneHotCategorical(x), TheirOneHotCategorical(y)),
+        (TheirOneHotCategorical(x), OneHotCategorical(y)),
+    ):
+        torch.testing.assert_close(kl_divergence(p, q).double(), exact, rtol=5e-4, atol=0)
+
+
 # Modules --------------------------------------------------------------------------------------------------------------
 
 
@@ -380,6 +395,106 @@ def test_a2c_is_that_of_torchrls_class() -> None:
         return A2CLoss(policy, value)
 
     compare(make)
+
+
+class Extreme(nn.Module):
+    """Probabilities of which the last underflowed to 0, beside a gap of 110, as a trained policy has them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = MLP(OBSERVATIONS, ACTIONS, num_cells=[8])
+
+    def forward(self, observation: Tensor) -> Tensor:
+        return (self.net(observation) - 110.0 * torch.tensor([0.0, 0.0, 0.0, 1.0])).softmax(-1)
+
+
+def extreme_actors(**options: Any) -> list[ProbabilisticActor]:
+    """With our class, and with theirs, of the same weights."""
+    ours, theirs = (
+        ProbabilisticActor(
+            TensorDictModule(Extreme(), ["observation"], ["probs"]),
+            in_keys=["probs"],
+            out_keys=["action"],
+            distribution_class=cls,
+            distribution_kwargs=options if cls is OneHotCategorical else {},
+            default_interaction_type=RANDOM,
+            return_log_prob=True,
+        )
+        for cls in (OneHotCategorical, TheirOneHotCategorical)
+    )
+    theirs.load_state_dict(ours.state_dict())
+    return [ours, theirs]
+
+
+def discrete_sac(policy: ProbabilisticActor) -> DiscreteSACLoss:
+    q = ValueOperator(MLP(OBSERVATIONS, ACTIONS, num_cells=[8]), ["observation"], ["action_value"])
+    loss = DiscreteSACLoss(policy, q, action_space="one-hot", num_actions=ACTIONS)
+    loss.make_value_estimator(gamma=0.9)
+    SoftUpdate(loss, eps=0.99)
+    return loss
+
+
+def test_discrete_sac_where_a_probability_underflowed() -> None:
+    """It sums p * logits: of -inf that is NaN."""
+    ours, theirs = extreme_actors()
+    td = transitions(theirs)
+    assert (ours.get_dist(td).probs[:, -1] == 0).all()
+    results = []
+    for policy in (ours, theirs):
+        torch.manual_seed(1)
+        results.append(actor_gradient(discrete_sac(policy), td))
+    (out, gradient), (their_out, their_gradient) = results
+    for key in ("loss_actor", "loss_qvalue", "loss_alpha", "entropy"):
+        torch.testing.assert_close(out[key], their_out[key])
+    torch.testing.assert_close(gradient, their_gradient)
+    assert gradient.abs().max() > 0
+
+
+def test_discrete_sac_with_masked_actions() -> None:
+    """Their masked class gives NaN. The oracle is the sum over the actions that are allowed."""
+    mask = torch.tensor([True, True, False, True]).expand(ROWS, ACTIONS)
+    policy = ProbabilisticActor(
+        TensorDictModule(MLP(OBSERVATIONS, ACTIONS, num_cells=[8]), ["observation"], ["logits"]),
+        in_keys=["logits", "mask"],
+        out_keys=["action"],
+        distribution_class=MaskedOneHotCategorical,
+        default_interaction_type=RANDOM,
+        return_log_prob=True,
+    )
+    td = observations().set("mask", mask)
+    with torch.no_grad():
+        td = policy(td)
+    done = torch.zeros(ROWS, 1, dtype=torch.bool)
+    following = {"observation": torch.randn(ROWS, OBSERVATIONS), "mask": mask, "reward": torch.randn(ROWS, 1)}
+    td["next"] = TensorDict(following | {"done": done, "terminated": done}, [ROWS])
+    loss = discrete_sac(policy)
+    out, gradient = actor_gradient(loss, td)
+    for key in ("loss_actor", "loss_qvalue", "loss_alpha", "entropy"):
+        assert out[key].isfinite()
+    with torch.no_grad():
+        values = []
+        for parameters in loss.qvalue_network_params.unbind(0):
+            with parameters.to_module(loss.qvalue_network):
+                values.append(loss.qvalue_network(td.clone())["action_value"][:, mask[0]])
+        log_p = policy.get_dist(td).logits[:, mask[0]].double()
+        expected = (log_p.exp() * (log_p * loss._alpha - torch.minimum(*values))).sum(-1).mean()
+    torch.testing.assert_close(out["loss_actor"].double(), expected, rtol=1e-5, atol=1e-5)
+    assert gradient.isfinite().all()
+    assert gradient.abs().max() > 0
+
+
+@pytest.mark.parametrize("kind", [PPOLoss, ClipPPOLoss, A2CLoss])
+def test_an_action_that_became_impossible_needs_neg_inf(kind: type[nn.Module]) -> None:
+    """Its log-probability is -inf, as is right: a loss that takes it needs a finite number. Theirs has one, -15.94."""
+    for neg_inf in (None, -1e4):
+        policy, _ = extreme_actors(neg_inf=neg_inf)
+        td = transitions(policy)
+        td["action"][0] = torch.tensor([0, 0, 0, 1])
+        out, gradient = actor_gradient(kind(policy, ValueOperator(MLP(OBSERVATIONS, 1), ["observation"])), td)
+        finite = all(value.isfinite().all() for value in out.values())
+        assert finite == (neg_inf is not None)
+        if finite:
+            assert gradient.isfinite().all()
 
 
 def test_ppo_takes_bool_actions() -> None:

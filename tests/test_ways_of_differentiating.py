@@ -53,6 +53,7 @@ MEMBERS: dict[str, Callable[[Tensor], Tensor]] = {
     "mean": lambda x: weighted(distribution(x).mean),
     "variance": lambda x: distribution(x).variance,
     "mode": lambda x: weighted(distribution(x).mode),
+    "rmode": lambda x: weighted(distribution(x).rmode),
     "enumerate_support": lambda x: distribution(x).log_prob(distribution(x).enumerate_support()),
     "expand": lambda x: distribution(x).expand((2, x.shape[0])).entropy(),
     "kl": lambda x: D.kl_divergence(distribution(x), distribution(x.flip(-1))),

@@ -459,6 +459,24 @@ def entropy_grad(
     return zero_where_off((softmax_backward(p, d) * -grad.unsqueeze(-1)).to(logits.dtype), mask)
 
 
+def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
+    """sum p (log p - log q), [...], for normalised log-probabilities [..., columns]; inf where q alone is 0.
+
+    With d = log q - log p, each term is p (expm1(d) - d): q - p more than p (log p - log q), and those add up to 0 over
+    a row. No term is negative, so the sum is as exact as its terms, and an error that log p or log q has in common over
+    a row counts by its square. A category that p lacks therefore has the term q, not 0.
+    """
+    p, q = log_p.exp(), log_q.exp()
+    p_is_0, q_is_0 = log_p == -torch.inf, log_q == -torch.inf
+    either = p_is_0 | q_is_0
+    # A branch that is not taken gets arguments of which its derivative is finite: 0 times infinity would be NaN.
+    d = (log_q - log_p).masked_fill(either, 0.0)
+    is_near = (d.abs() < 1) & ~either
+    near = d.masked_fill(~is_near, 0.0)
+    far = q - p - (p * d).masked_fill(q_is_0 & ~p_is_0, -torch.inf)
+    return torch.where(is_near, p * (near.expm1() - near), far).sum(-1)
+
+
 def log_prob_and_entropy(
     logits: Tensor, index: Tensor, mask: Tensor | None = None, inside: bool = False
 ) -> tuple[Tensor, Tensor, Tensor | None]:

@@ -71,7 +71,7 @@ def relaxed(logits: Tensor, temperature: Tensor | float, draws: int, seed: Seed)
 
 
 def softmax_grad(logits: Tensor, grad: Tensor, mask: Tensor | None = None, logsumexp: Tensor | None = None) -> Tensor:
-    return _softmax_grad(logits, logsumexp, grad, mask)
+    return _softmax_grad(logits, _logsumexp(logits, mask) if logsumexp is None else logsumexp, grad, mask)
 
 
 class _NoSecondDerivative(Function):

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, kl
 
-from ..distribution import OneHotCategorical
+from ..distribution import OneHotCategorical, law_of
 from ..masked import MaskedOneHotCategorical
 
 NAMES = {f"onehot_triton.{cls.__name__}": cls for cls in (OneHotCategorical, MaskedOneHotCategorical)}
@@ -70,12 +70,10 @@ def _kl_from_theirs(p: Any, q: OneHotCategorical) -> Tensor:
 
 def _ours(dist: Any) -> Distribution:
     """The distribution of TorchRL's `dist`, in this library's class."""
-    # torch clamps the logarithm of a probability.
-    logits = torch.where(dist.probs == 0, -torch.inf, dist.logits)
     if not getattr(dist, "_sparse_mask", False):
-        return OneHotCategorical(logits)
+        return law_of(dist)
     # With `indices`, they have a column for each entry; a column more takes those that stand for no category.
-    columns = dist.num_samples
+    logits, columns = dist.logits, dist.num_samples
     indices = dist._mask.expand(logits.shape)
     indices = torch.where(logits == -torch.inf, columns, indices)
     full = logits.new_full((*logits.shape[:-1], columns + 1), -torch.inf)

@@ -24,6 +24,10 @@ STATIC_STATUS = "tests/test_static_cost.py -k status"
 LISTING = "tests/test_static_cost.py -k 'listing or masked_loop'"
 EVERY_LIMIT = "tests/test_static_cost.py -k 'every_limit and here'"
 
+KL = "tests/test_distribution.py -k kl"
+
+ZERO = "tests/test_distribution.py -k 'neg_inf or same_law'"
+
 MUTANTS = [
     # checks.py
     Mutant(
@@ -87,7 +91,6 @@ MUTANTS = [
         "leading dimensions that do not broadcast",
         BAD,
     ),
-    Mutant(CHECKS, "not value < 0:", "value > 0:", "a neg_inf of NaN", BAD_MASK),
     Mutant(CHECKS, "if value.is_complex():", "if False:", "complex values", BAD),
     Mutant(
         CHECKS,
@@ -161,28 +164,7 @@ MUTANTS = [
         "expand left out of account",
         "tests/test_distribution.py -k enumerate_support",
     ),
-    Mutant(
-        DISTRIBUTION,
-        "log_p.masked_fill(never, 0.0) - log_q.masked_fill(never, 0.0)",
-        "log_p - log_q",
-        "0 log 0 in the divergence",
-        "tests/test_distribution.py -k kl",
-    ),
-    Mutant(
-        DISTRIBUTION,
-        "torch.where(dist.probs == 0, -torch.inf, dist.logits)",
-        "dist.logits",
-        "a probability of 0 that torch clamps",
-        "tests/test_distribution.py -k kl",
-    ),
     Mutant(DISTRIBUTION, "if p.event_shape != q.event_shape:", "if False:", "a divergence of other lengths", BAD),
-    Mutant(
-        DISTRIBUTION,
-        "index.masked_fill(~valid, -1)",
-        "index",
-        "the mode of a bad row",
-        EXPAND,
-    ),
     Mutant(
         DISTRIBUTION,
         "0 if mask is None else mask._version, captured",
@@ -191,34 +173,6 @@ MUTANTS = [
         "tests/test_masked.py -k place",
     ),
     # masked.py
-    Mutant(
-        MASKED,
-        "self._finite(self._in_param_dtype(self._log_probs()))",
-        "self._in_param_dtype(self._log_probs())",
-        "neg_inf not in logits",
-        "tests/test_masked.py -k neg_inf",
-    ),
-    Mutant(
-        MASKED,
-        "self._finite(self._in_param_dtype(self._log_probs()))",
-        "self._finite(super().logits)",
-        "a compiled program has no logits of it",
-        "tests/test_compile_matrix.py -k masked_logits",
-    ),
-    Mutant(
-        MASKED,
-        "return self._finite(super()._log_prob_result(log_prob))",
-        "return super()._log_prob_result(log_prob)",
-        "neg_inf not in log_prob",
-        "tests/test_masked.py -k neg_inf",
-    ),
-    Mutant(
-        MASKED,
-        "new.neg_inf = self.neg_inf",
-        "new.neg_inf = -math.inf",
-        "neg_inf lost by expand",
-        "tests/test_masked.py -k expand",
-    ),
     Mutant(
         MASKED,
         "none = (indices < 0) | (indices >= columns)",
@@ -559,5 +513,62 @@ MUTANTS = [
         "main_width(walked)",
         "every instruction taken as a store",
         LISTING,
+    ),
+    Mutant(CHECKS, "and value < 0):", "and not value >= 0):", "a neg_inf of NaN", BAD_MASK),
+    Mutant(
+        DISTRIBUTION,
+        'if param is vars(categorical).get("probs"):',
+        "param = categorical.logits\n    if False:",
+        "the clamped logarithm of a probability of torch's class",
+        KL,
+    ),
+    Mutant(
+        DISTRIBUTION,
+        'if param is vars(categorical).get("probs"):',
+        "param = categorical.probs\n    if True:",
+        "a probability of torch's class that underflowed, of a finite logit",
+        KL,
+    ),
+    Mutant(
+        DISTRIBUTION,
+        "LOWEST if self.neg_inf is None else self.neg_inf",
+        "-math.inf if self.neg_inf is None else self.neg_inf",
+        "logits of -inf, of which p * logits is NaN",
+        ZERO,
+    ),
+    Mutant(
+        DISTRIBUTION,
+        "log_prob if self.neg_inf is None else _filled(log_prob, self.neg_inf)",
+        "log_prob",
+        "neg_inf not in log_prob",
+        ZERO,
+    ),
+    Mutant(
+        DISTRIBUTION,
+        "log_prob if self.neg_inf is None else _filled(log_prob, self.neg_inf)",
+        "_filled(log_prob, LOWEST if self.neg_inf is None else self.neg_inf)",
+        "a log_prob of -1e4 that nobody asked for",
+        ZERO,
+    ),
+    Mutant(
+        DISTRIBUTION,
+        "max(neg_inf, torch.finfo(log_probs.dtype).min)",
+        "neg_inf",
+        "a neg_inf beyond half precision",
+        ZERO,
+    ),
+    Mutant(
+        DISTRIBUTION,
+        "setattr(new, name, getattr(self, name))",
+        "setattr(new, name, getattr(self, name))\n        new.neg_inf = None",
+        "neg_inf lost by expand",
+        ZERO,
+    ),
+    Mutant(
+        MASKED,
+        "            neg_inf=neg_inf,\n",
+        "",
+        "neg_inf lost between the classes",
+        ZERO,
     ),
 ]

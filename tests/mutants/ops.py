@@ -672,4 +672,52 @@ MUTANTS = [
         "the generator of another device",
         SEEDS,
     ),
+    _ops(
+        "index.masked_fill(~x.gather(-1, index.unsqueeze(-1)).squeeze(-1).isfinite(), -1)",
+        "index",
+        "the mode of a bad row",
+        gradients("rmode_of_an_invalid"),
+    ),
+    _ops(
+        "mode(logits, mask), ReparamGradientStrategy.PassThrough",
+        "mode(logits, mask), ReparamGradientStrategy.GappedStraightThrough",
+        "the mode with another gradient",
+        gradients("rmode_is"),
+    ),
+    _ops(
+        "return again(mode(once(logits, dims), None if mask is None else once(mask, dims)), dims, logits.shape[:-1])",
+        "return mode(once(logits, dims), None if mask is None else once(mask, dims))",
+        "the mode of an expanded batch is that of its rows alone",
+        distribution("expand"),
+    ),
+    _kernels(
+        "_logsumexp(logits, mask) if logsumexp is None else logsumexp, grad",
+        "_logsumexp(logits, None) if logsumexp is None else logsumexp, grad",
+        "the gradient of a mode without its mask",
+        gradients("rmode_is"),
+    ),
+    _formulas(
+        "is_near = (d.abs() < 1) & ~either",
+        "is_near = d.abs() < 1",
+        "a divergence without q where p has no mass",
+        distribution("kl"),
+    ),
+    _formulas(
+        "d.abs() < 1",
+        "d.abs() < 0",
+        "a small divergence lost in q - p - p d",
+        distribution("kl"),
+    ),
+    _formulas(
+        "near = d.masked_fill(~is_near, 0.0)",
+        "near = d",
+        "0 times an exponential that overflows, in the gradient of a divergence",
+        distribution("kl"),
+    ),
+    _formulas(
+        "(p * d).masked_fill(q_is_0 & ~p_is_0, -torch.inf)",
+        "p * d",
+        "a finite divergence where q alone is 0",
+        distribution("kl"),
+    ),
 ]

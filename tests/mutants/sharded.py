@@ -97,12 +97,6 @@ MUTANTS = [
         "compiled_programs",
     ),
     _row(
-        "bests = _gather([best.to(compute_dtype(x.dtype))], layout.ranks)[0]",
-        "bests = _gather([best.double()], layout.ranks)[0]",
-        "the mode's maxima sent in twice the bytes",
-        "collectives",
-    ),
-    _row(
         "if reference() is not logits or _changes(logits) != changes:",
         "if reference() is not logits:",
         "log_prob of logits that were changed in place since the draw is of the former ones",
@@ -119,5 +113,23 @@ MUTANTS = [
         "Replicate() if isinstance(p, Replicate) or (p.dim == last and not columns) else Shard(p.dim)",
         "draws placed by the batch's dimension, without those in front of it",
         "batches_of_four",
+    ),
+    _row(
+        "at.masked_fill(elsewhere | ~maxima.amax(0).isfinite(), -1)",
+        "at.masked_fill(elsewhere, -1)",
+        "a mode of a row that is invalid on another shard",
+        "rows_that_are_no_distribution",
+    ),
+    _row(
+        "at.masked_fill(elsewhere | ~maxima.amax(0).isfinite(), -1)",
+        "at.masked_fill(~maxima.amax(0).isfinite(), -1)",
+        "a mode on each shard",
+        "members_agree",
+    ),
+    _row(
+        "_mode_at(x, _gather([m], layout.ranks)[0], layout)",
+        "_mode_at(x, _gather([m.double()], layout.ranks)[0], layout)",
+        "the mode's maxima sent in twice the bytes",
+        "collectives",
     ),
 ]

@@ -41,16 +41,16 @@ bench: $(VENV)/.test ## times the library against its peers on this CPU, then ma
 	$(BIN)/python benchmarks/report.py
 
 bench-gpu: ## checks the compiled kernels, then times them, with the python3 that is there; ARGS=--dry-run on a CPU
-	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py $(ARGS)
+	PYTHONPATH=. $(PYTHON) tools/gpu.py $(ARGS)
 
 ptx: $(VENV)/.test ## runs the compiled kernels on a CPU: the detectors, then every operation (ARGS: see tests/ptx)
 	PYTHONPATH=tests $(BIN)/python tests/ptx/check.py --self-test
 	PYTHONPATH=tests $(BIN)/python tests/ptx/check.py $(ARGS)
 
 static-cost: $(VENV)/.test $(OLDER) ## compiles the kernels and counts their instructions, for the predictions of docs/scaling.md
-	$(BIN)/python benchmarks/static_cost.py --arch sm_90 --json > static_cost.json
+	$(BIN)/python tools/static_cost.py --arch sm_90 --json > static_cost.json
 	mv static_cost.json benchmarks/results/static_cost.json
-	PYTHONPATH=$(OLDER) $(BIN)/python benchmarks/static_cost.py --arch sm_90 --json > static_cost.json
+	PYTHONPATH=$(OLDER) $(BIN)/python tools/static_cost.py --arch sm_90 --json > static_cost.json
 	mv static_cost.json benchmarks/results/static_cost_triton_3.6.0.json
 	$(BIN)/python benchmarks/report.py
 

@@ -31,7 +31,8 @@ from operations import OPERATIONS, Case, call_of, inputs_from, make_inputs
 from providers import OURS, Provider, providers
 from torch import distributions as D
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+ROOT = Path(__file__).parents[1]
+BENCHMARKS, TOOLS = ROOT / "benchmarks", ROOT / "tools"
 CPU = torch.device("cpu")
 DRAWN = ((2000, 6),)
 
@@ -57,8 +58,8 @@ def test_the_suite_runs() -> None:
 
 def test_every_question_is_a_file() -> None:
     files = BENCHMARKS.glob("bench_*.py")
-    # Two are programs of their own: bench_host.py has launches that do nothing, bench_sharded.py processes.
-    names = {path.stem.removeprefix("bench_") for path in files} - {"host", "sharded"}
+    # A program of its own: its providers are processes.
+    names = {path.stem.removeprefix("bench_") for path in files} - {"sharded"}
     assert sorted(QUESTIONS) == sorted(names)
     for name, module in questions().items():
         assert module.__doc__, name
@@ -285,7 +286,7 @@ def test_what_is_killed_leaves_what_it_found(tmp_path: Path) -> None:
     script = f"""
 import sys, time
 from pathlib import Path
-sys.path.insert(0, {str(BENCHMARKS)!r})
+sys.path.insert(0, {str(TOOLS)!r})
 from gpu_steps import Step, run_steps
 steps = [
     Step("", "quick", lambda: "found", 5, record="times"),
@@ -378,8 +379,8 @@ def test_a_fault_of_every_check_at_a_shape_is_planted() -> None:
 def test_dry_run(tmp_path: Path) -> None:
     """All of it, in a process of its own: nothing fails, and each question has an answer."""
     path = tmp_path / "result.json"
-    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--dry-run", "--output", str(path)]
-    environment = os.environ | {"PYTHONPATH": str(BENCHMARKS.parent), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(TOOLS / "gpu.py"), "--dry-run", "--output", str(path)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(path.read_text())

@@ -1,4 +1,4 @@
-"""benchmarks/static_cost.py against kernels whose instructions were counted by hand.
+"""tools/static_cost.py against kernels whose instructions were counted by hand.
 
 In child processes: the tool compiles, and this process interprets.
 """
@@ -14,10 +14,10 @@ import pytest
 
 pytest.importorskip("triton")
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+TOOLS = Path(__file__).parent.parent / "tools"
 
 # Made by `make static-cost`.
-OLDER = BENCHMARKS.parent / ".venv" / "triton-3.6.0"
+OLDER = TOOLS.parent / ".venv" / "triton-3.6.0"
 
 COPY = """
 import json, torch, triton, triton.language as tl
@@ -182,7 +182,7 @@ def run(script: str, tmp_path: Path, *packages: Path) -> Any:
     # In a file, because Triton reads the source of a kernel from it.
     file = tmp_path / "script.py"
     file.write_text(script)
-    path = os.pathsep.join(map(str, (*packages, BENCHMARKS, BENCHMARKS.parent)))
+    path = os.pathsep.join(map(str, (*packages, TOOLS, TOOLS.parent)))
     environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": path}
     done = subprocess.run([sys.executable, file], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

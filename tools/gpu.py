@@ -1,6 +1,6 @@
 """`make bench-gpu`: checks the compiled kernels on this GPU, then times them.
 
-    PYTHONPATH=. python3 benchmarks/gpu.py [--dry-run] [--output FILE]
+    PYTHONPATH=. python3 tools/gpu.py [--dry-run] [--output FILE]
 
 Needs torch, Triton, pytest (whose cases the checks reuse) and CUDA, installs nothing and reads no network. Ends with
 exit status 1 if a kernel is wrong, after timing the others, and with 2, having written nothing, where there is no GPU.
@@ -15,6 +15,7 @@ import os
 import sys
 from pathlib import Path
 
+ROOT = Path(__file__).parent.parent
 NEEDED = ("torch", "triton", "numpy", "pytest")
 
 
@@ -40,6 +41,8 @@ def main() -> int:
     if not dry and not torch.cuda.is_available():
         print("bench-gpu: torch sees no CUDA device here; nothing was measured (--dry-run tries the script on a CPU)")
         return 2
+    # The cases and providers of benchmarks/, and the tests whose cases the checks reuse.
+    sys.path[1:1] = [str(ROOT / "benchmarks"), str(ROOT / "tests")]
     import gpu_times
 
     return gpu_times.run(dry, args.output)

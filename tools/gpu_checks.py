@@ -12,20 +12,15 @@ error of the twin. All seeds are fixed, so what was right stays right.
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
-
-import torch
-from correctness import frequency_fault
-from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 import numpy as np
-import test_kernels as cases  # pyright: ignore[reportMissingImports]
-from philox import philox_relaxed_noise  # pyright: ignore[reportMissingImports]
+import test_kernels as cases
+import torch
+from correctness import frequency_fault
+from philox import philox_relaxed_noise
+from torch import Tensor
 
 from onehot_triton import OneHotCategorical, ReparamGradientStrategy, tensors, use_backend
 from onehot_triton._backends import eager

@@ -1,6 +1,6 @@
 """What a call costs before its kernels run: the time of the host, with launches that do nothing. No GPU is needed.
 
-    python benchmarks/bench_host.py
+    python tools/host_cost.py
 
 Tensors are on the CPU, where to make one and autograd's own additions cost the least; the rest, the operators, Triton's
 search for the variant of a kernel and all that is Python, is that of a GPU. What Triton's own launch takes is timed by
@@ -68,7 +68,7 @@ def main() -> None:
 
     import pytest
     import torch
-    from fake_gpus import on_tensors_of_a_cpu  # pyright: ignore[reportMissingImports]
+    from fake_gpus import on_tensors_of_a_cpu
     from triton.runtime.interpreter import InterpretedFunction
 
     from onehot_triton import use_backend

@@ -1,6 +1,6 @@
 """Compiles every kernel as its launcher would launch it, with no GPU.
 
-    python benchmarks/ahead_of_time.py [--arch sm_80 sm_90 sm_100 gfx942] [--spread]
+    python tools/ahead_of_time.py [--arch sm_80 sm_90 sm_100 gfx942] [--spread]
 
 The launchers run on tensors without memory, and each launch is turned into a warm-up for a stub of a driver. So the
 signature, the specialisation of the arguments and the options are those of the real launch. One line per compiled

@@ -1,6 +1,6 @@
 """What each kernel costs, read from its machine code: no GPU is needed.
 
-    python benchmarks/static_cost.py [--arch sm_80 sm_90 sm_100] [--json]
+    python tools/static_cost.py [--arch sm_80 sm_90 sm_100] [--json]
 
 Every kernel that reads a whole row is compiled with its launcher's own configuration and disassembled. What is counted
 are the instructions that one thread executes in one turn of the main loop, over the elements that it handles in that

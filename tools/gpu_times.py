@@ -445,7 +445,7 @@ def outline(steps: list[Step]) -> str:
 def run(dry: bool, output: Path | None) -> int:
     """Goes through the plan, and gives the exit status: 1 where a kernel is wrong."""
     if dry:
-        import quick_interpreter  # pyright: ignore[reportMissingImports]
+        import quick_interpreter
 
         quick_interpreter.install()
     start = time.perf_counter()

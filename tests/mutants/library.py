@@ -32,6 +32,7 @@ MUTANTS = [
         "",
         "maxima whose sum overflows",
         "tests/test_distribution.py -k overflows",
+        function="rows",
     ),
     Mutant(
         CHECKS,
@@ -39,6 +40,7 @@ MUTANTS = [
         "else (value > 0)))",
         "an infinite temperature in a tensor",
         BAD,
+        function="temperature",
     ),
     Mutant(
         CHECKS,
@@ -46,29 +48,67 @@ MUTANTS = [
         "else (value >= 0)) & (value",
         "a temperature of 0 in a tensor",
         BAD,
+        function="temperature",
     ),
-    Mutant(CHECKS, "((value >= 1) if at_least_1", "((value > 0) if at_least_1", "ReinMax below 1 in a tensor", BAD),
-    Mutant(CHECKS, "if at_least_1 and float(value) < 1:", "if False:", "ReinMax below 1", BAD),
-    Mutant(CHECKS, "method in gives_no_gradient and value.requires_grad", "False", "a gradient that is lost", BAD),
-    Mutant(CHECKS, "0 < float(value) < math.inf", "0 < float(value)", "an infinite temperature", BAD),
-    Mutant(CHECKS, "v.bool().sum(-1)", "v.sum(-1)", "ones counted by their sum: [1, -1, 1]", BAD_VALUE),
+    Mutant(
+        CHECKS,
+        "((value >= 1) if at_least_1",
+        "((value > 0) if at_least_1",
+        "ReinMax below 1 in a tensor",
+        BAD,
+        function="temperature",
+    ),
+    Mutant(CHECKS, "if at_least_1 and float(value) < 1:", "if False:", "ReinMax below 1", BAD, function="temperature"),
+    Mutant(
+        CHECKS,
+        "method in gives_no_gradient and value.requires_grad",
+        "False",
+        "a gradient that is lost",
+        BAD,
+        function="temperature",
+    ),
+    Mutant(
+        CHECKS,
+        "0 < float(value) < math.inf",
+        "0 < float(value)",
+        "an infinite temperature",
+        BAD,
+        function="temperature",
+    ),
+    Mutant(
+        CHECKS, "v.bool().sum(-1)", "v.sum(-1)", "ones counted by their sum: [1, -1, 1]", BAD_VALUE, function="one_hot"
+    ),
     Mutant(
         CHECKS,
         " & (value.gather(-1, index.unsqueeze(-1)).squeeze(-1) == 1)",
         "",
         "a value of 0.5 taken as a one",
         BAD_VALUE,
+        function="one_hot",
     ),
-    Mutant(CHECKS, "bad & (value != padding)", "bad & (value == padding)", "padding asked for the wrong way", BAD_MASK),
+    Mutant(
+        CHECKS,
+        "bad & (value != padding)",
+        "bad & (value == padding)",
+        "padding asked for the wrong way",
+        BAD_MASK,
+        function="allowed_indices",
+    ),
     Mutant(
         CHECKS,
         "bad if padding is None else bad & (value != padding)",
         "bad if padding is None else bad & (value == shape[-1])",
         "bad indices pass beside padding",
         BAD_MASK,
+        function="allowed_indices",
     ),
     Mutant(
-        CHECKS, "(value < 0) | (value >= shape[-1])", "(value >= shape[-1])", "negative indices of a mask", BAD_MASK
+        CHECKS,
+        "(value < 0) | (value >= shape[-1])",
+        "(value >= shape[-1])",
+        "negative indices of a mask",
+        BAD_MASK,
+        function="allowed_indices",
     ),
     Mutant(
         CHECKS,
@@ -76,25 +116,42 @@ MUTANTS = [
         "(value < 0) | (value > columns)",
         "an index one beyond the last",
         BAD,
+        function="index",
     ),
-    Mutant(CHECKS, "0 <= float(weight) <= 1", "0 <= float(weight)", "a share of more than 1", BAD),
-    Mutant(CHECKS, "any(n < 0 for n in size)", "any(n < -1 for n in size)", "a dimension of -1", BAD),
-    Mutant(CHECKS, "len(shape) <= len(target) and all(", "all(", "a temperature of too many dimensions", BAD),
+    Mutant(CHECKS, "0 <= float(weight) <= 1", "0 <= float(weight)", "a share of more than 1", BAD, function="unimix"),
+    Mutant(
+        CHECKS,
+        "any(n < 0 for n in size)",
+        "any(n < -1 for n in size)",
+        "a dimension of -1",
+        BAD,
+        function="sample_shape",
+    ),
+    Mutant(
+        CHECKS,
+        "len(shape) <= len(target) and all(",
+        "all(",
+        "a temperature of too many dimensions",
+        BAD,
+        function="_broadcasts_to",
+    ),
     Mutant(
         CHECKS,
         "a != b and a != 1 and b != 1",
         "a != b and a != 1 and b == 1",
         "leading dimensions that do not broadcast",
         BAD,
+        function="_broadcastable",
     ),
-    Mutant(CHECKS, "not value < 0:", "value > 0:", "a neg_inf of NaN", BAD_MASK),
-    Mutant(CHECKS, "if value.is_complex():", "if False:", "complex values", BAD),
+    Mutant(CHECKS, "not value < 0:", "value > 0:", "a neg_inf of NaN", BAD_MASK, function="neg_inf"),
+    Mutant(CHECKS, "if value.is_complex():", "if False:", "complex values", BAD, function="value_shape"),
     Mutant(
         CHECKS,
         "row = torch.where(mask[tuple(at)], row, 0.0",
         "row = torch.where(~mask[tuple(at)], row, 0.0",
         "the message looks at what is masked",
         "tests/test_masked.py -k bad",
+        function="rows",
     ),
     # distribution.py
     Mutant(
@@ -103,6 +160,7 @@ MUTANTS = [
         "if True:",
         "a draw changed behind torch keeps its log_prob",
         "tests/test_hard_cases.py -k changed_behind_torch",
+        function="OneHotCategorical.log_prob",
     ),
     Mutant(
         DISTRIBUTION,
@@ -110,6 +168,7 @@ MUTANTS = [
         "torch.int64",
         "modes of int64 beside draws in the parameters' dtype",
         "tests/test_distribution.py -k default_dtype",
+        function="OneHotCategorical._default_dtype",
     ),
     Mutant(
         DISTRIBUTION,
@@ -118,6 +177,7 @@ MUTANTS = [
         "if isinstance(value, Tensor) else value)",
         "temperatures of the rows reversed by expand",
         EXPAND,
+        function="OneHotCategorical.expand",
     ),
     Mutant(
         DISTRIBUTION,
@@ -125,6 +185,7 @@ MUTANTS = [
         "self._param.expand(batch + self._event_shape).contiguous(), self._is",
         "expand that copies",
         EXPAND,
+        function="OneHotCategorical.expand",
     ),
     Mutant(
         DISTRIBUTION,
@@ -132,6 +193,7 @@ MUTANTS = [
         "new._validate_args = True",
         "expand turns the checks on",
         EXPAND,
+        function="OneHotCategorical.expand",
     ),
     Mutant(
         DISTRIBUTION,
@@ -139,6 +201,7 @@ MUTANTS = [
         "",
         "a draw changed in place is taken for the last",
         "tests/test_hard_cases.py -k written_beside",
+        function="OneHotCategorical._hint",
     ),
     Mutant(
         DISTRIBUTION,
@@ -146,6 +209,7 @@ MUTANTS = [
         "probs * probs",
         "variance",
         "tests/test_distribution.py -k 'test_moment and variance'",
+        function="OneHotCategorical.variance",
     ),
     Mutant(
         DISTRIBUTION,
@@ -153,6 +217,7 @@ MUTANTS = [
         "return True",
         "an rsample without a gradient promised",
         "tests/test_distribution.py -k has_rsample",
+        function="OneHotCategorical.has_rsample",
     ),
     Mutant(
         DISTRIBUTION,
@@ -160,6 +225,7 @@ MUTANTS = [
         "values.expand(columns, *self._batch_shape, columns)",
         "expand left out of account",
         "tests/test_distribution.py -k enumerate_support",
+        function="OneHotCategorical.enumerate_support",
     ),
     Mutant(
         DISTRIBUTION,
@@ -167,6 +233,7 @@ MUTANTS = [
         "log_p - log_q",
         "0 log 0 in the divergence",
         "tests/test_distribution.py -k kl",
+        function="_kl_one_hot",
     ),
     Mutant(
         DISTRIBUTION,
@@ -174,14 +241,23 @@ MUTANTS = [
         "dist.logits",
         "a probability of 0 that torch clamps",
         "tests/test_distribution.py -k kl",
+        function="_log_probs",
     ),
-    Mutant(DISTRIBUTION, "if p.event_shape != q.event_shape:", "if False:", "a divergence of other lengths", BAD),
+    Mutant(
+        DISTRIBUTION,
+        "if p.event_shape != q.event_shape:",
+        "if False:",
+        "a divergence of other lengths",
+        BAD,
+        function="_kl_one_hot",
+    ),
     Mutant(
         DISTRIBUTION,
         "index.masked_fill(~valid, -1)",
         "index",
         "the mode of a bad row",
         EXPAND,
+        function="OneHotCategorical.mode",
     ),
     Mutant(
         DISTRIBUTION,
@@ -189,6 +265,7 @@ MUTANTS = [
         "0, captured",
         "a mask changed in place",
         "tests/test_masked.py -k place",
+        function="_state",
     ),
     # masked.py
     Mutant(
@@ -197,6 +274,7 @@ MUTANTS = [
         "self._in_param_dtype(self._log_probs())",
         "neg_inf not in logits",
         "tests/test_masked.py -k neg_inf",
+        function="MaskedOneHotCategorical.logits",
     ),
     Mutant(
         MASKED,
@@ -204,6 +282,7 @@ MUTANTS = [
         "self._finite(super().logits)",
         "a compiled program has no logits of it",
         "tests/test_compile_matrix.py -k masked_logits",
+        function="MaskedOneHotCategorical.logits",
     ),
     Mutant(
         MASKED,
@@ -211,6 +290,7 @@ MUTANTS = [
         "return super()._log_prob_result(log_prob)",
         "neg_inf not in log_prob",
         "tests/test_masked.py -k neg_inf",
+        function="MaskedOneHotCategorical._log_prob_result",
     ),
     Mutant(
         MASKED,
@@ -218,6 +298,7 @@ MUTANTS = [
         "new.neg_inf = -math.inf",
         "neg_inf lost by expand",
         "tests/test_masked.py -k expand",
+        function="MaskedOneHotCategorical.expand",
     ),
     Mutant(
         MASKED,
@@ -225,11 +306,24 @@ MUTANTS = [
         "none = indices < 0",
         "an index beyond the last, unchecked",
         BAD_MASK,
+        function="_mask_of",
     ),
     Mutant(
-        MASKED, "none |= indices == padding", "none = indices == padding", "padding in place of the bounds", BAD_MASK
+        MASKED,
+        "none |= indices == padding",
+        "none = indices == padding",
+        "padding in place of the bounds",
+        BAD_MASK,
+        function="_mask_of",
     ),
-    Mutant(MASKED, "none |= indices == padding", "none &= indices == padding", "padding that is a category", BAD_MASK),
+    Mutant(
+        MASKED,
+        "none |= indices == padding",
+        "none &= indices == padding",
+        "padding that is a category",
+        BAD_MASK,
+        function="_mask_of",
+    ),
     # relaxed.py
     Mutant(
         RELAXED,
@@ -237,6 +331,7 @@ MUTANTS = [
         "pass",
         "a temperature of shape (1,) adds a dimension",
         "tests/test_relaxed.py -k one_element",
+        function="RelaxedOneHotCategorical.log_prob",
     ),
     Mutant(
         RELAXED,
@@ -244,6 +339,7 @@ MUTANTS = [
         "new._param, new._name = self._param.expand(batch + self._event_shape).contiguous(), self._name",
         "expand that copies",
         "tests/test_relaxed.py -k test_expand",
+        function="RelaxedOneHotCategorical.expand",
     ),
     Mutant(
         RELAXED,
@@ -251,6 +347,7 @@ MUTANTS = [
         "density = backends.of(score).log_softmax(score).sum(-1)",
         "the Jacobian of the simplex",
         "tests/test_relaxed.py -k integrates",
+        function="RelaxedOneHotCategorical.log_prob",
     ),
     Mutant(
         RELAXED,
@@ -258,6 +355,7 @@ MUTANTS = [
         "columns * log_t",
         "the power of the temperature",
         "tests/test_relaxed.py -k integrates",
+        function="RelaxedOneHotCategorical.log_prob",
     ),
     Mutant(
         RELAXED,
@@ -265,6 +363,7 @@ MUTANTS = [
         "math.lgamma(columns + 1)",
         "the factorial",
         "tests/test_relaxed.py -k integrates",
+        function="RelaxedOneHotCategorical.log_prob",
     ),
     Mutant(
         RELAXED,
@@ -272,6 +371,7 @@ MUTANTS = [
         "        with torch.enable_grad():\n",
         "a sample with a gradient",
         "tests/test_relaxed.py -k has_no_gradient",
+        function="RelaxedOneHotCategorical.sample",
     ),
     Mutant(
         RELAXED,
@@ -279,6 +379,7 @@ MUTANTS = [
         "new._validate_args = False",
         "checks lost by expand",
         "tests/test_relaxed.py -k test_expand",
+        function="RelaxedOneHotCategorical.expand",
     ),
     Mutant(
         CHECKS,
@@ -286,6 +387,7 @@ MUTANTS = [
         "    if value.device.type != device.type:",
         "one GPU taken for another",
         "tests/test_devices.py -k 'two_devices or another_gpu'",
+        function="_on_device",
     ),
     *(
         Mutant(
@@ -294,8 +396,15 @@ MUTANTS = [
             "",
             "a tensor of another device",
             f"tests/test_devices.py -k 'two_devices and {name} or another_gpu'",
+            function=function,
         )
-        for name in ("indices", "temperature", "value", "index", "generator")
+        for name, function in {
+            "indices": "allowed_indices",
+            "temperature": "temperature",
+            "value": "value_shape",
+            "index": "index",
+            "generator": "generator",
+        }.items()
     ),
     Mutant(
         CHECKS,
@@ -303,6 +412,7 @@ MUTANTS = [
         "",
         "a mask of another device",
         "tests/test_devices.py -k 'two_devices and mask'",
+        function="mask",
     ),
     Mutant(
         RELAXED,
@@ -310,6 +420,7 @@ MUTANTS = [
         "if False:",
         "a compiled density for each temperature",
         "tests/test_compile.py -k another_temperature",
+        function="RelaxedOneHotCategorical.__init__",
     ),
     Mutant(
         RELAXED,
@@ -317,20 +428,31 @@ MUTANTS = [
         "column_t, log_t = t, t",
         "t for log t in the density",
         "tests/test_relaxed.py",
+        function="RelaxedOneHotCategorical.log_prob",
     ),
     # rng.py
-    Mutant(RNG, "2**63 - 1, (), device", "2**31 - 1, (), device", "63 bits cut to 31", SEEDS),
-    Mutant(RNG, "    generator.set_offset(offset + _OFFSET_STEP)\n", "", "the generator not advanced", SEEDS),
+    Mutant(RNG, "2**63 - 1, (), device", "2**31 - 1, (), device", "63 bits cut to 31", SEEDS, function="seed_tensor"),
+    Mutant(
+        RNG,
+        "    generator.set_offset(offset + _OFFSET_STEP)\n",
+        "",
+        "the generator not advanced",
+        SEEDS,
+        function="next_seed",
+    ),
     Mutant(RNG, "_OFFSET_STEP = 4", "_OFFSET_STEP = 1", "a word in place of a counter", SEEDS),
-    Mutant(RNG, "key - 2**64 if key >= 2**63 else key", "key", "a key that no int64 holds", SEEDS),
-    Mutant(RNG, "key >= 2**63", "key > 2**63", "the sign at the very border", SEEDS),
-    Mutant(RNG, " or is_captured(device)", "", "a captured graph would replay one draw", SEEDS),
+    Mutant(
+        RNG, "key - 2**64 if key >= 2**63 else key", "key", "a key that no int64 holds", SEEDS, function="next_seed"
+    ),
+    Mutant(RNG, "key >= 2**63", "key > 2**63", "the sign at the very border", SEEDS, function="next_seed"),
+    Mutant(RNG, " or is_captured(device)", "", "a captured graph would replay one draw", SEEDS, function="next_seed"),
     Mutant(
         DISTRIBUTION,
         "return param._version, 0 if mask is None else mask._version, captured",
         "return param._version, 0 if mask is None else mask._version",
         "logits that a replay does not compute anew",
         "tests/test_capture.py -k derived",
+        function="_state",
     ),
     Mutant(
         DISTRIBUTION,
@@ -338,6 +460,7 @@ MUTANTS = [
         "if False:",
         "a graph that reads an index from before it",
         "tests/test_capture.py -k index_from_before",
+        function="OneHotCategorical._hint",
     ),
     Mutant(
         DISTRIBUTION,
@@ -345,6 +468,7 @@ MUTANTS = [
         "captured = False",
         "logits in the memory of a graph, kept",
         "tests/test_capture.py -k derived",
+        function="_state",
     ),
     Mutant(
         RNG,
@@ -352,6 +476,7 @@ MUTANTS = [
         "    if True:\n        return",
         "whether another GPU is captured",
         "tests/test_devices.py -k capture",
+        function="is_captured",
     ),
     Mutant(
         RNG,
@@ -359,22 +484,32 @@ MUTANTS = [
         "False",
         "the current GPU made the current one",
         "tests/test_devices.py -k library",
+        function="is_captured",
     ),
-    Mutant(RNG, " or is_recorded(logits)", "", "a traced graph would keep one seed", SEEDS),
+    Mutant(RNG, " or is_recorded(logits)", "", "a traced graph would keep one seed", SEEDS, function="next_seed"),
     Mutant(
         RNG,
         "torch.cuda.current_device() if device.index is None else device.index",
         "torch.cuda.current_device()",
         "another device's generator",
         SEEDS,
+        function="next_seed",
     ),
-    Mutant(RNG, "(), device=device, **given)", "(), device=device)", "the given generator not asked", SEEDS),
+    Mutant(
+        RNG,
+        "(), device=device, **given)",
+        "(), device=device)",
+        "the given generator not asked",
+        SEEDS,
+        function="seed_tensor",
+    ),
     Mutant(
         RNG,
         "{} if generator is None else ",
         "",
         "the overload that torch's compiler does not make itself",
         "tests/test_compile.py -k inductor",
+        function="seed_tensor",
     ),
     # integrations/
     Mutant(
@@ -383,6 +518,7 @@ MUTANTS = [
         "by_repr[str(cls)] = cls",
         "a name that is looked up in small letters",
         "tests/test_torchrl.py -k register",
+        function="register",
     ),
     Mutant(
         TORCHRL,
@@ -390,6 +526,7 @@ MUTANTS = [
         "by_type[cls] = False",
         "an entropy that is sampled",
         "tests/test_torchrl.py -k register",
+        function="register",
     ),
     Mutant(
         TORCHRL,
@@ -397,24 +534,29 @@ MUTANTS = [
         "InteractionType.MEAN",
         "the mean for the mode",
         "tests/test_torchrl.py -k 'register or independent'",
+        function="register",
     ),
     # __main__.py
-    Mutant(DEMO, "return 1 if off else 0", "return 0", "a status that is always 0", STATUS),
+    Mutant(DEMO, "return 1 if off else 0", "return 0", "a status that is always 0", STATUS, function="main"),
     Mutant(
         DEMO,
         "return [check.name for check in found if not check.good]",
         "return [check.name for check in found[:1] if not check.good]",
         "one check alone counts",
         STATUS,
+        function="self_check",
     ),
-    Mutant(DEMO, "value < bound, f", "not value >= bound, f", "a score of NaN is good", STATUS),
-    Mutant(DEMO, "p_value > SIGNIFICANCE", "p_value > 0", "any p-value is good", STATUS),
+    Mutant(
+        DEMO, "value < bound, f", "not value >= bound, f", "a score of NaN is good", STATUS, function="checks.at_most"
+    ),
+    Mutant(DEMO, "p_value > SIGNIFICANCE", "p_value > 0", "any p-value is good", STATUS, function="checks"),
     Mutant(
         DEMO,
         '"log_prob, largest error in nats", errors["log_prob"]',
         '"log_prob, largest error in nats", errors["entropy"]',
         "one error shown twice",
         STATUS,
+        function="checks",
     ),
     Mutant(
         DEMO,
@@ -422,6 +564,7 @@ MUTANTS = [
         "gradient.T @ torch.ones_like(draw)",
         "the gradient alone, without its draw",
         DEMO_TESTS + " -k relaxed",
+        function="relaxed_z_score",
     ),
     Mutant(
         DEMO,
@@ -429,6 +572,7 @@ MUTANTS = [
         "(variance / DRAWS).sqrt()",
         "the rows not counted as draws",
         DEMO_TESTS + " -k draws",
+        function="draw_scores",
     ),
     Mutant(
         DEMO,
@@ -436,27 +580,56 @@ MUTANTS = [
         "torch.tensor(cells / 2",
         "a degree of freedom too many",
         DEMO_TESTS + " -k scipys",
+        function="draw_scores",
     ),
-    Mutant(DEMO, "row.expand(ROWS, -1)", "row.expand(1, -1)", "one row alone is drawn from", DEMO_TESTS + " -k draws"),
+    Mutant(
+        DEMO,
+        "row.expand(ROWS, -1)",
+        "row.expand(1, -1)",
+        "one row alone is drawn from",
+        DEMO_TESTS + " -k draws",
+        function="draw_scores",
+    ),
     Mutant(
         DEMO,
         ").abs().max() / oracle.grad",
         ").max() / oracle.grad",
         "errors of one sign alone",
         DEMO_TESTS + " -k pass_through",
+        function="pass_through_error",
     ),
     # benchmarks/
-    Mutant(CORRECTNESS, "bound = max(1e-3,", "bound = max(1e-1,", "a tolerance a hundred times wider", PROVIDERS),
     Mutant(
-        CORRECTNESS, "near = max(1e-5,", "near = max(1e-3,", "nearly one-hot within a hundred times more", PROVIDERS
+        CORRECTNESS,
+        "bound = max(1e-3,",
+        "bound = max(1e-1,",
+        "a tolerance a hundred times wider",
+        PROVIDERS,
+        function="density_fault",
     ),
-    Mutant(CORRECTNESS, "(bad if z > math", "(bad if z > 100 * math", "a z-score a hundred times larger", PROVIDERS),
+    Mutant(
+        CORRECTNESS,
+        "near = max(1e-5,",
+        "near = max(1e-3,",
+        "nearly one-hot within a hundred times more",
+        PROVIDERS,
+        function="frequency_fault",
+    ),
+    Mutant(
+        CORRECTNESS,
+        "(bad if z > math",
+        "(bad if z > 100 * math",
+        "a z-score a hundred times larger",
+        PROVIDERS,
+        function="_relaxed_fault",
+    ),
     Mutant(
         CORRECTNESS,
         "bound > math.log(FAILURE_RATE)",
         "bound > 100 * math.log(FAILURE_RATE)",
         "a bound on frequencies a hundred times as far",
         PROVIDERS,
+        function="frequency_fault",
     ),
     Mutant(
         CORRECTNESS,
@@ -464,6 +637,7 @@ MUTANTS = [
         "return _draw_fault(draw, given)",
         "the log_prob of a draw not looked at",
         PROVIDERS,
+        function="_scored_fault",
     ),
     Mutant(
         MEASURE,
@@ -471,6 +645,7 @@ MUTANTS = [
         "                self._right.add(key)\n",
         "a wrong provider is timed",
         PROVIDERS,
+        function="Contest.fault",
     ),
     Mutant(
         MEASURE,
@@ -478,15 +653,24 @@ MUTANTS = [
         'key = (name, case.operation, "")',
         "one dtype speaks for all",
         PROVIDERS,
+        function="Contest.fault",
     ),
-    Mutant(MEASURE, 'return {"wrong": why}', "pass", "a wrong provider is timed all the same", PROVIDERS),
-    Mutant(GPU_STEPS, "if not_right:", "if False:", "a wrong kernel is timed on a GPU", STEPS),
+    Mutant(
+        MEASURE,
+        'return {"wrong": why}',
+        "pass",
+        "a wrong provider is timed all the same",
+        PROVIDERS,
+        function="Contest.begin",
+    ),
+    Mutant(GPU_STEPS, "if not_right:", "if False:", "a wrong kernel is timed on a GPU", STEPS, function="run_steps"),
     Mutant(
         GPU_STEPS,
         "wrong |= dict.fromkeys(step.vouches, step.name)",
         "pass",
         "what a check on a GPU finds is forgotten",
         STEPS,
+        function="run_steps",
     ),
     Mutant(
         GPU_STEPS,
@@ -494,9 +678,19 @@ MUTANTS = [
         "except Exception as error",
         "a step at its limit ends all",
         STEPS,
+        function="run_steps",
     ),
-    Mutant(GPU_STEPS, "perf_counter() + step.limit > end", "perf_counter() > end", "a step begun too late", STEPS),
-    Mutant(GPU_CHECKS, "different <= 1,", "different <= 100,", "a hundred wrong draws pass", OFF),
+    Mutant(
+        GPU_STEPS,
+        "perf_counter() + step.limit > end",
+        "perf_counter() > end",
+        "a step begun too late",
+        STEPS,
+        function="run_steps",
+    ),
+    Mutant(
+        GPU_CHECKS, "different <= 1,", "different <= 100,", "a hundred wrong draws pass", OFF, function="few_differ"
+    ),
     Mutant(GPU_CHECKS, "RELAXED, RELAXED_GRAD = 1e-3", "RELAXED, RELAXED_GRAD = 1e-1", "a tolerance too wide", OFF),
     Mutant(GPU_CHECKS, "= 1e-3, 3e-4", "= 1e-3, 3e-2", "a tolerance of gradients too wide", OFF),
     Mutant(
@@ -505,6 +699,7 @@ MUTANTS = [
         "most",
         "results counted as memory",
         "tests/test_benchmarks.py -k peak_memory",
+        function="peak_bytes",
     ),
     Mutant(
         OPERATIONS,
@@ -513,22 +708,32 @@ MUTANTS = [
         "a gradient of a copy",
         "tests/test_benchmarks.py -k a_backward",
         "the copy is the leaf's equal: its gradient is the same, and only the time differs",
+        function="call_of.with_backward",
     ),
-    Mutant(COST, "if turns and not is_masked(loop):", "if turns:", "masked loops counted", LISTING),
+    Mutant(COST, "if turns and not is_masked(loop):", "if turns:", "masked loops counted", LISTING, function="cost"),
     Mutant(
         COST,
         'entry["instructions_per_element"] > limit(entry)',
         'entry["instructions_per_element"] > 10 * limit(entry)',
         "a limit never reported",
         LISTING,
+        function="over_limit",
     ),
-    Mutant(COST, 'over = f"  over {limit', 'over = f"" and f"  over {limit', "a limit found and not shown", LISTING),
+    Mutant(
+        COST,
+        'over = f"  over {limit',
+        'over = f"" and f"  over {limit',
+        "a limit found and not shown",
+        LISTING,
+        function="show",
+    ),
     Mutant(
         COST,
         "if function in SUMS_OF_TWO:",
         "if function.__name__ in [one.__name__ for one in SUMS_OF_TWO]:",
         "a kernel taken for another of the same name",
         "tests/test_static_cost.py -k known_by_itself",
+        function="traffic",
     ),
     Mutant(
         COST,
@@ -536,15 +741,17 @@ MUTANTS = [
         "if not instructions and any(",
         "a kernel whose loop is not found, taken for one without",
         "tests/test_static_cost.py -k loop_that_is_not_found",
+        function="cost",
     ),
     Mutant(COST, '"gapped_grad": 26,', '"gapped_grad": 27,', "a limit raised silently", EVERY_LIMIT),
-    Mutant(COST, "return 1 if over else 0", "return 0", "a status that is always 0", STATIC_STATUS),
+    Mutant(COST, "return 1 if over else 0", "return 0", "a status that is always 0", STATIC_STATUS, function="main"),
     Mutant(
         COST,
         "over = [e for e in entries if over_limit(e)]",
         "over = [e for e in entries[:2] if over_limit(e)]",
         "the limits of one architecture alone",
         STATIC_STATUS,
+        function="main",
     ),
     Mutant(
         COST,
@@ -552,6 +759,7 @@ MUTANTS = [
         'entry["columns"] <= LIMIT_FROM',
         "the limit from one column later",
         LISTING,
+        function="limit",
     ),
     Mutant(
         COST,
@@ -559,5 +767,6 @@ MUTANTS = [
         "main_width(walked)",
         "every instruction taken as a store",
         LISTING,
+        function="cost",
     ),
 ]

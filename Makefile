@@ -36,7 +36,7 @@ conformance: $(VENV)/.test ## the tests of the class in checkouts of others: RL=
 	$(BIN)/python tests/conformance.py --rl "$(RL)" --pytorch "$(PYTORCH)" --pyro "$(PYRO)"
 
 bench: $(VENV)/.test ## times the library against its peers on this CPU, then makes the report
-	$(BIN)/python -m pytest -s -q -rs -W ignore --benchmark-quiet --save benchmarks/bench_*.py
+	$(BIN)/python -m pytest -s -q -rs -W ignore --benchmark-quiet --save benchmarks/bench.py
 	$(BIN)/python benchmarks/bench_sharded.py --save
 	$(BIN)/python benchmarks/report.py
 

@@ -1,4 +1,4 @@
-"""`make bench`: the bench_*.py files on this CPU, on pytest-benchmark.
+"""`make bench`: the cases of questions.py on this CPU, on pytest-benchmark.
 
 A test is one turn of one provider at one case. The providers take turns, so that whatever else the machine does falls
 on all of them alike, and each call gets another input. With `--save` the times go to results/cpu/<date>.json.
@@ -16,6 +16,7 @@ import torch
 from common import case_record, copy_bandwidth, environment, parallel_speedup, rounded, save, wall_clock
 from measure import WARM_UP, Contest, rotating
 from operations import Case, Inputs
+from questions import QUESTIONS
 from torch import distributions as D
 from tqdm import tqdm
 
@@ -65,7 +66,7 @@ class Run:
             (once,) = wall_clock(partial(call, given()), 1)
             self._calls[case, name] = max(1, min(MOST_CALLS, int(TURN_SECONDS / once)))
         calls = self._calls[case, name]
-        benchmark.group = str(case)
+        benchmark.group = f"{question}: {case}"
         benchmark.pedantic(call, setup=lambda: ((given(),), {}), rounds=calls, warmup_rounds=min(WARM_UP, calls - 1))
         record["seconds"] += rounded(benchmark.stats.stats.data)
 
@@ -82,6 +83,7 @@ RUN, BAR = pytest.StashKey[Run](), pytest.StashKey[tqdm]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--question", choices=list(QUESTIONS), help="one question of questions.py; all without")
     parser.addoption("--save", action="store_true", help="write every time to results/cpu/<date>.json")
 
 
@@ -91,9 +93,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     contest = metafunc.config.stash[RUN].contest
+    wanted = metafunc.config.getoption("--question")
     turns = [
-        pytest.param((case, name), id=f"{case} turn {i} {name}")
-        for case in metafunc.module.CPU  # pyright: ignore[reportOptionalMemberAccess]
+        pytest.param((question, case, name), id=f"{question}: {case} turn {i} {name}")
+        for question in ([wanted] if wanted else QUESTIONS)
+        for case in QUESTIONS[question].cpu
         for i in range(TURNS)
         for name in contest.entrants(case)
     ]
@@ -102,8 +106,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def turn(request: pytest.FixtureRequest, benchmark: Any) -> Callable[[], None]:
-    question = request.path.stem.removeprefix("bench_")
-    return partial(request.config.stash[RUN].turn, benchmark, question, *request.param)
+    return partial(request.config.stash[RUN].turn, benchmark, *request.param)
 
 
 # What the terminal shows ----------------------------------------------------------------------------------------------
@@ -136,5 +139,5 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.write_line(f"{name}: not timed, {why}")
     for (name, operation, dtype), why in run.contest.wrong.items():
         terminalreporter.write_line(f"{name}: {operation} in {dtype} is WRONG, and not timed: {why}")
-    if config.getoption("--save"):
+    if config.getoption("--save") and run.records:
         terminalreporter.write_line(f"every time is in {run.save()}")

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import cycle
-from types import ModuleType
 from typing import Any
 
 import providers
@@ -22,26 +20,6 @@ os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 WARM_UP = 2
 # Up to so many elements, a call on a CPU costs more than its work.
 SMALL = 2**16
-
-
-# The bench_*.py files, in the order of a report; what takes longest comes last.
-QUESTIONS = (
-    "operations",
-    "rl",
-    "world_model",
-    "language_model",
-    "decode",
-    "rlhf",
-    "columns",
-    "rows",
-    "compile",
-    "limits",
-)
-
-
-def questions() -> dict[str, ModuleType]:
-    """Their modules, by name."""
-    return {name: importlib.import_module(f"bench_{name}") for name in QUESTIONS}
 
 
 def rotating(case: Case, device: torch.device) -> Callable[[], Inputs]:

@@ -21,9 +21,9 @@ from pathlib import Path
 from typing import Any
 
 from common import RESULTS, quartiles
-from measure import questions
 from operations import OPERATIONS
 from providers import OURS
+from questions import QUESTIONS
 
 ROOT = RESULTS.parents[1]
 PICTURES = ROOT / "docs" / "pictures"
@@ -226,10 +226,10 @@ def page(result: Result) -> str:
     parts += [f"![{name}](../../../docs/pictures/{name}.png)" for name in pictures([result])]
     if "operators" in result.raw:
         parts += ["## The operators, without Python", operator_table(result)]
-    for name, module in questions().items():
+    for name, question in QUESTIONS.items():
         cases = result.of(question=name)
         if cases:
-            parts += [f"## {module.__doc__}".strip(), time_table(result, cases)]
+            parts += [f"## {question.asks}", time_table(result, cases)]
             memory, launched = memory_table(cases), launch_table(cases)
             parts += ["Peak memory beside inputs and results, MiB:", memory] if memory else []
             parts += ["Kernels, copies and fills of a call:", launched] if launched else []

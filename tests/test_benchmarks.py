@@ -26,9 +26,10 @@ import measure
 import naive
 from correctness import CHECKS, fault, frequency_fault
 from gpu_steps import Step, run_steps
-from measure import QUESTIONS, Contest, peak_bytes, questions, rotating
+from measure import Contest, peak_bytes, rotating
 from operations import OPERATIONS, Case, call_of, inputs_from, make_inputs
 from providers import OURS, Provider, providers
+from questions import QUESTIONS, Question
 from torch import distributions as D
 
 ROOT = Path(__file__).parents[1]
@@ -47,7 +48,7 @@ def test_the_suite_runs() -> None:
     """One case, in a process of its own: as `make bench`, but for the file it writes."""
     pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed")
     options = ["-s", "-q", "-W", "ignore", "--benchmark-quiet", "-p", "no:cacheprovider"]
-    few = [str(BENCHMARKS / "bench_decode.py"), "-k", "32000 and float32 and onehot_triton"]
+    few = [str(BENCHMARKS / "bench.py"), "--question", "decode", "-k", "32000 and float32 and onehot_triton"]
     # pytest-benchmark times nothing in a worker of pytest-xdist, which this process may be.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
     command = [sys.executable, "-m", "pytest", *options, *few]
@@ -56,14 +57,9 @@ def test_the_suite_runs() -> None:
     assert "3 passed" in done.stdout
 
 
-def test_every_question_is_a_file() -> None:
-    files = BENCHMARKS.glob("bench_*.py")
-    # A program of its own: its providers are processes.
-    names = {path.stem.removeprefix("bench_") for path in files} - {"sharded"}
-    assert sorted(QUESTIONS) == sorted(names)
-    for name, module in questions().items():
-        assert module.__doc__, name
-        assert {case.operation for case in [*module.CPU, *module.GPU]} <= set(OPERATIONS), name
+@pytest.mark.parametrize("question", QUESTIONS.values(), ids=list(QUESTIONS))
+def test_cases_name_operations(question: Question) -> None:
+    assert {case.operation for case in [*question.cpu, *question.gpu]} <= set(OPERATIONS)
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)

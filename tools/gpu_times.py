@@ -1,7 +1,7 @@
 """The plan of `make bench-gpu` and its measurements; gpu.py, which sets the environment that triton reads, starts them.
 
-Times are of the GPU: for the operators a CUDA graph of several calls, between two events; for the cases of the
-bench_*.py files, which a user calls from Python, events around each call. Inputs rotate, and are together larger than
+Times are of the GPU: for the operators a CUDA graph of several calls, between two events; for the cases of
+questions.py, which a user calls from Python, events around each call. Inputs rotate, and are together larger than
 the L2 cache. What is most worth knowing comes first, and what may take longest last.
 """
 
@@ -15,7 +15,6 @@ from collections.abc import Callable
 from functools import partial
 from itertools import cycle, product
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import common
@@ -25,9 +24,10 @@ import operations
 import torch
 from correctness import DRAWN
 from gpu_steps import Say, Step, run_steps
-from measure import Contest, questions, rotating
+from measure import Contest, rotating
 from operations import Case, grid
 from providers import COMPILED, OURS
+from questions import QUESTIONS, Question
 from torch import Tensor
 
 from onehot_triton import OneHotCategorical, ReparamGradientStrategy, use_backend
@@ -193,9 +193,9 @@ def tell(case: Case, records: dict[str, dict[str, Any]], say: Say) -> None:
         say(f"{case!s:40} {name:24} {what}")
 
 
-def cases_of(question: ModuleType, dry: bool) -> list[Case]:
+def cases_of(question: Question, dry: bool) -> list[Case]:
     """In a dry run one tiny case, and nothing compiled."""
-    return [Case(question.GPU[0].operation, 3, 18, "float32")] if dry else question.GPU
+    return [Case(question.gpu[0].operation, 3, 18, "float32")] if dry else question.gpu
 
 
 def compared(dry: bool) -> list[Case]:
@@ -383,11 +383,11 @@ def plan(run: Run) -> list[Step]:
             add(question, name, OPERATORS, run.operator, operation, shape, dtype,
                 needs=needs, record="operators", peak_bytes=size)  # fmt: skip
 
-    def add_case(question: str, file: str, case: Case) -> None:
+    def add_case(step: str, question: str, case: Case) -> None:
         limit = COMPILED_CASE if case.field == "compiled" else CASE
         needs = frozenset({"limits"} if case.rows * case.columns > 2**29 else ())
-        name = f"{file}: {case}" + (", compiled too" if case.field == "compiled" else "")
-        add(question, name, limit, run.case, file, case, needs=needs, record="cases", peak_bytes=case_bytes(case))
+        name = f"{question}: {case}" + (", compiled too" if case.field == "compiled" else "")
+        add(step, name, limit, run.case, question, case, needs=needs, record="cases", peak_bytes=case_bytes(case))
 
     launches = wanted_launches(tuple(dict.fromkeys((*FIRST_SHAPES, *SHAPES))))
     add("0 the floor", "copy", OPERATORS, run.copy, peak_bytes=2 * common.COPY_BYTES["cuda"])
@@ -424,9 +424,9 @@ def plan(run: Run) -> list[Step]:
         add_operators(
             "6 the rest", lambda name, first_too=shape != first[0]: first_too or name.split()[0] not in checked, shape
         )
-    for file, module in questions().items():
-        for case in cases_of(module, dry):
-            add_case("6 the rest", file, case)
+    for name, question in QUESTIONS.items():
+        for case in cases_of(question, dry):
+            add_case("6 the rest", name, case)
     return steps
 
 

@@ -17,7 +17,6 @@ from common import case_record, copy_bandwidth, environment, parallel_speedup, r
 from measure import WARM_UP, Contest, rotating
 from operations import Case, Inputs
 from questions import QUESTIONS
-from torch import distributions as D
 from tqdm import tqdm
 
 CPU, THREADS = torch.device("cpu"), 2
@@ -37,8 +36,6 @@ class Run:
             # Once more at every case: others may come and use the cores.
             "parallel_speedup": [parallel_speedup(THREADS)],
             "copy_bytes_per_second": copy_bandwidth(CPU),
-            # Importing TorchRL, as the contest does, turns torch's default off.
-            "torch_validates_without_torchrl": D.Distribution._validate_args,
         }
         self.contest = Contest(CPU)
         self.records: dict[tuple[str, Case], dict[str, dict[str, Any]]] = {}
@@ -73,7 +70,6 @@ class Run:
     def save(self) -> str:
         self.result |= {
             "missing": self.contest.missing,
-            "validate_args": {p.name: p.validate_args for p in self.contest if p.validate_args is not None},
             "cases": [case_record(question, case, records) for (question, case), records in self.records.items()],
         }
         return os.path.relpath(save("cpu", self.result))

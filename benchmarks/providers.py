@@ -6,6 +6,7 @@ import importlib
 import os
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +19,7 @@ from onehot_triton import OneHotCategorical, ReparamGradientStrategy
 
 # Rows of a chunk: the default of TRL's entropy_from_logits.
 CHUNK = 128
+OURS, OPERATORS, NAIVE, FLASHINFER = "onehot_triton", "its operators alone", "naive Triton", "flashinfer"
 Forward = Callable[[Tensor, Tensor], Any]
 """(logits, value) -> what an operation gives before any backward. `value` is a one-hot, for `log_prob`, or an index."""
 
@@ -26,13 +28,11 @@ class Provider(NamedTuple):
     """One library.
 
     Attributes:
-        forwards: by name, as `operations.py` asks for them; what is not there the library does not have.
-        validate_args: whether its class checks its arguments by default, as it is timed.
+        forwards: functions by the names in `operations.py`. Those that the library does not have are absent.
     """
 
     name: str
     forwards: dict[str, Forward]
-    validate_args: bool | None = None
 
 
 def _step(dist: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -73,7 +73,7 @@ def _ours() -> Provider:
         "joint_step": lambda x, _: OneHotCategorical(x).rsample_log_prob_and_entropy(),
         "decode": lambda x, _: OneHotCategorical(x).sample_and_log_prob(),
     }
-    return Provider("onehot_triton", forwards, OneHotCategorical(torch.zeros(2))._validate_args)
+    return Provider(OURS, forwards)
 
 
 def _torchrl() -> Provider:
@@ -91,7 +91,7 @@ def _torchrl() -> Provider:
         "sample_index": lambda x, _: make(x).sample().argmax(-1),
         "rsample_relaxed": lambda x, _: TorchRL(logits=x, grad_method=Strategy.RelaxedOneHot).rsample(),  # pyright: ignore[reportCallIssue]
     }
-    return Provider("torchrl", forwards, TorchRL(logits=torch.zeros(2))._validate_args)
+    return Provider("torchrl", forwards)
 
 
 def _torch() -> Provider:
@@ -101,7 +101,7 @@ def _torch() -> Provider:
         "log_prob_index": lambda x, index: D.Categorical(logits=x).log_prob(index),
         "log_prob_index_and_entropy": lambda x, index: _both(D.Categorical(logits=x), index),
     }
-    return Provider("torch.distributions", forwards, D.OneHotCategorical(torch.ones(2))._validate_args)
+    return Provider("torch.distributions", forwards)
 
 
 def _gumbel_softmax() -> Provider:
@@ -110,9 +110,6 @@ def _gumbel_softmax() -> Provider:
 
     forwards = {"sample": draw, "sample_index": lambda x, _: draw(x, _).argmax(-1), "rsample_relaxed": draw}
     return Provider("F.gumbel_softmax", forwards)
-
-
-OPERATORS = "its operators alone"
 
 
 def _operators() -> Provider:
@@ -186,14 +183,14 @@ def _log_softmax_at(x: Tensor, index: Tensor, dtype: torch.dtype | None = None) 
     return torch.log_softmax(x, -1, dtype=dtype).gather(-1, index.unsqueeze(-1)).squeeze(-1)
 
 
+def _log_prob_and_entropy(x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    log_p = torch.log_softmax(x, -1, dtype=torch.float32)
+    return log_p.gather(-1, index.unsqueeze(-1)).squeeze(-1), -(log_p.exp() * log_p).sum(-1)
+
+
 def _log_softmax() -> Provider:
     """What a loss of a language model does by hand."""
-
-    def both(x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        log_p = torch.log_softmax(x, -1, dtype=torch.float32)
-        return log_p.gather(-1, index.unsqueeze(-1)).squeeze(-1), -(log_p.exp() * log_p).sum(-1)
-
-    forwards = {"log_prob_index": _log_softmax_at, "log_prob_index_and_entropy": both}
+    forwards = {"log_prob_index": _log_softmax_at, "log_prob_index_and_entropy": _log_prob_and_entropy}
     return Provider("log_softmax + gather", forwards)
 
 
@@ -210,13 +207,10 @@ def _chunked() -> Provider:
     """As RLHF libraries save memory: some rows at a time, the gathered logit less a logsumexp, and an entropy that the
     backward computes again."""
 
-    def some(x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        log_p = torch.log_softmax(x, -1, dtype=torch.float32)
-        return log_p.gather(-1, index.unsqueeze(-1)).squeeze(-1), -(log_p.exp() * log_p).sum(-1)
-
     def both(x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         chunks = zip(x.split(CHUNK), index.split(CHUNK), strict=True)
-        found = [checkpoint(some, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
+        again = partial(checkpoint, _log_prob_and_entropy, use_reentrant=False, preserve_rng_state=False)
+        found = [again(*chunk) for chunk in chunks]
         log_probs, entropies = zip(*found, strict=True)  # pyright: ignore[reportArgumentType]
         return torch.cat(log_probs), torch.cat(entropies)
 
@@ -253,7 +247,7 @@ def _naive() -> Provider:
         raise ImportError("its Triton kernel needs a GPU")
     naive = importlib.import_module("naive")
     forwards = {"sample": lambda x, _: naive.sample(x), "sample_index": lambda x, _: naive.sample_index(x)}
-    return Provider("naive Triton", forwards)
+    return Provider(NAIVE, forwards)
 
 
 def _flashinfer() -> Provider:
@@ -261,10 +255,9 @@ def _flashinfer() -> Provider:
     if not torch.cuda.is_available():
         raise ImportError("its kernels need a GPU")
     flashinfer = importlib.import_module("flashinfer.sampling")
-    return Provider("flashinfer", {"sample_index": lambda x, _: flashinfer.sampling_from_logits(x.float())})
+    return Provider(FLASHINFER, {"sample_index": lambda x, _: flashinfer.sampling_from_logits(x.float())})
 
 
-OURS = "onehot_triton"
 MAKERS = {
     OURS: _ours,
     "torchrl": _torchrl,
@@ -275,27 +268,18 @@ MAKERS = {
     OPERATORS: _operators,
     "F.cross_entropy": _cross_entropy,
     "log_softmax in chunks": _chunked,
-    "naive Triton": _naive,
-    "flashinfer": _flashinfer,
+    NAIVE: _naive,
+    FLASHINFER: _flashinfer,
 }
 # Libraries with kernels of their own gain nothing from it.
-EAGER = (
-    "onehot_triton",
-    "torchrl",
-    "torch.distributions",
-    "F.gumbel_softmax",
-    "exponential race",
-    "log_softmax + gather",
-    "F.cross_entropy",
-    "log_softmax in chunks",
-)
+EAGER = [name for name in MAKERS if name not in (OPERATORS, NAIVE, FLASHINFER)]
 COMPILED = " compiled"
 
 
 def compiled(provider: Provider) -> Provider:
     """The same under torch.compile, once for every shape. A backward is compiled with its forward."""
     forwards = {name: torch.compile(forward, dynamic=True) for name, forward in provider.forwards.items()}
-    return Provider(provider.name + COMPILED, forwards, provider.validate_args)
+    return Provider(provider.name + COMPILED, forwards)
 
 
 def why_nothing_compiles(device: torch.device) -> str | None:

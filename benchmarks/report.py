@@ -52,9 +52,9 @@ SPEED = {
         ("decode", "decode", 1, 151936, "bfloat16"),
     ],
 }
-# For predictions: what a GPU moves, bytes a second, and issues, instructions of a thread a second. See docs/scaling.md.
 MARKED = re.compile(r"(<!-- report: ([\w ]+) -->)\n.*?(<!-- end -->)", re.DOTALL)
 PREDICTED = ("65536 x 18", "32768 x 32", "1024 x 128256", "8 x 151936", "1 x 262144")
+# For predictions: what a GPU moves, bytes a second, and issues, instructions of a thread a second. See docs/scaling.md.
 GPUS = {"H200": (4.3e12, 33.5e12), "H100": (3.0e12, 33.5e12)}
 # Of an all-gather, NCCL's own model of its ring: by protocol, microseconds of a call, of a step inside a node and of
 # one between nodes, and GB/s that a GPU receives, where all are in one node and where they are not.
@@ -68,7 +68,7 @@ class Result:
     """One raw file."""
 
     def __init__(self, path: Path) -> None:
-        self.name, self.date = path.parent.name, path.stem
+        self.name = path.parent.name
         self.raw = json.loads(path.read_text())
         self.kind = "cpu" if self.name == "cpu" else "gpu"
         self.cases: list[dict[str, Any]] = self.raw["cases"]

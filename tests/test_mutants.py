@@ -89,7 +89,7 @@ def test_a_sample_is_killed() -> None:
     assert {result.status for result in results} == {run.KILLED}, run.report(results)
 
 
-def test_the_runner_tells_a_survivor_and_a_row_that_proves_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_runner_tells_a_survivor_and_a_row_that_proves_nothing() -> None:
     def row(old: str, new: str, tests: str, equivalent: str = "") -> tuple[str, Mutant]:
         return "table", Mutant("onehot_triton/grad_method.py", old, new, "why", tests, equivalent)
 

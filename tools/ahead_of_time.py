@@ -185,16 +185,12 @@ OPERATIONS: dict[str, Callable[[Launch], object]] = {
         a.logits, a.per_row, a.index, a.per_element, a.per_row, SEED, OFFSET
     ),
     "relaxed_samples": lambda a: relaxed.relaxed_grad(
-        a.logits, a.per_row, a.index, a.empty(a.draws, a.rows, a.columns), 0.5, SEED, OFFSET, 0, None, False, 8
+        a.logits, a.per_row, a.index, a.per_element, 0.5, SEED, OFFSET, 0, None, False, 8
     ),
-    "reinmax_grad": lambda a: straight_through.reinmax_grad(
-        a.logits, a.per_row, a.index, a.empty(a.draws, a.rows, a.columns), 1.0
-    ),
-    "gapped_grad": lambda a: straight_through.gapped_grad(
-        a.logits, a.per_row, a.index, a.empty(a.draws, a.rows, a.columns), 1.0
-    ),
+    "reinmax_grad": lambda a: straight_through.reinmax_grad(a.logits, a.per_row, a.index, a.per_element, 1.0),
+    "gapped_grad": lambda a: straight_through.gapped_grad(a.logits, a.per_row, a.index, a.per_element, 1.0),
     "reinmax_grad_temperatures": lambda a: straight_through.reinmax_grad(
-        a.logits, a.per_row, a.index, a.empty(a.draws, a.rows, a.columns), a.per_row
+        a.logits, a.per_row, a.index, a.per_element, a.per_row
     ),
     "soft_grad": lambda a: soft_grad.soft_grad(a.per_element, a.per_element, 0.5),
     "soft_grad_temperatures": lambda a: soft_grad.soft_grad(a.per_element, a.per_element, a.per_row, True),
@@ -210,7 +206,7 @@ OPERATIONS: dict[str, Callable[[Launch], object]] = {
     "masked_log_prob_and_entropy_grad": lambda a: a.log_prob_and_entropy_grad(a.allowed),
     "masked_rsample_log_prob_and_entropy_grad": lambda a: a.log_prob_and_entropy_grad(a.allowed, a.logits),
     "masked_reinmax_grad": lambda a: straight_through.reinmax_grad(
-        a.logits, a.per_row, a.index, a.empty(a.draws, a.rows, a.columns), 1.0, a.allowed
+        a.logits, a.per_row, a.index, a.per_element, 1.0, a.allowed
     ),
     "masked_relaxed_grad": lambda a: relaxed.relaxed_grad(
         a.logits, a.per_row, a.index, a.per_element, 0.5, SEED, OFFSET, 0, a.allowed

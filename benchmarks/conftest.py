@@ -1,7 +1,7 @@
-"""`make bench`: the cases of questions.py on this CPU, on pytest-benchmark.
+"""`make bench`: time the cases of questions.py on this CPU, with pytest-benchmark.
 
-A test is one turn of one provider at one case. The providers take turns, so that whatever else the machine does falls
-on all of them alike, and each call gets another input. With `--save` the times go to results/cpu/<date>.json.
+A test is one turn of one provider at one case. The providers take turns, so that other load on the machine affects all
+of them alike. Each call gets another input. With `--save` the times are written to results/cpu/<date>.json.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from questions import QUESTIONS
 from tqdm import tqdm
 
 CPU, THREADS = torch.device("cpu"), 2
-# A provider has so many turns at a case, each of about so long, but of one call at least and so many at the most.
+# A provider has TURNS turns at a case, each of about TURN_SECONDS, but of one call at least and MOST_CALLS at most.
 TURNS, TURN_SECONDS, MOST_CALLS = 3, 0.015, 20
 
 
 class Run:
-    """What this run knows so far."""
+    """The state and the results of this run."""
 
     def __init__(self) -> None:
         torch.set_num_threads(THREADS)
@@ -33,7 +33,7 @@ class Run:
         self.result: dict[str, Any] = {
             "environment": environment(),
             "threads": THREADS,
-            # Once more at every case: others may come and use the cores.
+            # Measured again at every case, because other programs may come and use the cores.
             "parallel_speedup": [parallel_speedup(THREADS)],
             "copy_bytes_per_second": copy_bandwidth(CPU),
         }
@@ -44,7 +44,7 @@ class Run:
         self._given: Callable[[], Inputs] | None = None
 
     def given(self, case: Case) -> Callable[[], Inputs]:
-        """Inputs of the case; those of the case before are forgotten."""
+        """Return the inputs of the case, and drop those of the case before."""
         if self._given is None or case != self._case:
             self._given = None
             self._case, self._given = case, rotating(case, CPU)
@@ -79,8 +79,8 @@ RUN, BAR = pytest.StashKey[Run](), pytest.StashKey[tqdm]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--question", choices=list(QUESTIONS), help="one question of questions.py; all without")
-    parser.addoption("--save", action="store_true", help="write every time to results/cpu/<date>.json")
+    parser.addoption("--question", choices=list(QUESTIONS), help="time one question of questions.py, not all")
+    parser.addoption("--save", action="store_true", help="write all times to results/cpu/<date>.json")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -105,7 +105,7 @@ def turn(request: pytest.FixtureRequest, benchmark: Any) -> Callable[[], None]:
     return partial(request.config.stash[RUN].turn, benchmark, *request.param)
 
 
-# What the terminal shows ----------------------------------------------------------------------------------------------
+# Output on the terminal -----------------------------------------------------------------------------------------------
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -119,7 +119,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
 
 
 def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:
-    """A bar in place of thousands of dots; a failure is told as always."""
+    """Print no dot per test, because the bar shows the progress. Failures are printed as usual."""
     if report.failed:
         return None
     return (report.outcome if report.when == "call" or report.skipped else "", "", "")

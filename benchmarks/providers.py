@@ -1,4 +1,4 @@
-"""The libraries that are compared: an adapter each, and a reason where one cannot run."""
+"""The libraries that are compared. Each has an adapter, or a reason why it cannot run."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from torch.utils.checkpoint import checkpoint
 
 from onehot_triton import OneHotCategorical, ReparamGradientStrategy
 
-# Rows of a chunk: the default of TRL's entropy_from_logits.
+# Rows per chunk, as by default in TRL's entropy_from_logits.
 CHUNK = 128
 OURS, OPERATORS, NAIVE, FLASHINFER = "onehot_triton", "its operators alone", "naive Triton", "flashinfer"
 Forward = Callable[[Tensor, Tensor], Any]
-"""(logits, value) -> what an operation gives before any backward. `value` is a one-hot, for `log_prob`, or an index."""
+"""(logits, value) -> results of an operation before its backward. `value` is one-hot for `log_prob`, else an index."""
 
 
 class Provider(NamedTuple):
     """One library.
 
     Attributes:
-        forwards: functions by the names in `operations.py`. Those that the library does not have are absent.
+        forwards: functions by their names in `operations.py`, without those that the library lacks.
     """
 
     name: str
@@ -50,7 +50,7 @@ def _both(dist: Any, index: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _class_forwards(make: Callable[[Tensor], Any]) -> dict[str, Forward]:
-    """Of a class whose draws are one-hot and whose `rsample` is PassThrough's."""
+    """Return the forwards of a class whose draws are one-hot and whose `rsample` has the PassThrough gradient."""
     return {
         "sample": lambda x, _: make(x).sample(),
         "rsample": lambda x, _: make(x).rsample(),
@@ -78,7 +78,7 @@ def _ours() -> Provider:
 
 def _torchrl() -> Provider:
     with warnings.catch_warnings():
-        # Its import warns of optional packages and of what it will rename.
+        # Its import warns about missing optional packages and coming renames.
         warnings.simplefilter("ignore")
         from torchrl.modules import OneHotCategorical as TorchRL
         from torchrl.modules import ReparamGradientStrategy as Strategy
@@ -113,7 +113,7 @@ def _gumbel_softmax() -> Provider:
 
 
 def _operators() -> Provider:
-    """What we call for a small batch, in a row: the time that is torch's and no Python's."""
+    """The torch operators that this library calls for a small batch, without its Python around them."""
 
     def index_of(x: Tensor) -> Tensor:
         sums = x.double().exp_().cumsum_(1)
@@ -189,7 +189,7 @@ def _log_prob_and_entropy(x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _log_softmax() -> Provider:
-    """What a loss of a language model does by hand."""
+    """The usual code in the loss of a language model."""
     forwards = {"log_prob_index": _log_softmax_at, "log_prob_index_and_entropy": _log_prob_and_entropy}
     return Provider("log_softmax + gather", forwards)
 
@@ -204,13 +204,12 @@ def _cross_entropy() -> Provider:
 
 
 def _chunked() -> Provider:
-    """As RLHF libraries save memory: some rows at a time, the gathered logit less a logsumexp, and an entropy that the
-    backward computes again."""
+    """The way in which RLHF libraries save memory: some rows at a time, computed again in the backward."""
 
     def both(x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         chunks = zip(x.split(CHUNK), index.split(CHUNK), strict=True)
-        again = partial(checkpoint, _log_prob_and_entropy, use_reentrant=False, preserve_rng_state=False)
-        found = [again(*chunk) for chunk in chunks]
+        recomputed = partial(checkpoint, _log_prob_and_entropy, use_reentrant=False, preserve_rng_state=False)
+        found = [recomputed(*chunk) for chunk in chunks]
         log_probs, entropies = zip(*found, strict=True)  # pyright: ignore[reportArgumentType]
         return torch.cat(log_probs), torch.cat(entropies)
 
@@ -227,7 +226,7 @@ def _one_hot(index: Tensor, like: Tensor) -> Tensor:
 
 
 def _race() -> Provider:
-    """What many a model's generation loop does by hand."""
+    """The usual code in the generation loop of a language model."""
 
     def decode(x: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
         index = race_index(x)
@@ -242,7 +241,7 @@ def _race() -> Provider:
 
 
 def _naive() -> Provider:
-    """The Triton kernel that others ship, with a Gumbel an element."""
+    """The usual Triton kernel, which draws a Gumbel per element."""
     if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
         raise ImportError("its Triton kernel needs a GPU")
     naive = importlib.import_module("naive")
@@ -251,7 +250,7 @@ def _naive() -> Provider:
 
 
 def _flashinfer() -> Provider:
-    """Not in this project's environment: a GPU's own may have it. It takes float32 alone."""
+    """FlashInfer, which this project does not install. A machine with a GPU may have it. It takes only float32."""
     if not torch.cuda.is_available():
         raise ImportError("its kernels need a GPU")
     flashinfer = importlib.import_module("flashinfer.sampling")
@@ -271,19 +270,19 @@ MAKERS = {
     NAIVE: _naive,
     FLASHINFER: _flashinfer,
 }
-# Libraries with kernels of their own gain nothing from it.
+# Providers that torch.compile may speed up: all but those with kernels of their own.
 EAGER = [name for name in MAKERS if name not in (OPERATORS, NAIVE, FLASHINFER)]
 COMPILED = " compiled"
 
 
 def compiled(provider: Provider) -> Provider:
-    """The same under torch.compile, once for every shape. A backward is compiled with its forward."""
+    """Return the provider under torch.compile, with one program for all shapes; a backward is part of it."""
     forwards = {name: torch.compile(forward, dynamic=True) for name, forward in provider.forwards.items()}
     return Provider(provider.name + COMPILED, forwards)
 
 
 def why_nothing_compiles(device: torch.device) -> str | None:
-    """torch.compile wants a C++ compiler on a CPU, and Triton on a GPU."""
+    """Return why torch.compile fails, or None. It needs a C++ compiler on a CPU and Triton on a GPU."""
     try:
         torch.compile(torch.sin)(torch.zeros(2, device=device))
     except Exception as error:
@@ -292,10 +291,10 @@ def why_nothing_compiles(device: torch.device) -> str | None:
 
 
 def providers() -> tuple[list[Provider], dict[str, str]]:
-    """Those that are there, ours first; and, by name, why one is not.
+    """Return the providers that are installed, this library first, and by name why others are missing.
 
-    TorchRL is imported before anything is timed: its import turns torch.distributions' default validation off for the
-    whole process, for all of them.
+    TorchRL comes before anything is timed, because its import turns off the default validation of torch.distributions
+    for all classes in the process.
     """
     found, missing = [], {}
     for name in sorted(MAKERS, key=lambda name: name != "torchrl"):

@@ -25,7 +25,7 @@ from typing import Any
 
 from common import RESULTS, quartiles
 from operations import OPERATIONS
-from providers import OURS
+from providers import OPERATORS, OURS
 from questions import QUESTIONS
 
 ROOT = RESULTS.parents[1]
@@ -417,7 +417,7 @@ Draw = Callable[[Any], None]
 COLOURS = {
     OURS: "#d62728", THEIRS: "#1f77b4", "torch.distributions": "#2ca02c", "F.gumbel_softmax": "#9467bd",
     "exponential race": "#8c564b", "log_softmax + gather": "#bcbd22", "naive Triton": "#7f7f7f",
-    "flashinfer": "#e377c2",
+    "flashinfer": "#e377c2", OPERATORS: "#ff7f0e",
 }  # fmt: skip
 
 

@@ -96,6 +96,12 @@ def test_committed_pages_hold_every_part_and_picture() -> None:
     assert made == {path.name for path in report.PICTURES.iterdir() if not path.name.startswith(("gradient", "token"))}
 
 
+def test_every_line_of_a_picture_has_a_colour_of_its_own() -> None:
+    (result, *_) = report.newest()
+    drawn = {name for case in result.of(question="columns") + result.of(question="rows") for name in case["providers"]}
+    assert len({report.COLOURS[name] for name in drawn}) == len(drawn) > 4
+
+
 def test_report_of_a_small_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("matplotlib")
     assert run(monkeypatch, "--check") == 1

@@ -219,7 +219,7 @@ def test_a_masked_loop_does_not_count_and_a_limit_is_reported(tmp_path: Path) ->
 
 def test_status_1_and_what_costs_more_than_it_may(tmp_path: Path) -> None:
     """As a table and as JSON, of which `make static-cost` keeps a file."""
-    over = [1, "entropy, sm_100, 8 x 4096 float32: expected at most 20 an element, found 20.5\n"]
+    over = [1, "entropy, sm_100, 8 x 4096 float32: expected at most 20 instructions per element, found 20.5\n"]
     assert run(MAIN, tmp_path) == [over, over, [0, ""], [0, ""]]
 
 

@@ -239,7 +239,7 @@ def page(result: Result) -> str:
     return "\n\n".join(parts) + "\n"
 
 
-# What the documents hold ----------------------------------------------------------------------------------------------
+# Text between the markers ---------------------------------------------------------------------------------------------
 
 
 def speed(results: list[Result]) -> str:
@@ -276,7 +276,7 @@ def growth(result: Result, question: str, operation: str, by: str) -> str:
                 f"{case[by]:,}", duration(ours), f"{digits(1e9 * ours / elements)} ns", duration(theirs),
                 f"{digits(1e9 * theirs / elements)} ns", *map(mebibytes, peaks),
             ])  # fmt: skip
-    head = [by, "ours", "an element", "TorchRL", "an element", "memory, MiB: ours", "TorchRL"]
+    head = [by, "ours", "per element", "TorchRL", "per element", "memory, MiB: ours", "TorchRL"]
     return table(head, rows)
 
 
@@ -349,7 +349,7 @@ def sharded() -> str:
         sizes = [record["bytes"] // case["rows"] for record in records[:2]]
         times = [duration(quartiles(record["seconds"])[1]) for record in records]
         rows.append([str(case["ranks"]), f"{shape(case)}, {case['dtype']}", *(f"{size:,}" for size in sizes), *times])
-    head = ["ranks", "rows x columns", "bytes a row: ours", "full_tensor", *(f"time: {name}" for name in names)]
+    head = ["ranks", "rows x columns", "bytes per row: ours", "full_tensor", *(f"time: {name}" for name in names)]
     if not info:
         return table(head, rows)
     where = f"{info['cpu']}, {info['cores']} cores, {info['date'][:10]}; torch {info['packages']['torch']}."

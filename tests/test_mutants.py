@@ -83,7 +83,7 @@ def test_compiled_graphs_are_cached_but_never_found_again(tmp_path: Path) -> Non
 
 
 def test_a_sample_is_killed() -> None:
-    """Of those whose tests are quick, which those of the operators are not; `make mutants` runs all."""
+    """The sample leaves out the rows of the operators, whose tests are slow. `make mutants` runs all rows."""
     rows = [(table, m) for table, m in ROWS if table == "ops" and not m.equivalent and "operators" not in m.tests]
     results = run.run(random.Random(20).sample(rows, min(10, len(rows))), jobs=2, quiet=True)
     assert {result.status for result in results} == {run.KILLED}, run.report(results)

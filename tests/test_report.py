@@ -1,4 +1,4 @@
-"""benchmarks/report.py: pages are what the raw results make, and a small raw file makes every page and picture."""
+"""benchmarks/report.py: committed pages match the raw results, and a small raw file gives every page and picture."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ SHARDED = {
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository of one device's results, of which the newest count, and of pages with markers alone."""
+    """Make a repository with the results of one device, of which the newest count, and pages that hold only markers."""
     results = tmp_path / "benchmarks" / "results"
     (results / "cpu").mkdir(parents=True)
     (results / "cpu" / "2026-01-01.json").write_text("an old one, which nobody reads")

@@ -37,8 +37,8 @@ from onehot_triton.kernels.noise import GROUP
 
 CUOBJDUMP = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin", "cuobjdump")
 ARCHS = [name for name, target in TARGETS.items() if target.backend == "cuda"]
-# Of an H200: 132 multiprocessors x 4 schedulers x 32 lanes x 1.98 GHz, over the 4.3 TB/s that a copy moves. The
-# prediction uses this ratio for every architecture.
+# An H200 issues 132 multiprocessors x 4 schedulers x 32 lanes x 1.98 GHz, while a copy moves 4.3 TB/s. The prediction
+# uses this ratio for every architecture.
 INSTRUCTIONS_PER_BYTE = 7.8
 # The most instructions per element in the main loop over a long row.
 LIMITS = {

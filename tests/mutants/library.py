@@ -8,6 +8,7 @@ RELAXED, RNG, DEMO = PACKAGE + "relaxed.py", PACKAGE + "rng.py", PACKAGE + "__ma
 TORCHRL = PACKAGE + "integrations/torchrl.py"
 CORRECTNESS, MEASURE, COST = "benchmarks/correctness.py", "benchmarks/measure.py", "tools/static_cost.py"
 OPERATIONS = "benchmarks/operations.py"
+QUESTION, REPORT, RUN = "benchmarks/conftest.py", "benchmarks/report.py", "tests/mutants/run.py"
 GPU_STEPS, GPU_CHECKS = "tools/gpu_steps.py", "tools/gpu_checks.py"
 
 BAD = "tests/test_hard_cases.py -k test_bad_input"
@@ -710,6 +711,47 @@ MUTANTS = [
         "the copy is the leaf's equal: its gradient is the same, and only the time differs",
         function="call_of.with_backward",
     ),
+    Mutant(
+        QUESTION,
+        "[wanted] if wanted else QUESTIONS",
+        "QUESTIONS",
+        "every question timed where one is asked",
+        "tests/test_benchmarks.py -k suite_runs",
+        function="pytest_generate_tests",
+    ),
+    Mutant(
+        REPORT,
+        'OPERATORS: "#ff7f0e"',
+        'OPERATORS: "#1f77b4"',
+        "two lines of one colour",
+        "tests/test_report.py -k colour",
+    ),
+    # tests/mutants/run.py
+    Mutant(
+        RUN,
+        "if name == mutant.function]",
+        "if name.endswith(mutant.function)]",
+        "a method taken for a function of its name",
+        "tests/test_mutants.py -k planted_in",
+        function="planted",
+    ),
+    Mutant(
+        RUN,
+        "(child, *child.decorator_list)",
+        "(child,)",
+        "decorators left out of a function",
+        "tests/test_mutants.py -k planted_in",
+        function="scopes.walk",
+    ),
+    Mutant(
+        RUN,
+        '"TORCHINDUCTOR_CACHE_DIR": cache',
+        '"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"',
+        "tests of compiled programs fail by a warning",
+        "tests/test_mutants.py -k compiled_graphs",
+        function="run_tests",
+    ),
+    # tools/static_cost.py
     Mutant(COST, "if turns and not is_masked(loop):", "if turns:", "masked loops counted", LISTING, function="cost"),
     Mutant(
         COST,

@@ -1,6 +1,6 @@
 """Plant the faults of the tables one by one, each in a copy of the tree, and report those that no test notices.
 
-    make mutants                                      every fault, which takes hours
+    make mutants                                      every fault, which takes long
     python tests/mutants/run.py temperature           faults whose table, file or reason matches the pattern
     python tests/mutants/run.py --sample 10 --seed 1  ten faults chosen at random
     python tests/mutants/run.py --check               run the tests without a fault first, to show that they pass
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import argparse
 import ast
-import importlib.util
+import importlib
 import os
 import queue
 import random
@@ -52,18 +52,10 @@ class Result(NamedTuple):
     detail: str = ""
 
 
-def tables(folder: Path = ROOT / "tests" / "mutants") -> dict[str, list[Mutant]]:
+def tables() -> dict[str, list[Mutant]]:
     """Import the tables beside this file, and return their MUTANTS by module name."""
-    found = {}
-    for path in sorted(folder.glob("*.py")):
-        if path.stem not in ("run", "mutant", "conftest"):
-            spec = importlib.util.spec_from_file_location(f"mutants.{path.stem}", path)
-            assert spec is not None
-            assert spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-            found[path.stem] = module.MUTANTS
-    return found
+    names = {path.stem for path in Path(__file__).parent.glob("*.py")} - {"run", "mutant", "conftest"}
+    return {name: importlib.import_module(f"mutants.{name}").MUTANTS for name in sorted(names)}
 
 
 @lru_cache

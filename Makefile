@@ -8,67 +8,67 @@ PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install -c const
 .DEFAULT_GOAL := help
 .PHONY: help demo test test-quick mutants lint conformance bench bench-gpu ptx static-cost docs build clean
 
-help: ## says what each target does
+help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-demo: $(VENV)/.demo ## the library at work on this machine: example, self-check, a small table
+demo: $(VENV)/.demo ## show the library at work here: an example, a self-check and a small table
 	@$(BIN)/python -m onehot_triton
 
-test: $(VENV)/.test ## the whole test suite; make test ARGS="-k name" for a part
+test: $(VENV)/.test ## run the test suite; ARGS="-k name" runs a part
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 $(ARGS)
 
-mutants: $(VENV)/.test ## plants faults one by one and says which no test sees; make mutants ARGS="--sample 20"
+mutants: $(VENV)/.test ## plant faults one by one and report those that no test notices; ARGS="--sample 20" plants 20
 	$(BIN)/python tests/mutants/run.py --check $(ARGS)
 
-# What says most about the distributions in the least time: interpreted kernels and compilers take the rest.
+# Tests of the distributions that neither interpret kernels nor compile, which is what takes the suite its time.
 QUICK := tests/test_api_reference.py tests/test_distribution.py tests/test_masked.py tests/test_relaxed.py \
 	tests/test_rng.py tests/test_self_check.py tests/test_report.py
 
-test-quick: $(VENV)/.test ## the eager path alone; make test-quick ARGS=tests/test_x.py adds a file
+test-quick: $(VENV)/.test ## run the tests of the eager path; ARGS=tests/test_x.py adds a file
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 -k "not triton and not compiled" $(QUICK) $(ARGS)
 
-lint: $(VENV)/.test ## ruff and pyright
+lint: $(VENV)/.test ## run ruff and pyright
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright --pythonpath $(BIN)/python
 
-conformance: $(VENV)/.test ## the tests of the class in checkouts of others: RL=path PYTORCH=path PYRO=path
+conformance: $(VENV)/.test ## run others' own tests of the class, in checkouts: RL=path PYTORCH=path PYRO=path
 	$(BIN)/python tests/conformance.py --rl "$(RL)" --pytorch "$(PYTORCH)" --pyro "$(PYRO)"
 
-bench: $(VENV)/.test ## times the library against its peers on this CPU, then makes the report
-	$(BIN)/python -m pytest -s -q -rs -W ignore --benchmark-quiet --save benchmarks/bench_*.py
+bench: $(VENV)/.test ## time the library and its peers on this CPU, then write the report
+	$(BIN)/python -m pytest -s -q -rs -W ignore --benchmark-quiet --save benchmarks/bench.py
 	$(BIN)/python benchmarks/bench_sharded.py --save
 	$(BIN)/python benchmarks/report.py
 
-bench-gpu: ## checks the compiled kernels, then times them, with the python3 that is there; ARGS=--dry-run on a CPU
-	PYTHONPATH=. $(PYTHON) benchmarks/gpu.py $(ARGS)
+bench-gpu: ## check and time the compiled kernels with this machine's python3; ARGS=--dry-run needs no GPU
+	PYTHONPATH=. $(PYTHON) tools/gpu.py $(ARGS)
 
-ptx: $(VENV)/.test ## runs the compiled kernels on a CPU: the detectors, then every operation (ARGS: see tests/ptx)
+ptx: $(VENV)/.test ## execute the compiled kernels on a CPU: the detectors' self-test, then every operation (ARGS: see tests/ptx)
 	PYTHONPATH=tests $(BIN)/python tests/ptx/check.py --self-test
 	PYTHONPATH=tests $(BIN)/python tests/ptx/check.py $(ARGS)
 
-static-cost: $(VENV)/.test $(OLDER) ## compiles the kernels and counts their instructions, for the predictions of docs/scaling.md
-	$(BIN)/python benchmarks/static_cost.py --arch sm_90 --json > static_cost.json
+static-cost: $(VENV)/.test $(OLDER) ## compile the kernels, count their instructions, and write the predictions of docs/scaling.md
+	$(BIN)/python tools/static_cost.py --arch sm_90 --json > static_cost.json
 	mv static_cost.json benchmarks/results/static_cost.json
-	PYTHONPATH=$(OLDER) $(BIN)/python benchmarks/static_cost.py --arch sm_90 --json > static_cost.json
+	PYTHONPATH=$(OLDER) $(BIN)/python tools/static_cost.py --arch sm_90 --json > static_cost.json
 	mv static_cost.json benchmarks/results/static_cost_triton_3.6.0.json
 	$(BIN)/python benchmarks/report.py
 
-# The Triton of torch 2.11, beside the one that the environment has.
+# The Triton that torch 2.11 brings, in a folder of its own beside the environment's.
 $(OLDER): | $(VENV)/.demo
 	$(BIN)/python -m pip --quiet --disable-pip-version-check install --target $@ --no-deps triton==3.6.0
 
-docs: $(VENV)/.test ## the API reference, from the docstrings, in build/docs
+docs: $(VENV)/.test ## write the API reference to build/docs, from the docstrings
 	$(BIN)/python -W error -m pdoc -d google -o build/docs onehot_triton onehot_triton.integrations.torchrl onehot_triton.integrations.pyro
 
-build: $(VENV)/.test ## a wheel and an sdist, in dist
+build: $(VENV)/.test ## build a wheel and an sdist in dist
 	$(BIN)/python -m build --no-isolation
 
-clean: ## removes the environment and every cache
+clean: ## remove the environment and every cache
 	rm -rf $(VENV) build dist *.egg-info .benchmarks .hypothesis .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
-# The library itself, editable. Build isolation would download setuptools once more; torch warns where NumPy is not.
+# The library, editable. Without build isolation setuptools is not downloaded a second time. torch warns without NumPy.
 $(VENV)/.demo: constraints.txt pyproject.toml
 	@echo "making $(VENV), which takes a minute or two the first time"
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)

@@ -1,10 +1,10 @@
-"""What does a token cost where no rank has a row of the logits: bytes received and time, against gathering it first?
+"""Compare drawing a token from sharded logits with gathering the logits first: bytes received, and time.
 
     python benchmarks/bench_sharded.py           # prints a table
-    python benchmarks/bench_sharded.py --save    # and writes results/sharded.json
+    python benchmarks/bench_sharded.py --save    # also writes results/sharded.json
 
-Ranks are processes over gloo, with a thread each. The providers take turns call by call; a call begins when all ranks
-have come, and has taken as long as the slowest of them.
+No rank holds a whole row. Ranks are processes with one thread each, over gloo. The providers take turns call by call. A
+call begins when all ranks are ready, and its time is that of the slowest rank.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from onehot_triton import OneHotCategorical
 
 WORLDS = (2, 4)
 SHAPES = ((8, 151936, "bfloat16"), (64, 151936, "bfloat16"), (8, 32768, "float32"), (64, 32768, "float32"))
-# Of a case, for each provider: seconds, and so many calls at the most.
+# Limits per case and provider: seconds, and calls.
 SECONDS, MOST_CALLS, WARM_UP = 0.7, 40, 2
 
 
@@ -47,18 +47,18 @@ PROVIDERS: dict[str, Callable[[DTensor], Tensor]] = {
 
 
 class Received(TorchDispatchMode):
-    """Counts collectives, and the bytes that this rank receives in them."""
+    """Count the collectives, and the bytes that this rank receives in them."""
 
     collectives = bytes = 0
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if DTensor in types:
-            # What it does with its parts comes here next.
+            # DTensor then calls the operators on its local parts, which come here again.
             return NotImplemented
         result = func(*args, **(kwargs or {}))
         name = func._opname
         if func.namespace == "_c10d_functional" and name not in ("wait_tensor", "_wrap_tensor_autograd"):
-            # Of another collective, the bytes would be others.
+            # The formula below is that of an all-gather.
             assert name == "all_gather_into_tensor", name
             self.collectives += 1
             self.bytes += result.nbytes - args[0].nbytes
@@ -66,12 +66,12 @@ class Received(TorchDispatchMode):
 
 
 def place(x: Tensor, mesh: DeviceMesh) -> DTensor:
-    """This rank's columns of a tensor that all have, without communication."""
+    """Return this rank's columns of a tensor that every rank holds, without communication."""
     return DTensor.from_local(x, mesh, [Replicate()], run_check=False).redistribute(mesh, [Shard(-1)])
 
 
 def seconds_of(call: Callable[[], Any]) -> float:
-    """Of one call on all ranks."""
+    """Return the seconds that one call takes on the slowest rank."""
     dist.barrier()
     start = time.perf_counter()
     call()
@@ -81,7 +81,7 @@ def seconds_of(call: Callable[[], Any]) -> float:
 
 
 def measured(logits: list[DTensor]) -> dict[str, dict[str, Any]]:
-    """Every provider's bytes and times, on inputs that rotate."""
+    """Return the bytes and times of every provider, on rotating inputs."""
     records: dict[str, dict[str, Any]] = {}
     for name, draw in PROVIDERS.items():
         with Received() as received:
@@ -95,11 +95,11 @@ def measured(logits: list[DTensor]) -> dict[str, dict[str, Any]]:
 
 
 def run(rank: int, world: int, folder: str) -> None:
-    """One rank; the first one writes what was found."""
+    """Run one rank. The first rank writes the cases to `folder`."""
     store = FileStore(f"{folder}/store", world)
     dist.init_process_group("gloo", store=store, rank=rank, world_size=world, timeout=timedelta(seconds=60))
     mesh = init_device_mesh("cpu", (world,))
-    # Ranks that gather must draw alike.
+    # After a gather, equal seeds make all ranks draw the same.
     torch.manual_seed(1)
     for name, draw in PROVIDERS.items():
         forwards = {"sample_index": lambda x, _, draw=draw: whole(draw(place(x, mesh)))}
@@ -123,22 +123,22 @@ def whole(index: Tensor) -> Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="a token from logits that no rank has whole")
-    parser.add_argument("--save", action="store_true", help="write results/sharded.json")
+    parser = argparse.ArgumentParser(description="compare drawing from sharded logits with gathering them first")
+    parser.add_argument("--save", action="store_true", help="also write results/sharded.json")
     args = parser.parse_args()
     torch.set_num_threads(1)
     result: dict[str, Any] = {"environment": environment(), "threads": 1, "cases": []}
     for world in WORLDS:
         with tempfile.TemporaryDirectory() as folder:
-            # What a process costs is its imports: they are made, and the ranks forked.
+            # A forked rank has the imports already, which take most of the time of a new process.
             start_processes(run, (world, folder), world, start_method="fork")
             result["cases"] += json.loads(Path(folder, "cases").read_text())
     for case in result["cases"]:
         print(f"{case['ranks']} ranks, {case['rows']} x {case['columns']}, {case['dtype']}")
         for name, record in case["providers"].items():
             low, middle, high = (1e3 * t for t in quartiles(record["seconds"]))
-            bytes_a_row = record["bytes"] / case["rows"]
-            print(f"    {name:38} {bytes_a_row:9,.0f} bytes a row  {low:.2f} {middle:.2f} {high:.2f} ms")
+            row_bytes = record["bytes"] / case["rows"]
+            print(f"    {name:38} {row_bytes:9,.0f} bytes per row  {low:.2f} {middle:.2f} {high:.2f} ms")
     if args.save:
         (RESULTS / "sharded.json").write_text(dumps(result) + "\n")
 

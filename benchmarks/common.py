@@ -1,4 +1,4 @@
-"""What every run records: its environment, the bandwidth of its memory, and the file that holds the raw times."""
+"""Record what every run has in common: environment, memory bandwidth, clocks, and the file of raw times."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def environment() -> dict[str, Any]:
 
 
 def wall_clock(call: Callable[[], Any], times: int) -> list[float]:
-    """Seconds of each of `times` calls."""
+    """Return the seconds that each of `times` calls takes."""
     found = []
     for _ in range(times):
         start = time.perf_counter()
@@ -62,7 +62,7 @@ def wall_clock(call: Callable[[], Any], times: int) -> list[float]:
 
 
 def cuda_events(call: Callable[[], Any], times: int) -> list[float]:
-    """Seconds of the GPU for each of `times` calls."""
+    """Return the seconds that the GPU takes for each of `times` calls."""
     starts = [torch.cuda.Event(enable_timing=True) for _ in range(times)]
     ends = [torch.cuda.Event(enable_timing=True) for _ in range(times)]
     torch.cuda.synchronize()
@@ -75,7 +75,7 @@ def cuda_events(call: Callable[[], Any], times: int) -> list[float]:
 
 
 def copy_bandwidth(device: torch.device) -> float:
-    """Bytes a second that a copy on the device reads and writes."""
+    """Return the bytes per second that a copy on the device reads and writes, added up."""
     source = torch.ones(COPY_BYTES[device.type], dtype=torch.uint8, device=device)
     target = torch.ones_like(source)
     clock = cuda_events if device.type == "cuda" else wall_clock
@@ -83,8 +83,11 @@ def copy_bandwidth(device: torch.device) -> float:
 
 
 def parallel_speedup(threads: int) -> float:
-    """How many times as fast `threads` threads are as one, on work that splits: near `threads` where the cores are
-    free. On cores that others use, each parallel region waits for a thread that is not running."""
+    """Return the speedup of `threads` threads over one on work that splits evenly.
+
+    It is near `threads` on free cores. If other programs use the cores, each parallel region waits for a thread that is
+    not running.
+    """
     x = torch.randn(2**20)
     times = []
     for count in (1, threads):
@@ -94,7 +97,7 @@ def parallel_speedup(threads: int) -> float:
 
 
 def quartiles(times: Sequence[float]) -> tuple[float, float, float]:
-    """(lower quartile, median, upper quartile)."""
+    """Return the lower quartile, the median and the upper quartile."""
     low, median, high = statistics.quantiles(times, n=4, method="inclusive") if len(times) > 1 else [times[0]] * 3
     return low, median, high
 
@@ -105,7 +108,7 @@ def _holds_an_object(value: Any) -> bool:
 
 
 def dumps(value: Any, indent: str = "") -> str:
-    """JSON with a line for each record, which is what holds no other object."""
+    """Return JSON with one line per record. A record is an object that holds no other object."""
     if not _holds_an_object(value):
         return json.dumps(value)
     inner = indent + " "
@@ -116,23 +119,26 @@ def dumps(value: Any, indent: str = "") -> str:
 
 
 def rounded(seconds: Sequence[float]) -> list[float]:
-    """To a tenth of a nanosecond, or as many digits as say anything."""
+    """Round to five significant digits, which is more than the clock is good for."""
     return [float(f"{one:.5g}") for one in seconds]
 
 
 def case_record(question: str, case: Any, providers: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """A case of `operations.py` in a result file. A provider's record holds its times in seconds and what is known of
-    it, or, under "wrong" or "cannot", why there are none."""
+    """Return a case as a result file has it.
+
+    A provider's record holds its times under "seconds", with its memory. If it was not timed, "wrong" or "cannot" gives
+    the reason.
+    """
     return {"question": question, **case._asdict(), "floor_bytes": case.floor_bytes, "providers": providers}
 
 
 def result_path(device: str) -> Path:
-    """results/<device>/<date>.json"""
+    """Return results/<device>/<date>.json, with the date of today."""
     return RESULTS / device / f"{datetime.date.today().isoformat()}.json"
 
 
 def save(device: str, result: dict[str, Any]) -> Path:
-    """Writes it and gives its path."""
+    """Write the result of a run, and return the path of its file."""
     path = result_path(device)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(dumps(result) + "\n")

@@ -1,7 +1,7 @@
-"""`make bench`: the bench_*.py files on this CPU, on pytest-benchmark.
+"""`make bench`: time the cases of questions.py on this CPU, with pytest-benchmark.
 
-A test is one turn of one provider at one case. The providers take turns, so that whatever else the machine does falls
-on all of them alike, and each call gets another input. With `--save` the times go to results/cpu/<date>.json.
+A test is one turn of one provider at one case. The providers take turns, so that other load on the machine affects all
+of them alike. Each call gets another input. With `--save` the times are written to results/cpu/<date>.json.
 """
 
 from __future__ import annotations
@@ -16,16 +16,16 @@ import torch
 from common import case_record, copy_bandwidth, environment, parallel_speedup, rounded, save, wall_clock
 from measure import WARM_UP, Contest, rotating
 from operations import Case, Inputs
-from torch import distributions as D
+from questions import QUESTIONS
 from tqdm import tqdm
 
 CPU, THREADS = torch.device("cpu"), 2
-# A provider has so many turns at a case, each of about so long, but of one call at least and so many at the most.
+# A provider has TURNS turns at a case, each of about TURN_SECONDS, but of one call at least and MOST_CALLS at most.
 TURNS, TURN_SECONDS, MOST_CALLS = 3, 0.015, 20
 
 
 class Run:
-    """What this run knows so far."""
+    """The state and the results of this run."""
 
     def __init__(self) -> None:
         torch.set_num_threads(THREADS)
@@ -33,11 +33,9 @@ class Run:
         self.result: dict[str, Any] = {
             "environment": environment(),
             "threads": THREADS,
-            # Once more at every case: others may come and use the cores.
+            # Measured again at every case, because other programs may come and use the cores.
             "parallel_speedup": [parallel_speedup(THREADS)],
             "copy_bytes_per_second": copy_bandwidth(CPU),
-            # Importing TorchRL, as the contest does, turns torch's default off.
-            "torch_validates_without_torchrl": D.Distribution._validate_args,
         }
         self.contest = Contest(CPU)
         self.records: dict[tuple[str, Case], dict[str, dict[str, Any]]] = {}
@@ -46,7 +44,7 @@ class Run:
         self._given: Callable[[], Inputs] | None = None
 
     def given(self, case: Case) -> Callable[[], Inputs]:
-        """Inputs of the case; those of the case before are forgotten."""
+        """Return the inputs of the case, and drop those of the case before."""
         if self._given is None or case != self._case:
             self._given = None
             self._case, self._given = case, rotating(case, CPU)
@@ -65,14 +63,13 @@ class Run:
             (once,) = wall_clock(partial(call, given()), 1)
             self._calls[case, name] = max(1, min(MOST_CALLS, int(TURN_SECONDS / once)))
         calls = self._calls[case, name]
-        benchmark.group = str(case)
+        benchmark.group = f"{question}: {case}"
         benchmark.pedantic(call, setup=lambda: ((given(),), {}), rounds=calls, warmup_rounds=min(WARM_UP, calls - 1))
         record["seconds"] += rounded(benchmark.stats.stats.data)
 
     def save(self) -> str:
         self.result |= {
             "missing": self.contest.missing,
-            "validate_args": {p.name: p.validate_args for p in self.contest if p.validate_args is not None},
             "cases": [case_record(question, case, records) for (question, case), records in self.records.items()],
         }
         return os.path.relpath(save("cpu", self.result))
@@ -82,7 +79,8 @@ RUN, BAR = pytest.StashKey[Run](), pytest.StashKey[tqdm]()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--save", action="store_true", help="write every time to results/cpu/<date>.json")
+    parser.addoption("--question", choices=list(QUESTIONS), help="time one question of questions.py, not all")
+    parser.addoption("--save", action="store_true", help="write all times to results/cpu/<date>.json")
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -91,9 +89,11 @@ def pytest_configure(config: pytest.Config) -> None:
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     contest = metafunc.config.stash[RUN].contest
+    wanted = metafunc.config.getoption("--question")
     turns = [
-        pytest.param((case, name), id=f"{case} turn {i} {name}")
-        for case in metafunc.module.CPU  # pyright: ignore[reportOptionalMemberAccess]
+        pytest.param((question, case, name), id=f"{question}: {case} turn {i} {name}")
+        for question in ([wanted] if wanted else QUESTIONS)
+        for case in QUESTIONS[question].cpu
         for i in range(TURNS)
         for name in contest.entrants(case)
     ]
@@ -102,11 +102,10 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 
 @pytest.fixture
 def turn(request: pytest.FixtureRequest, benchmark: Any) -> Callable[[], None]:
-    question = request.path.stem.removeprefix("bench_")
-    return partial(request.config.stash[RUN].turn, benchmark, question, *request.param)
+    return partial(request.config.stash[RUN].turn, benchmark, *request.param)
 
 
-# What the terminal shows ----------------------------------------------------------------------------------------------
+# Output on the terminal -----------------------------------------------------------------------------------------------
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:
@@ -120,7 +119,7 @@ def pytest_runtest_teardown(item: pytest.Item) -> None:
 
 
 def pytest_report_teststatus(report: pytest.TestReport) -> tuple[str, str, str] | None:
-    """A bar in place of thousands of dots; a failure is told as always."""
+    """Print no dot per test, because the bar shows the progress. Failures are printed as usual."""
     if report.failed:
         return None
     return (report.outcome if report.when == "call" or report.skipped else "", "", "")
@@ -136,5 +135,5 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.write_line(f"{name}: not timed, {why}")
     for (name, operation, dtype), why in run.contest.wrong.items():
         terminalreporter.write_line(f"{name}: {operation} in {dtype} is WRONG, and not timed: {why}")
-    if config.getoption("--save"):
+    if config.getoption("--save") and run.records:
         terminalreporter.write_line(f"every time is in {run.save()}")

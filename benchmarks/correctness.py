@@ -1,4 +1,4 @@
-"""Is what a provider computes right? Asked before it is timed: a wrong one is reported, and not timed."""
+"""Check the results of a provider. A provider with a wrong operation is reported, and not timed at it."""
 
 from __future__ import annotations
 
@@ -10,31 +10,32 @@ import torch
 from operations import OPERATIONS, Inputs, call_of, inputs_from
 from torch import Tensor
 
-# A right provider fails a statistical check at most once in so many: both bounds below hold for every number of draws
-# and every law, so that some hundred checks a run fail by chance once in ten million runs.
+# Probability that a correct provider fails a statistical check, at most: both bounds below hold for any number of draws
+# and any distribution. A run has some hundred checks, so that one fails by chance in one of ten million runs.
 FAILURE_RATE = 1e-9
-# Shapes of equal rows that are drawn from, few columns and many.
+# Shapes (rows, columns) of the logits, whose rows are equal.
 Drawn = tuple[tuple[int, int], ...]
 DRAWN: Drawn = ((20000, 6), (64, 4096))
 
 
 def frequency_fault(draw: Tensor, logits: Tensor) -> str | None:
-    """Why `draw` is no one-hot rows from the softmax of `logits`, equal rows; None where it is.
+    """Return why the rows of `draw` are not one-hot draws from the softmax of `logits`, whose rows are equal, or None.
 
-    The likelihood ratio of cells of neighbouring columns that expect ten draws or more. For n draws in k cells of
-    probabilities p, of which the share q was found, T = n KL(q || p) has E exp(l T) <= (1 - l)^(1 - k) for 0 <= l < 1
-    (Agrawal 2020, "Finite-sample concentration of the multinomial in relative entropy"), so that
+    The test is a likelihood ratio. Neighbouring columns are joined to cells that expect ten draws or more. For n draws,
+    k cells of probabilities p, and observed shares q, the statistic T = n KL(q || p) has
+    E exp(l T) <= (1 - l)^(1 - k) for 0 <= l < 1 (Agrawal 2020, "Finite-sample concentration of the multinomial in
+    relative entropy"). Therefore
 
         P(T >= t) <= exp(d - t) (t / d)^d    for t > d = k - 1.
     """
-    # h + p - p is one-hot but for rounding.
+    # Some providers draw h + p - p, which is one-hot up to rounding.
     near = max(1e-5, 4 * torch.finfo(draw.dtype).eps) if draw.dtype.is_floating_point else 0.0
     hot = draw.double()
     one = torch.ones_like(hot[:, 0])
     if not torch.allclose(hot.round().sum(-1), one) or not torch.allclose(hot, hot.round(), atol=near):
         return "a row is not one-hot"
     expected = len(logits) * torch.softmax(logits[0].double(), -1)
-    # A cell ends where the running sum passes a multiple of twenty; the last one may expect any number.
+    # A cell ends where the running sum passes a multiple of twenty. The last cell may expect any number of draws.
     cell = (expected.cumsum(0) / 20).long()
     counts = torch.zeros(2, int(cell[-1]) + 1, dtype=torch.float64, device=logits.device)
     counts[0].index_add_(0, cell, hot.round().sum(0))
@@ -47,7 +48,7 @@ def frequency_fault(draw: Tensor, logits: Tensor) -> str | None:
 
 
 def density_fault(name: str, found: Tensor, expected: Tensor, dtype: torch.dtype) -> str | None:
-    """Against float64, within what eager torch loses in that dtype."""
+    """Return why a density differs from `expected` by more than eager torch loses in that dtype, or None."""
     error = (found.double() - expected).abs().max().item()
     bound = max(1e-3, 4 * torch.finfo(dtype).eps * expected.abs().max().item())
     return None if error < bound else f"{name} is off by {error:.1e}"
@@ -91,7 +92,7 @@ def _step_fault(out: tuple[Tensor, Tensor, Tensor], given: Inputs) -> str | None
 
 
 def _pass_through_fault(out: tuple[Tensor, Tensor], given: Inputs) -> str | None:
-    """The gradient is p (g - <p, g>), whatever was drawn."""
+    """Check the gradient p (g - <p, g>), which does not depend on the draw."""
     draw, gradient = out
     p, g = _log_probs(given.logits).exp(), given.grad.double()
     return _draw_fault(draw, given) or density_fault(
@@ -125,10 +126,11 @@ def _policy_gradient_fault(out: tuple[tuple[Tensor, Tensor], Tensor], given: Inp
 
 
 def _relaxed_fault(out: tuple[Tensor, Tensor], given: Inputs) -> str | None:
-    """The mean gradient of equal rows with one incoming gradient is the mean of y (g - <y, g>), y = softmax(x + G).
+    """Check the mean gradient over equal rows with equal incoming gradients.
 
-    Each row is paired with a draw of the direct construction. The differences d_i are symmetric about 0; given their
-    sizes |sum d_i| >= z sqrt(sum d_i^2) has a probability of at most 2 exp(-z^2 / 2) (Hoeffding), for each column.
+    It is the mean of y (g - <y, g>) with y = softmax(x + G). Each row is paired with a draw from that formula. The
+    differences d_i are symmetric about 0. Given their sizes, |sum d_i| >= z sqrt(sum d_i^2) has in each column a
+    probability of at most 2 exp(-z^2 / 2) (Hoeffding).
     """
     draw, gradient = out
     columns = gradient.shape[-1]
@@ -136,7 +138,7 @@ def _relaxed_fault(out: tuple[Tensor, Tensor], given: Inputs) -> str | None:
     y, g = torch.softmax(given.logits.double() + gumbel, -1), given.grad.double()
     expected = y * (g - (y * g).sum(-1, keepdim=True))
     difference = gradient.double() - expected
-    # The gradient is rounded by half a unit of the last place at most, which is no fault.
+    # Rounding to the dtype, by at most half a unit in the last place, is no fault.
     rounding = 0.5 * torch.finfo(given.logits.dtype).eps * expected.abs().sum(0)
     z = ((difference.sum(0).abs() - rounding) / difference.square().sum(0).sqrt()).max().item()
     bad = f"the mean gradient is {z:.0f} standard errors from that of y (g - <y, g>)"
@@ -167,7 +169,7 @@ def fault(
     device: torch.device,
     drawn: Drawn = DRAWN,
 ) -> str | None:
-    """Why this operation of a provider is wrong; None where it is right."""
+    """Return why this operation of a provider is wrong, or None."""
     call = call_of(forwards[OPERATIONS[operation].forward], operation)
     for rows, columns in drawn:
         row = torch.randn(columns, device=device).to(getattr(torch, dtype))

@@ -1,13 +1,11 @@
-"""What a measurement is, on any device: checked first, then timed in turns, then its memory."""
+"""Measure a provider at a case, on any device: check it, warm it up, take its memory. The callers time it in turns."""
 
 from __future__ import annotations
 
-import importlib
 import os
 from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import cycle
-from types import ModuleType
 from typing import Any
 
 import providers
@@ -17,40 +15,20 @@ from operations import OPERATIONS, Case, Inputs, call_of, make_inputs
 from providers import COMPILED, Provider
 from torch.profiler import ProfilerActivity, profile
 
-# Kineto tells on stderr of every start and stop.
+# Otherwise Kineto, the profiler, reports every start and stop on stderr.
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")
 WARM_UP = 2
-# Up to so many elements, a call on a CPU costs more than its work.
+# With at most this many elements, the overhead of a call on a CPU exceeds its arithmetic.
 SMALL = 2**16
 
 
-# The bench_*.py files, in the order of a report; what takes longest comes last.
-QUESTIONS = (
-    "operations",
-    "rl",
-    "world_model",
-    "language_model",
-    "decode",
-    "rlhf",
-    "columns",
-    "rows",
-    "compile",
-    "limits",
-)
-
-
-def questions() -> dict[str, ModuleType]:
-    """Their modules, by name."""
-    return {name: importlib.import_module(f"bench_{name}") for name in QUESTIONS}
-
-
 def rotating(case: Case, device: torch.device) -> Callable[[], Inputs]:
-    """Gives another input each time."""
+    """Return a function that gives the inputs of the case in turn."""
     return partial(next, cycle(make_inputs(case, device)))
 
 
 class Contest:
-    """The providers that are there and right on a device."""
+    """The providers that can run on a device, and which of their operations are wrong there."""
 
     def __init__(self, device: torch.device, drawn: Drawn = DRAWN) -> None:
         self.device = device
@@ -64,7 +42,7 @@ class Contest:
         return iter(self._providers.values())
 
     def compile(self) -> None:
-        """Adds the compiled form of each eager provider."""
+        """Add the compiled form of each eager provider."""
         why = providers.why_nothing_compiles(self.device)
         for name in providers.EAGER:
             if name in self._providers and name + COMPILED not in self._providers:
@@ -74,7 +52,7 @@ class Contest:
                     self.missing[name + COMPILED] = why
 
     def entrants(self, case: Case) -> list[str]:
-        """Names of those that have the operation."""
+        """Return the names of the providers that take part in the case."""
         if case.field == "compiled":
             self.compile()
         forward = OPERATIONS[case.operation].forward
@@ -89,7 +67,7 @@ class Contest:
         return call_of(self._providers[name].forwards[OPERATIONS[case.operation].forward], case.operation)
 
     def fault(self, case: Case, name: str) -> str | None:
-        """Why the provider's operation is wrong; found out once for each dtype."""
+        """Return why the provider's operation is wrong, or None. It is checked once per dtype."""
         key = (name, case.operation, case.dtype)
         if key not in self._right and key not in self.wrong:
             why = fault(self._providers[name].forwards, case.operation, case.dtype, self.device, self._drawn)
@@ -100,8 +78,12 @@ class Contest:
         return self.wrong.get(key)
 
     def begin(self, case: Case, name: str, given: Callable[[], Inputs]) -> dict[str, Any]:
-        """What is known of a provider at a case before it is timed: {"wrong": why} or {"cannot": why}; or no times yet,
-        and the memory of a call, and on a GPU its launches."""
+        """Start the record of a provider at a case.
+
+        Returns:
+            {"wrong": why} or {"cannot": why}, or an empty list of "seconds" with the "peak_bytes" of a call and, on a
+            GPU, its "launches".
+        """
         why = self.fault(case, name)
         if why is not None:
             return {"wrong": why}
@@ -112,7 +94,7 @@ class Contest:
             record = {"seconds": [], "peak_bytes": peak_bytes(partial(call, given()), self.device)}
             return record | ({"launches": launches(partial(call, given()))} if self.device.type == "cuda" else {})
         except Exception as error:
-            # Out of memory, or more categories than a library takes: an answer too.
+            # Out of memory, or too many categories for a library: the report tells the reason.
             return {"cannot": f"{type(error).__name__}: {str(error).strip().splitlines()[0]}"}
 
 
@@ -123,7 +105,7 @@ def _bytes_of(results: Any) -> int:
 
 
 def peak_bytes(call: Callable[[], Any], device: torch.device) -> int:
-    """The most memory that is held at once, less that of the results: what a call needs beside its inputs and them."""
+    """Return the peak memory of a call beside its inputs and results."""
     if device.type == "cuda":
         torch.cuda.synchronize()
         before = torch.cuda.memory_allocated()
@@ -141,7 +123,7 @@ def peak_bytes(call: Callable[[], Any], device: torch.device) -> int:
 
 
 def launches(call: Callable[[], Any]) -> int | None:
-    """Kernels, copies and fills that a call starts on a GPU; None where the profiler sees none."""
+    """Return the number of kernels, copies and fills that a call starts on a GPU, or None if the profiler sees none."""
     with profile(activities=[ProfilerActivity.CUDA]) as profiler:
         call()
         torch.cuda.synchronize()

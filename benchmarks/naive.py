@@ -1,4 +1,4 @@
-"""The baseline: what a sampling kernel looks like where each element gets its own Gumbel, as others ship it.
+"""The baseline: the usual sampling kernel, which draws a Gumbel per element.
 
 index = argmax_j (x_j + Gumbel_j),  Gumbel = -log(-log u),  u of 24 bits
 """
@@ -28,7 +28,7 @@ def _kernel(logits_ptr, index_ptr, seed, columns, row_stride, BLOCK: tl.constexp
 
 
 def sample_index(logits: Tensor) -> Tensor:
-    """Category indices, int64 [rows], of logits [rows, columns]."""
+    """Draw category indices, int64 [rows], from logits [rows, columns]."""
     rows, columns = logits.shape
     index = torch.empty(rows, dtype=torch.int64, device=logits.device)
     seed = int(torch.randint(2**31 - 1, ()))
@@ -37,5 +37,5 @@ def sample_index(logits: Tensor) -> Tensor:
 
 
 def sample(logits: Tensor) -> Tensor:
-    """One-hot draws, int64."""
+    """Draw one-hot rows, int64 [rows, columns]."""
     return torch.zeros_like(logits, dtype=torch.int64).scatter_(-1, sample_index(logits).unsqueeze(-1), 1)

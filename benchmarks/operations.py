@@ -1,4 +1,4 @@
-"""What is timed: each operation of a categorical distribution, its inputs, and the least traffic that it can do."""
+"""The operations of a categorical distribution that are timed, their inputs, and their least memory traffic."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-# What the logits of a case exceed together, so that none waits in the cache, and the most of them that are made.
+# The inputs of a case are together larger than CPU_CACHE_BYTES, so that no logits are found in the cache. At most
+# MOST_INPUTS are made.
 CPU_CACHE_BYTES, MOST_INPUTS = 2**26, 64
 
 
@@ -16,11 +17,11 @@ class Operation(NamedTuple):
     """A call that constructs its distribution from unnormalised logits.
 
     Attributes:
-        says: what it is, for a reader.
-        forward: the provider's function.
-        backward: whether the gradient of everything that the forward gives is a part of it.
-        floor: the least bytes for each element of the logits, of `s` bytes each; one-hot draws are int64, those with a
-            gradient have the logits' dtype.
+        says: its name in the report.
+        forward: the name of the provider's function.
+        backward: True if the gradient of all results of the forward belongs to the operation.
+        floor: the least bytes to move per element, for logits of `s` bytes. One-hot draws are int64, or of the logits'
+            dtype if they have a gradient.
     """
 
     says: str
@@ -49,11 +50,11 @@ OPERATIONS = {
 
 
 class Case(NamedTuple):
-    """One row of a table.
+    """One row of a table of the report.
 
     Attributes:
-        field: who takes part: "eager" is everybody as they are, "compiled" is everybody under torch.compile too, "ours"
-            is us alone, where the others have not the memory.
+        field: the providers that take part. "eager": all. "compiled": all, and all under torch.compile. "ours": this
+            library, because the others run out of memory.
     """
 
     operation: str
@@ -67,13 +68,13 @@ class Case(NamedTuple):
 
     @property
     def floor_bytes(self) -> int:
-        """The least that must be read and written."""
+        """The least number of bytes that must be read and written."""
         size = getattr(torch, self.dtype).itemsize
         return OPERATIONS[self.operation].floor(size) * self.rows * self.columns
 
 
 def grid(operations: str, shapes: list[tuple[int, int]], dtypes: str = "float32", field: str = "eager") -> list[Case]:
-    """Every combination; operations and dtypes are separated by blanks."""
+    """Return a case per combination. `operations` and `dtypes` are separated by blanks."""
     return [
         Case(operation, *shape, dtype, field)
         for operation in operations.split()
@@ -83,13 +84,13 @@ def grid(operations: str, shapes: list[tuple[int, int]], dtypes: str = "float32"
 
 
 class Inputs(NamedTuple):
-    """Of one call.
+    """The inputs of one call.
 
     Attributes:
-        logits: [rows, columns], which require a gradient where one is taken.
-        value: a one-hot, [rows, columns], or an index, [rows]; empty where no operation asks for it.
-        grad: incoming gradient of a draw, [rows, columns]; empty where there is no backward.
-        row_grad: incoming gradient of one number a row, [rows].
+        logits: [rows, columns].
+        value: one-hot [rows, columns] or index [rows]. Empty if the operation takes no value.
+        grad: incoming gradient of a draw, [rows, columns]. Empty if the operation has no backward.
+        row_grad: incoming gradient of a result with one number per row, [rows].
     """
 
     logits: Tensor
@@ -110,21 +111,26 @@ def inputs_from(logits: Tensor, operation: str) -> Inputs:
 
 
 def make_inputs(case: Case, device: torch.device) -> list[Inputs]:
-    """Calls take them in turn. The logits of all exceed the last-level cache, or there are MOST_INPUTS of them."""
+    """Make the inputs that calls take in turn.
+
+    Their logits together exceed the last-level cache, unless MOST_INPUTS are too few for that.
+    """
     dtype = getattr(torch, case.dtype)
     cache = CPU_CACHE_BYTES
     if device.type == "cuda":
         cache = 2 * torch.cuda.get_device_properties(device).L2_cache_size
     size = case.rows * case.columns * dtype.itemsize
-    # Of one that is many times the cache, only the end is still there when it is read again.
+    # One input suffices if it is many times the cache: only its end is still in the cache when it is read again.
     count = 1 if size > 16 * cache else max(2, min(MOST_INPUTS, -(-cache // size)))
     logits = (torch.randn(case.rows, case.columns, dtype=dtype, device=device) for _ in range(count))
     return [inputs_from(one, case.operation) for one in logits]
 
 
 def call_of(forward: Callable[[Tensor, Tensor], Any], operation: str) -> Callable[[Inputs], Any]:
-    """The operation as one call, by a provider's forward. Everything computed is given back, so that no compiler may
-    leave it out."""
+    """Return the operation as one call of a provider's forward, and of its backward.
+
+    The call returns everything that it computes, so that no compiler can leave a part out.
+    """
     if not OPERATIONS[operation].backward:
         return lambda given: forward(given.logits, given.value)
 

@@ -1,4 +1,4 @@
-"""The libraries that are compared: an adapter each, and a reason where one cannot run."""
+"""The libraries that are compared. Each has an adapter, or a reason why it cannot run."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import importlib
 import os
 import warnings
 from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -16,23 +17,22 @@ from torch.utils.checkpoint import checkpoint
 
 from onehot_triton import OneHotCategorical, ReparamGradientStrategy
 
-# Rows of a chunk: the default of TRL's entropy_from_logits.
+# Rows per chunk, as by default in TRL's entropy_from_logits.
 CHUNK = 128
+OURS, OPERATORS, NAIVE, FLASHINFER = "onehot_triton", "its operators alone", "naive Triton", "flashinfer"
 Forward = Callable[[Tensor, Tensor], Any]
-"""(logits, value) -> what an operation gives before any backward. `value` is a one-hot, for `log_prob`, or an index."""
+"""(logits, value) -> results of an operation before its backward. `value` is one-hot for `log_prob`, else an index."""
 
 
 class Provider(NamedTuple):
     """One library.
 
     Attributes:
-        forwards: by name, as `operations.py` asks for them; what is not there the library does not have.
-        validate_args: whether its class checks its arguments by default, as it is timed.
+        forwards: functions by their names in `operations.py`, without those that the library lacks.
     """
 
     name: str
     forwards: dict[str, Forward]
-    validate_args: bool | None = None
 
 
 def _step(dist: Any) -> tuple[Tensor, Tensor, Tensor]:
@@ -50,7 +50,7 @@ def _both(dist: Any, index: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _class_forwards(make: Callable[[Tensor], Any]) -> dict[str, Forward]:
-    """Of a class whose draws are one-hot and whose `rsample` is PassThrough's."""
+    """Return the forwards of a class whose draws are one-hot and whose `rsample` has the PassThrough gradient."""
     return {
         "sample": lambda x, _: make(x).sample(),
         "rsample": lambda x, _: make(x).rsample(),
@@ -73,12 +73,12 @@ def _ours() -> Provider:
         "joint_step": lambda x, _: OneHotCategorical(x).rsample_log_prob_and_entropy(),
         "decode": lambda x, _: OneHotCategorical(x).sample_and_log_prob(),
     }
-    return Provider("onehot_triton", forwards, OneHotCategorical(torch.zeros(2))._validate_args)
+    return Provider(OURS, forwards)
 
 
 def _torchrl() -> Provider:
     with warnings.catch_warnings():
-        # Its import warns of optional packages and of what it will rename.
+        # Its import warns about missing optional packages and coming renames.
         warnings.simplefilter("ignore")
         from torchrl.modules import OneHotCategorical as TorchRL
         from torchrl.modules import ReparamGradientStrategy as Strategy
@@ -91,7 +91,7 @@ def _torchrl() -> Provider:
         "sample_index": lambda x, _: make(x).sample().argmax(-1),
         "rsample_relaxed": lambda x, _: TorchRL(logits=x, grad_method=Strategy.RelaxedOneHot).rsample(),  # pyright: ignore[reportCallIssue]
     }
-    return Provider("torchrl", forwards, TorchRL(logits=torch.zeros(2))._validate_args)
+    return Provider("torchrl", forwards)
 
 
 def _torch() -> Provider:
@@ -101,7 +101,7 @@ def _torch() -> Provider:
         "log_prob_index": lambda x, index: D.Categorical(logits=x).log_prob(index),
         "log_prob_index_and_entropy": lambda x, index: _both(D.Categorical(logits=x), index),
     }
-    return Provider("torch.distributions", forwards, D.OneHotCategorical(torch.ones(2))._validate_args)
+    return Provider("torch.distributions", forwards)
 
 
 def _gumbel_softmax() -> Provider:
@@ -112,11 +112,8 @@ def _gumbel_softmax() -> Provider:
     return Provider("F.gumbel_softmax", forwards)
 
 
-OPERATORS = "its operators alone"
-
-
 def _operators() -> Provider:
-    """What we call for a small batch, in a row: the time that is torch's and no Python's."""
+    """The torch operators that this library calls for a small batch, without its Python around them."""
 
     def index_of(x: Tensor) -> Tensor:
         sums = x.double().exp_().cumsum_(1)
@@ -186,14 +183,14 @@ def _log_softmax_at(x: Tensor, index: Tensor, dtype: torch.dtype | None = None) 
     return torch.log_softmax(x, -1, dtype=dtype).gather(-1, index.unsqueeze(-1)).squeeze(-1)
 
 
+def _log_prob_and_entropy(x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
+    log_p = torch.log_softmax(x, -1, dtype=torch.float32)
+    return log_p.gather(-1, index.unsqueeze(-1)).squeeze(-1), -(log_p.exp() * log_p).sum(-1)
+
+
 def _log_softmax() -> Provider:
-    """What a loss of a language model does by hand."""
-
-    def both(x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        log_p = torch.log_softmax(x, -1, dtype=torch.float32)
-        return log_p.gather(-1, index.unsqueeze(-1)).squeeze(-1), -(log_p.exp() * log_p).sum(-1)
-
-    forwards = {"log_prob_index": _log_softmax_at, "log_prob_index_and_entropy": both}
+    """The usual code in the loss of a language model."""
+    forwards = {"log_prob_index": _log_softmax_at, "log_prob_index_and_entropy": _log_prob_and_entropy}
     return Provider("log_softmax + gather", forwards)
 
 
@@ -207,16 +204,12 @@ def _cross_entropy() -> Provider:
 
 
 def _chunked() -> Provider:
-    """As RLHF libraries save memory: some rows at a time, the gathered logit less a logsumexp, and an entropy that the
-    backward computes again."""
-
-    def some(x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
-        log_p = torch.log_softmax(x, -1, dtype=torch.float32)
-        return log_p.gather(-1, index.unsqueeze(-1)).squeeze(-1), -(log_p.exp() * log_p).sum(-1)
+    """The way in which RLHF libraries save memory: some rows at a time, computed again in the backward."""
 
     def both(x: Tensor, index: Tensor) -> tuple[Tensor, Tensor]:
         chunks = zip(x.split(CHUNK), index.split(CHUNK), strict=True)
-        found = [checkpoint(some, *chunk, use_reentrant=False, preserve_rng_state=False) for chunk in chunks]
+        recomputed = partial(checkpoint, _log_prob_and_entropy, use_reentrant=False, preserve_rng_state=False)
+        found = [recomputed(*chunk) for chunk in chunks]
         log_probs, entropies = zip(*found, strict=True)  # pyright: ignore[reportArgumentType]
         return torch.cat(log_probs), torch.cat(entropies)
 
@@ -233,7 +226,7 @@ def _one_hot(index: Tensor, like: Tensor) -> Tensor:
 
 
 def _race() -> Provider:
-    """What many a model's generation loop does by hand."""
+    """The usual code in the generation loop of a language model."""
 
     def decode(x: Tensor, _: Tensor) -> tuple[Tensor, Tensor]:
         index = race_index(x)
@@ -248,23 +241,22 @@ def _race() -> Provider:
 
 
 def _naive() -> Provider:
-    """The Triton kernel that others ship, with a Gumbel an element."""
+    """The usual Triton kernel, which draws a Gumbel per element."""
     if not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
         raise ImportError("its Triton kernel needs a GPU")
     naive = importlib.import_module("naive")
     forwards = {"sample": lambda x, _: naive.sample(x), "sample_index": lambda x, _: naive.sample_index(x)}
-    return Provider("naive Triton", forwards)
+    return Provider(NAIVE, forwards)
 
 
 def _flashinfer() -> Provider:
-    """Not in this project's environment: a GPU's own may have it. It takes float32 alone."""
+    """FlashInfer, which this project does not install. A machine with a GPU may have it. It takes only float32."""
     if not torch.cuda.is_available():
         raise ImportError("its kernels need a GPU")
     flashinfer = importlib.import_module("flashinfer.sampling")
-    return Provider("flashinfer", {"sample_index": lambda x, _: flashinfer.sampling_from_logits(x.float())})
+    return Provider(FLASHINFER, {"sample_index": lambda x, _: flashinfer.sampling_from_logits(x.float())})
 
 
-OURS = "onehot_triton"
 MAKERS = {
     OURS: _ours,
     "torchrl": _torchrl,
@@ -275,31 +267,22 @@ MAKERS = {
     OPERATORS: _operators,
     "F.cross_entropy": _cross_entropy,
     "log_softmax in chunks": _chunked,
-    "naive Triton": _naive,
-    "flashinfer": _flashinfer,
+    NAIVE: _naive,
+    FLASHINFER: _flashinfer,
 }
-# Libraries with kernels of their own gain nothing from it.
-EAGER = (
-    "onehot_triton",
-    "torchrl",
-    "torch.distributions",
-    "F.gumbel_softmax",
-    "exponential race",
-    "log_softmax + gather",
-    "F.cross_entropy",
-    "log_softmax in chunks",
-)
+# Providers that torch.compile may speed up: all but those with kernels of their own.
+EAGER = [name for name in MAKERS if name not in (OPERATORS, NAIVE, FLASHINFER)]
 COMPILED = " compiled"
 
 
 def compiled(provider: Provider) -> Provider:
-    """The same under torch.compile, once for every shape. A backward is compiled with its forward."""
+    """Return the provider under torch.compile, with one program for all shapes; a backward is part of it."""
     forwards = {name: torch.compile(forward, dynamic=True) for name, forward in provider.forwards.items()}
-    return Provider(provider.name + COMPILED, forwards, provider.validate_args)
+    return Provider(provider.name + COMPILED, forwards)
 
 
 def why_nothing_compiles(device: torch.device) -> str | None:
-    """torch.compile wants a C++ compiler on a CPU, and Triton on a GPU."""
+    """Return why torch.compile fails, or None. It needs a C++ compiler on a CPU and Triton on a GPU."""
     try:
         torch.compile(torch.sin)(torch.zeros(2, device=device))
     except Exception as error:
@@ -308,10 +291,10 @@ def why_nothing_compiles(device: torch.device) -> str | None:
 
 
 def providers() -> tuple[list[Provider], dict[str, str]]:
-    """Those that are there, ours first; and, by name, why one is not.
+    """Return the providers that are installed, this library first, and by name why others are missing.
 
-    TorchRL is imported before anything is timed: its import turns torch.distributions' default validation off for the
-    whole process, for all of them.
+    TorchRL comes before anything is timed, because its import turns off the default validation of torch.distributions
+    for all classes in the process.
     """
     found, missing = [], {}
     for name in sorted(MAKERS, key=lambda name: name != "torchrl"):

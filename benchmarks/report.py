@@ -1,12 +1,15 @@
-"""Tables and pictures from the committed raw results, the same every time.
+"""Make tables and pictures from the committed raw results. Equal results give equal pages.
 
     python benchmarks/report.py            # writes them
-    python benchmarks/report.py --check    # exit status 1 where a committed page is not what the results make
+    python benchmarks/report.py --check    # exits with status 1 if a committed page differs from what the results give
 
-From results/<device>/<date>.json, the newest of each device, come results/<device>/README.md with every figure, the
-pictures in docs/pictures/, and what README.md and docs/scaling.md hold between markers: `<!-- report: NAME -->` and
-`<!-- end -->`. The predictions come from results/static_cost.json, which `make static-cost` writes, and what a token
-costs over ranks from results/sharded.json, of `bench_sharded.py`.
+| from | comes |
+|---|---|
+| the newest results/<device>/<date>.json of each device | results/<device>/README.md, docs/pictures/, README's table |
+| results/static_cost.json, of `make static-cost` | the predictions of docs/scaling.md |
+| results/sharded.json, of bench_sharded.py | the table of sharded logits in docs/scaling.md |
+
+In README.md and docs/ the report writes between the markers `<!-- report: NAME -->` and `<!-- end -->`.
 """
 
 from __future__ import annotations
@@ -21,14 +24,14 @@ from pathlib import Path
 from typing import Any
 
 from common import RESULTS, quartiles
-from measure import questions
 from operations import OPERATIONS
-from providers import OURS
+from providers import OPERATORS, OURS
+from questions import QUESTIONS
 
 ROOT = RESULTS.parents[1]
 PICTURES = ROOT / "docs" / "pictures"
 THEIRS = "torchrl"
-# README's speed table: rows of question, operation, rows x columns, dtype.
+# The cases of README's speed table: question, operation, rows, columns, dtype.
 SPEED = {
     "cpu": [
         ("operations", "sample", 64, 6, "float32"),
@@ -52,35 +55,35 @@ SPEED = {
         ("decode", "decode", 1, 151936, "bfloat16"),
     ],
 }
-# For predictions: what a GPU moves, bytes a second, and issues, instructions of a thread a second. See docs/scaling.md.
 MARKED = re.compile(r"(<!-- report: ([\w ]+) -->)\n.*?(<!-- end -->)", re.DOTALL)
 PREDICTED = ("65536 x 18", "32768 x 32", "1024 x 128256", "8 x 151936", "1 x 262144")
+# For predictions: bytes that a GPU moves per second, and thread instructions that it issues. See docs/scaling.md.
 GPUS = {"H200": (4.3e12, 33.5e12), "H100": (3.0e12, 33.5e12)}
-# Of an all-gather, NCCL's own model of its ring: by protocol, microseconds of a call, of a step inside a node and of
-# one between nodes, and GB/s that a GPU receives, where all are in one node and where they are not.
+# NCCL's own model of an all-gather in a ring, by protocol: microseconds of a call, of a step within a node and of one
+# between nodes; GB/s that a GPU receives if all GPUs are in one node, and if they are not.
 RING = {"LL": (6.6, 0.6, 2.7, 141, 20.4), "LL128": (14.0, 1.9, 4.0, 340, 340), "Simple": (8.4, 3.4, 14.0, 370, 370)}
-# With a network no step is shorter than this, in microseconds.
+# Least microseconds of a step if the ring crosses a network.
 POST = {"LL": 1.0, "LL128": 1.0, "Simple": 3.0}
 NODE = 8
 
 
 class Result:
-    """One raw file."""
+    """One raw file of results."""
 
     def __init__(self, path: Path) -> None:
-        self.name, self.date = path.parent.name, path.stem
+        self.name = path.parent.name
         self.raw = json.loads(path.read_text())
         self.kind = "cpu" if self.name == "cpu" else "gpu"
         self.cases: list[dict[str, Any]] = self.raw["cases"]
         self.copy: float = self.raw["copy_bytes_per_second"]
 
     def of(self, **wanted: Any) -> list[dict[str, Any]]:
-        """The cases that have these values."""
+        """Return the cases that have these values."""
         return [case for case in self.cases if all(case[key] == value for key, value in wanted.items())]
 
 
 def newest() -> list[Result]:
-    """The last result of each device, GPUs first."""
+    """Return the last result of each device, GPUs first."""
     folders = [path for path in RESULTS.glob("*/") if list(path.glob("*.json"))]
     folders.sort(key=lambda path: (path.name == "cpu", path.name))
     return [Result(max(path.glob("*.json"))) for path in folders]
@@ -95,7 +98,7 @@ def median(case: dict[str, Any], provider: str) -> float | None:
 
 
 def digits(value: float) -> str:
-    """Three significant digits, without an exponent."""
+    """Return three significant digits, without an exponent."""
     return f"{value:.3g}" if value < 1000 else f"{value:,.0f}"
 
 
@@ -111,7 +114,7 @@ def mebibytes(size: int) -> str:
 
 
 def ratio(case: dict[str, Any], provider: str) -> str:
-    """How many times as long as ours, or why there is no time."""
+    """Return the provider's time over ours, or why it has none."""
     record = case["providers"].get(provider)
     if record is None:
         return ""
@@ -139,7 +142,7 @@ def about(result: Result) -> str:
     packages = ", ".join(f"{k} {v}" for k, v in info["packages"].items() if v != "not installed")
     text = f"{name}, {info['date'][:10]}; Python {info['python']}, {packages}."
     if result.kind == "cpu":
-        # The load is that of others: it was looked at before anything was timed.
+        # The load was measured before anything was timed, so it is that of other programs.
         speedup, load = quartiles(result.raw["parallel_speedup"])[0], info["load"]
         if speedup < 0.75 * result.raw["threads"] or load > 1:
             text += (
@@ -150,7 +153,7 @@ def about(result: Result) -> str:
 
 
 def names_of(cases: list[dict[str, Any]]) -> list[str]:
-    """The providers of some cases, ours first."""
+    """Return the providers of some cases, ours first."""
     found = dict.fromkeys(name for case in cases for name in case["providers"])
     return sorted(found, key=lambda name: name != OURS)
 
@@ -181,7 +184,7 @@ def memory_table(cases: list[dict[str, Any]]) -> str:
 
 
 def launch_table(cases: list[dict[str, Any]]) -> str:
-    """Of the first shape of each operation, which stands for all that are not split."""
+    """Return the table of launches, or an empty string if none were counted."""
     names = names_of(cases)
     rows = [
         [OPERATIONS[case["operation"]].says, shape(case), case["dtype"]]
@@ -204,7 +207,7 @@ def operator_table(result: Result) -> str:
 
 
 def page(result: Result) -> str:
-    """results/<device>/README.md."""
+    """Return the text of results/<device>/README.md."""
     parts = [
         f"# Results: {result.raw['environment'].get('gpu', 'CPU')}",
         "Made by `benchmarks/report.py` from the raw times beside this page; [how to read it](../../README.md).",
@@ -221,26 +224,26 @@ def page(result: Result) -> str:
         if key in record
     }
     if refused:
-        parts.append("Wrong, or unable, and so without a time:")
+        parts.append("Not timed, because the result is wrong or the call fails:")
         parts.append("\n".join(f"- {name}: {why}" for name, why in refused.items()))
     parts += [f"![{name}](../../../docs/pictures/{name}.png)" for name in pictures([result])]
     if "operators" in result.raw:
         parts += ["## The operators, without Python", operator_table(result)]
-    for name, module in questions().items():
+    for name, question in QUESTIONS.items():
         cases = result.of(question=name)
         if cases:
-            parts += [f"## {module.__doc__}".strip(), time_table(result, cases)]
+            parts += [f"## {question.asks}", time_table(result, cases)]
             memory, launched = memory_table(cases), launch_table(cases)
             parts += ["Peak memory beside inputs and results, MiB:", memory] if memory else []
             parts += ["Kernels, copies and fills of a call:", launched] if launched else []
     return "\n\n".join(parts) + "\n"
 
 
-# What the documents hold ----------------------------------------------------------------------------------------------
+# Text between the markers ---------------------------------------------------------------------------------------------
 
 
 def speed(results: list[Result]) -> str:
-    """README's table: how many times as long as ours the others take."""
+    """Return README's table: our time, and the slowdown of the others."""
     result = results[0]
     rows = []
     cases = [
@@ -262,7 +265,7 @@ def picture(results: list[Result]) -> str:
 
 
 def growth(result: Result, question: str, operation: str, by: str) -> str:
-    """Time against `by`, columns or rows, ours and TorchRL's; per element it shows where the cost turns linear."""
+    """Return our time and TorchRL's by columns or rows. The time per element shows where the cost becomes linear."""
     rows = []
     for case in result.of(question=question, operation=operation):
         ours, theirs = median(case, OURS), median(case, THEIRS)
@@ -273,12 +276,12 @@ def growth(result: Result, question: str, operation: str, by: str) -> str:
                 f"{case[by]:,}", duration(ours), f"{digits(1e9 * ours / elements)} ns", duration(theirs),
                 f"{digits(1e9 * theirs / elements)} ns", *map(mebibytes, peaks),
             ])  # fmt: skip
-    head = [by, "ours", "an element", "TorchRL", "an element", "memory, MiB: ours", "TorchRL"]
+    head = [by, "ours", "per element", "TorchRL", "per element", "memory, MiB: ours", "TorchRL"]
     return table(head, rows)
 
 
 def policy_gradient(result: Result) -> str:
-    """Time and memory of everybody at one shape of the tokens of a language model, a line for each."""
+    """Return time and memory of every provider at the tokens of a language model."""
     rows = []
     for case in result.of(question="rlhf"):
         for name in names_of([case]):
@@ -305,14 +308,16 @@ def limits(results: list[Result]) -> str:
 
 
 def predicted(kernels: list[dict[str, Any]]) -> str:
-    """An operation's time on each GPU by docs/scaling.md's formula, the sum over its kernels; * where a kernel is
-    limited by instructions."""
+    """Return an operation's predicted time on each GPU, by the formula in docs/scaling.md.
+
+    It is the sum over the kernels of the operation. A * marks that a kernel is limited by its instructions.
+    """
     cells = []
     for bandwidth, issue in GPUS.values():
         seconds, limited = 0.0, ""
         for one in kernels:
             size = one["rows"] * one["columns"] * one["bytes_per_element"]
-            # The instructions of all walks over the row, of which there may be 7.8 a byte.
+            # issue_over_memory is the instructions per byte, over the 7.8 that the GPU can issue.
             instructions = one["issue_over_memory"] * 7.8 * size
             seconds += max(size / bandwidth, instructions / issue)
             limited = "*" if instructions / issue > size / bandwidth else limited
@@ -321,7 +326,7 @@ def predicted(kernels: list[dict[str, Any]]) -> str:
 
 
 def predictions() -> str:
-    """From the static cost report: a line for each operation, a column for each shape."""
+    """Return the predictions from the static cost: a line per operation, a column per shape."""
     path = RESULTS / "static_cost.json"
     entries = json.loads(path.read_text()) if path.exists() else []
     kernels: dict[tuple[str, ...], dict[str, list[dict[str, Any]]]] = {}
@@ -334,7 +339,7 @@ def predictions() -> str:
 
 
 def sharded() -> str:
-    """Bytes and time of a token from logits that no rank has whole."""
+    """Return the bytes and times of drawing from sharded logits."""
     path = RESULTS / "sharded.json"
     raw = json.loads(path.read_text()) if path.exists() else {"environment": {}, "cases": []}
     rows, info = [], raw["environment"]
@@ -344,7 +349,7 @@ def sharded() -> str:
         sizes = [record["bytes"] // case["rows"] for record in records[:2]]
         times = [duration(quartiles(record["seconds"])[1]) for record in records]
         rows.append([str(case["ranks"]), f"{shape(case)}, {case['dtype']}", *(f"{size:,}" for size in sizes), *times])
-    head = ["ranks", "rows x columns", "bytes a row: ours", "full_tensor", *(f"time: {name}" for name in names)]
+    head = ["ranks", "rows x columns", "bytes per row: ours", "full_tensor", *(f"time: {name}" for name in names)]
     if not info:
         return table(head, rows)
     where = f"{info['cpu']}, {info['cores']} cores, {info['date'][:10]}; torch {info['packages']['torch']}."
@@ -353,7 +358,7 @@ def sharded() -> str:
 
 
 def all_gather(sent: float, nodes: int) -> float:
-    """Predicted seconds of an all-gather of `sent` bytes from each GPU, in the protocol that is the fastest."""
+    """Predict the seconds of an all-gather in which each GPU sends `sent` bytes, by the fastest protocol."""
     between, steps = nodes - 1, NODE * nodes - 1
     times = []
     for protocol, (call, inside, across, bandwidth, bandwidth_of_many) in RING.items():
@@ -364,7 +369,7 @@ def all_gather(sent: float, nodes: int) -> float:
 
 
 def gathers() -> str:
-    """Predicted times of the collective of a draw: of everybody's logits, and of ours."""
+    """Predict the times of a draw's collective: of gathering the logits, and of ours."""
     rows = []
     for nodes, wires in ((1, "NVLink"), (8, "NVLink in nodes of 8, InfiniBand between them")):
         ranks = NODE * nodes
@@ -377,7 +382,7 @@ def gathers() -> str:
 
 
 def blocks(results: list[Result]) -> dict[Path, dict[str, str]]:
-    """What each document holds between its markers."""
+    """Return the text between the markers of each document, by the name of the marker."""
     cpu = [result for result in results if result.kind == "cpu"]
     found: dict[Path, dict[str, str]] = {ROOT / "README.md": {"picture": picture(results), "speed": speed(results)}}
     scaling = {"limits": limits(results), "predictions": predictions(), "sharded": sharded(), "gathers": gathers()}
@@ -391,7 +396,7 @@ def blocks(results: list[Result]) -> dict[Path, dict[str, str]]:
 
 
 def filled(text: str, made: dict[str, str]) -> str:
-    """`text` with its marked parts made anew."""
+    """Return `text` with its marked parts replaced."""
 
     def fill(match: re.Match[str]) -> str:
         return f"{match[1]}\n{made[match[2]]}\n{match[3]}"
@@ -400,7 +405,7 @@ def filled(text: str, made: dict[str, str]) -> str:
 
 
 def pages(results: list[Result]) -> dict[Path, str]:
-    """Every page with a figure in it, as the results make it."""
+    """Return the text of every page that holds figures."""
     made = {RESULTS / result.name / "README.md": page(result) for result in results}
     return made | {path: filled(path.read_text(), parts) for path, parts in blocks(results).items()}
 
@@ -412,7 +417,7 @@ Draw = Callable[[Any], None]
 COLOURS = {
     OURS: "#d62728", THEIRS: "#1f77b4", "torch.distributions": "#2ca02c", "F.gumbel_softmax": "#9467bd",
     "exponential race": "#8c564b", "log_softmax + gather": "#bcbd22", "naive Triton": "#7f7f7f",
-    "flashinfer": "#e377c2",
+    "flashinfer": "#e377c2", OPERATORS: "#ff7f0e",
 }  # fmt: skip
 
 
@@ -426,7 +431,7 @@ def lines(
 
 
 def panels(figure: Any, result: Result, question: str, by: str, operations: list[str], value: Any, label: str) -> list:
-    """A panel for each operation, a line for each provider."""
+    """Draw a panel per operation with a line per provider."""
     axes = figure.subplots(1, len(operations), squeeze=False)[0]
     for at, operation in zip(axes, operations, strict=True):
         for name, x, y in lines(result, question, operation, by, value):
@@ -476,7 +481,7 @@ def draw_memory(result: Result) -> Draw:
     def times_logits(case: dict[str, Any], name: str) -> float | None:
         peak = case["providers"].get(name, {}).get("peak_bytes")
         size = case["rows"] * case["columns"] * (2 if "16" in case["dtype"] else 4)
-        # Of a smaller batch the few bytes that every call needs are a multiple.
+        # In a smaller batch the few bytes that every call needs would be many times the logits.
         return None if peak is None or case["columns"] < 1024 else peak / size
 
     def draw(figure: Any) -> None:
@@ -489,7 +494,7 @@ def draw_memory(result: Result) -> Draw:
 
 
 def draw_policy_gradient(result: Result) -> Draw:
-    """Of the first shape, which is the largest."""
+    """Draw time and memory at the first shape, which is the largest."""
     case = result.of(question="rlhf")[0]
     names = [name for name in names_of([case]) if median(case, name) is not None][::-1]
 
@@ -522,7 +527,7 @@ def draw_roof(result: Result) -> Draw:
 
 
 def pictures(results: list[Result]) -> dict[str, Draw]:
-    """By name, of each device."""
+    """Return what draws each picture, by the name of the picture."""
     found: dict[str, Draw] = {}
     for result in results:
         found[f"{result.name}-speed"] = draw_speed(result)
@@ -547,21 +552,23 @@ def save_pictures(results: list[Result]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="tables and pictures from the committed raw results")
-    parser.add_argument("--check", action="store_true", help="write nothing; status 1 where a page is out of date")
+    parser = argparse.ArgumentParser(description="make tables and pictures from the committed raw results")
+    parser.add_argument(
+        "--check", action="store_true", help="write nothing; exit with status 1 if a page is out of date"
+    )
     check = parser.parse_args().check
     results = newest()
     made = pages(results)
     if check:
         stale = [path for path, text in made.items() if not path.exists() or path.read_text() != text]
         for path in stale:
-            print(f"{path.relative_to(ROOT)}: not what the results make; run python benchmarks/report.py")
+            print(f"{path.relative_to(ROOT)}: differs from what the results give; run python benchmarks/report.py")
         return 1 if stale else 0
     for path, text in made.items():
         path.write_text(text)
     save_pictures(results)
     print(speed(results))
-    print(f"\nall of it: {', '.join(str(path.relative_to(ROOT)) for path in made)}, {PICTURES.relative_to(ROOT)}/")
+    print(f"\nwritten: {', '.join(str(path.relative_to(ROOT)) for path in made)}, {PICTURES.relative_to(ROOT)}/")
     return 0
 
 

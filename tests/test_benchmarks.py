@@ -1,4 +1,4 @@
-"""benchmarks/: the baseline kernel is right, a wrong provider is seen, and what is timed is what its table says."""
+"""benchmarks/ and tools/gpu*.py: checks find wrong providers and kernels, and measurements are what they claim."""
 
 from __future__ import annotations
 
@@ -26,27 +26,29 @@ import measure
 import naive
 from correctness import CHECKS, fault, frequency_fault
 from gpu_steps import Step, run_steps
-from measure import QUESTIONS, Contest, peak_bytes, questions, rotating
+from measure import Contest, peak_bytes, rotating
 from operations import OPERATIONS, Case, call_of, inputs_from, make_inputs
 from providers import OURS, Provider, providers
+from questions import QUESTIONS, Question
 from torch import distributions as D
 
-BENCHMARKS = Path(__file__).parents[1] / "benchmarks"
+ROOT = Path(__file__).parents[1]
+BENCHMARKS, TOOLS = ROOT / "benchmarks", ROOT / "tools"
 CPU = torch.device("cpu")
 DRAWN = ((2000, 6),)
 
 
 @pytest.fixture(scope="module")
 def entrants():
-    """By name. Without torch.compile, whose time is no test's."""
+    """Return the forwards by provider, without the compiled ones, which take too long for a test."""
     return {provider.name: provider.forwards for provider in providers()[0]}
 
 
 def test_the_suite_runs() -> None:
-    """One case, in a process of its own: as `make bench`, but for the file it writes."""
+    """Run one case as `make bench` does, in a process of its own, without writing a file."""
     pytest.importorskip("pytest_benchmark", reason="pytest-benchmark is not installed")
     options = ["-s", "-q", "-W", "ignore", "--benchmark-quiet", "-p", "no:cacheprovider"]
-    few = [str(BENCHMARKS / "bench_decode.py"), "-k", "32000 and float32 and onehot_triton"]
+    few = [str(BENCHMARKS / "bench.py"), "--question", "decode", "-k", "32000 and float32 and onehot_triton"]
     # pytest-benchmark times nothing in a worker of pytest-xdist, which this process may be.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_XDIST")}
     command = [sys.executable, "-m", "pytest", *options, *few]
@@ -55,14 +57,9 @@ def test_the_suite_runs() -> None:
     assert "3 passed" in done.stdout
 
 
-def test_every_question_is_a_file() -> None:
-    files = BENCHMARKS.glob("bench_*.py")
-    # Two are programs of their own: bench_host.py has launches that do nothing, bench_sharded.py processes.
-    names = {path.stem.removeprefix("bench_") for path in files} - {"host", "sharded"}
-    assert sorted(QUESTIONS) == sorted(names)
-    for name, module in questions().items():
-        assert module.__doc__, name
-        assert {case.operation for case in [*module.CPU, *module.GPU]} <= set(OPERATIONS), name
+@pytest.mark.parametrize("question", QUESTIONS.values(), ids=list(QUESTIONS))
+def test_cases_name_operations(question: Question) -> None:
+    assert {case.operation for case in [*question.cpu, *question.gpu]} <= set(OPERATIONS)
 
 
 @pytest.mark.parametrize("operation", OPERATIONS)
@@ -74,7 +71,7 @@ def test_what_is_timed_of_ours_is_right(entrants, operation: str, dtype: str) ->
 @pytest.mark.parametrize("operation", OPERATIONS)
 def test_what_is_timed_of_the_others_is_right(entrants, operation: str) -> None:
     for name, forwards in entrants.items():
-        # The naive kernel, interpreted, has a test of its own.
+        # The naive kernel, which is interpreted here, has a test of its own.
         if OPERATIONS[operation].forward in forwards and name != "naive Triton":
             why = fault(forwards, operation, "float32", CPU, DRAWN)
             if (name, operation) == ("torchrl", "relaxed"):
@@ -122,7 +119,7 @@ def p_of(x: Tensor) -> Tensor:
     return torch.softmax(x.float(), -1)
 
 
-# As WRONG, but little: within a hundred times the tolerance of a right one.
+# Like WRONG, but with small errors, within a hundred times the tolerance of a correct provider.
 SLIGHTLY_WRONG: dict[str, tuple[str, Callable[[Tensor, Tensor], Any]]] = {
     "log_prob": ("log_prob", lambda x, value: (value * x.log_softmax(-1)).sum(-1) + 3e-3),
     "entropy": ("entropy", lambda x, _: -(p_of(x) * x.log_softmax(-1)).sum(-1) - 3e-3),
@@ -154,7 +151,7 @@ def test_a_wrong_provider_is_not_timed(monkeypatch: pytest.MonkeyPatch) -> None:
     given = rotating(case, CPU)
     assert contest.entrants(case) == ["right", "wrong"]
     assert contest.begin(case, "right", given)["seconds"] == []
-    for _ in range(2):  # the second time from what is known
+    for _ in range(2):  # the second time from memory
         record = contest.begin(case, "wrong", given)
         assert list(record) == ["wrong"]
         assert "entropy is off by" in record["wrong"]
@@ -171,7 +168,7 @@ def test_each_dtype_is_checked(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_what_cannot_run_says_why(monkeypatch: pytest.MonkeyPatch) -> None:
-    """An error that comes at the case's own shape alone."""
+    """The error occurs only at the shape of the case, not in the checks."""
 
     def small(x: Tensor, _: Tensor) -> Tensor:
         if len(x) == 7:
@@ -192,7 +189,7 @@ def test_an_error_is_a_fault() -> None:
 
 @pytest.mark.parametrize("columns", [6, 3000])
 def test_naive_kernel(columns: int) -> None:
-    """Interpreted where there is no GPU."""
+    """The kernel is interpreted if there is no GPU."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     logits = torch.randn(columns, device=device).expand(100, columns).contiguous()
     assert frequency_fault(naive.sample(logits), logits) is None
@@ -200,7 +197,7 @@ def test_naive_kernel(columns: int) -> None:
 
 
 def test_a_rare_draw_is_not_doubted() -> None:
-    """One of a category that is expected 0.02 times: two runs in a hundred have it."""
+    """One draw of a category that is expected 0.02 times occurs in two of a hundred runs."""
     logits = torch.tensor([1e-6, 1 - 1e-6]).log().expand(20000, 2).contiguous()
     index = torch.ones(20000, dtype=torch.int64)
     index[7] = 0
@@ -213,7 +210,7 @@ def test_a_rare_draw_is_not_doubted() -> None:
 
 
 def steps_of(run: Callable[[str], object]) -> list[Step]:
-    """A check and a timing of each of two operations."""
+    """Return a check and a timing of each of two operations."""
     return [
         step
         for name in ("first", "second")
@@ -256,7 +253,7 @@ def test_a_timing_that_raises_is_told_and_the_rest_goes_on() -> None:
 
 
 def test_a_step_ends_at_its_limit() -> None:
-    """Also where it takes every exception for an answer."""
+    """It ends even if it swallows every exception."""
 
     def run(name: str) -> str:
         end = time.perf_counter() + 20
@@ -285,7 +282,7 @@ def test_what_is_killed_leaves_what_it_found(tmp_path: Path) -> None:
     script = f"""
 import sys, time
 from pathlib import Path
-sys.path.insert(0, {str(BENCHMARKS)!r})
+sys.path.insert(0, {str(TOOLS)!r})
 from gpu_steps import Step, run_steps
 steps = [
     Step("", "quick", lambda: "found", 5, record="times"),
@@ -304,7 +301,7 @@ run_steps(steps, {{}}, time.perf_counter() + 600, print, {{}}, Path({str(path)!r
 
 
 class _Largest(TorchDispatchMode):
-    """The most elements of a tensor that is made within it."""
+    """Record the most elements of any tensor that is created in the block."""
 
     elements = 0
 
@@ -335,7 +332,7 @@ def test_no_check_makes_a_square_of_the_columns(case) -> None:
     assert 0 < largest.elements < columns**2 // 4
 
 
-# Where a result is made that is then one percent off, or of another column: the one-hot alone, or two draws of three.
+# (operation, module, function, change): the result is one percent off, or the one-hot or two of three draws are moved.
 FAULTS = [
     ("sample", gpu_checks.sample, "sample", lambda found: (found[0].roll(1, -1), *found[1:])),
     ("sample", gpu_checks.sample, "sample", lambda found: (*(two_moved(x) for x in found[:2]), found[2])),
@@ -346,7 +343,7 @@ FAULTS = [
 
 
 def two_moved(found: Tensor) -> Tensor:
-    """Of draws [1, 3] or one-hots [1, 3, 18], those of two rows moved one column to the right."""
+    """Move two rows of draws [1, 3] or one-hots [1, 3, 18] by one column to the right."""
     moved = found.roll(1, -1) if found.dim() == 3 else (found + 1) % 18
     return torch.cat([moved[:, :2], found[:, 2:]], 1)
 
@@ -376,10 +373,10 @@ def test_a_fault_of_every_check_at_a_shape_is_planted() -> None:
 
 
 def test_dry_run(tmp_path: Path) -> None:
-    """All of it, in a process of its own: nothing fails, and each question has an answer."""
+    """Run the whole plan in a process of its own: nothing fails, and each question has an answer."""
     path = tmp_path / "result.json"
-    command = [sys.executable, str(BENCHMARKS / "gpu.py"), "--dry-run", "--output", str(path)]
-    environment = os.environ | {"PYTHONPATH": str(BENCHMARKS.parent), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, str(TOOLS / "gpu.py"), "--dry-run", "--output", str(path)]
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(path.read_text())
@@ -400,7 +397,7 @@ def test_inputs_exceed_the_cache() -> None:
 
 
 def test_floor_of_a_case() -> None:
-    """Logits read, an int64 one-hot written; and for two reads of a bfloat16."""
+    """sample reads logits and writes an int64 one-hot; log_prob reads two bfloat16 operands."""
     assert Case("sample", 10, 100, "float32").floor_bytes == 1000 * (4 + 8)
     assert Case("log_prob", 10, 100, "bfloat16").floor_bytes == 1000 * (2 + 2)
 
@@ -421,7 +418,7 @@ def test_a_backward_gives_the_gradient() -> None:
 
 @pytest.mark.parametrize(("rows", "columns", "dtype"), [(3, 32, torch.float32), (2, 64, torch.bfloat16)])
 def test_bytes_of_ranks_are_counted(rows: int, columns: int, dtype: torch.dtype) -> None:
-    """A collective each: from each of three others 20 bytes a row, or its columns. Nothing is really sent."""
+    """A draw is one collective: 20 bytes per row from each of three ranks, or their columns. Nothing is really sent."""
     fake = pytest.importorskip("torch.testing._internal.distributed.fake_pg")
     bench_sharded = pytest.importorskip("bench_sharded", reason="torch without torch.distributed")
     dist = torch.distributed

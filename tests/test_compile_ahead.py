@@ -22,7 +22,7 @@ def script(path: str, *arguments: str) -> subprocess.CompletedProcess[str]:
 
 
 def test_every_kernel_compiles_for_every_architecture() -> None:
-    done = script("benchmarks/ahead_of_time.py", "--spread")
+    done = script("tools/ahead_of_time.py", "--spread")
     assert done.returncode == 0, done.stdout + done.stderr
     for arch in ("sm_80", "sm_90", "sm_100", "gfx942"):
         assert f"{arch:7} ok " in done.stdout

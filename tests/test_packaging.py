@@ -41,7 +41,7 @@ def sdist(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_the_sdist_holds_what_tests_and_benchmarks_need(sdist: Path) -> None:
-    for folder in ("benchmarks", "docs", "examples", "kernels", "onehot_triton", "tests"):
+    for folder in ("benchmarks", "docs", "examples", "kernels", "onehot_triton", "tests", "tools"):
         for path in (ROOT / folder).rglob("*"):
             inside = path.relative_to(ROOT)
             # Caches of tools are no part of it.

@@ -1,4 +1,4 @@
-"""benchmarks/report.py: pages are what the raw results make, and a small raw file makes every page and picture."""
+"""benchmarks/report.py: committed pages match the raw results, and a small raw file gives every page and picture."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ SHARDED = {
 
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A repository of one device's results, of which the newest count, and of pages with markers alone."""
+    """Make a repository with the results of one device, of which the newest count, and pages that hold only markers."""
     results = tmp_path / "benchmarks" / "results"
     (results / "cpu").mkdir(parents=True)
     (results / "cpu" / "2026-01-01.json").write_text("an old one, which nobody reads")
@@ -94,6 +94,12 @@ def test_committed_pages_hold_every_part_and_picture() -> None:
     # The others are of examples.
     made = {f"{name}.png" for name in report.pictures(results)}
     assert made == {path.name for path in report.PICTURES.iterdir() if not path.name.startswith(("gradient", "token"))}
+
+
+def test_every_line_of_a_picture_has_a_colour_of_its_own() -> None:
+    (result, *_) = report.newest()
+    drawn = {name for case in result.of(question="columns") + result.of(question="rows") for name in case["providers"]}
+    assert len({report.COLOURS[name] for name in drawn}) == len(drawn) > 4
 
 
 def test_report_of_a_small_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,6 +1,6 @@
-"""benchmarks/static_cost.py against kernels whose instructions were counted by hand.
+"""tools/static_cost.py against kernels whose instructions were counted by hand.
 
-In child processes: the tool compiles, and this process interprets.
+The tool runs in child processes, because it compiles kernels and this process interprets them.
 """
 
 import json
@@ -14,10 +14,10 @@ import pytest
 
 pytest.importorskip("triton")
 
-BENCHMARKS = Path(__file__).parent.parent / "benchmarks"
+TOOLS = Path(__file__).parent.parent / "tools"
 
-# Made by `make static-cost`.
-OLDER = BENCHMARKS.parent / ".venv" / "triton-3.6.0"
+# `make static-cost` installs it.
+OLDER = TOOLS.parent / ".venv" / "triton-3.6.0"
 
 COPY = """
 import json, torch, triton, triton.language as tl
@@ -44,7 +44,7 @@ for adds in (0, 1, 3):
 print(json.dumps(found))
 """
 
-# Two loops in one, of which the second is over a masked tile; a subroutine and padding behind the last exit.
+# One loop holds two others, of which the second is over a masked tile. A subroutine and padding follow the last exit.
 LISTING = """
         /*0000*/                   MOV R1, c[0x0][0x28] ;                                /* 0x00 */
         /*0010*/                   IADD3 R2, R2, 0x1, RZ ;                               /* 0x00 */
@@ -72,7 +72,7 @@ print(json.dumps([
 ]))
 """
 
-# The masked loop costs more, and is not what a long row costs.
+# The masked loop costs more, but is not the main loop of a long row.
 MASKED = LISTING.replace("LDG.E.U16", "LDG.E.128").replace(
     "@P1 BRA 0x50",
     "MUFU.EX2 R9, R9 ; /* 0x0 */\n /*0064*/ MUFU.EX2 R9, R9 ; /* 0x0 */\n /*0068*/ @P1 BRA 0x50",
@@ -131,7 +131,7 @@ except ValueError as error:
 print(json.dumps(found))
 """
 
-# Long rows, and the short ones whose tile has depth and rows in it.
+# Long rows, and short rows, whose tile holds several rows.
 SHORT_LIST = """
 import json, static_cost
 from ahead_of_time import BF16, FP32, INT64, LONG, Launch, TARGETS, compiling
@@ -144,8 +144,8 @@ for launch in (Launch("sample", *LONG, BF16, INT64), Launch("log_prob", *LONG, F
 print(json.dumps(found))
 """
 
-# Every operation that has a limit, where it costs the most: in registers, or of few rows; and few rows of sampling,
-# whose kernel has the name of another's.
+# Every operation that has a limit, at the shape where it costs most: a row in registers, or few rows. Sampling of few
+# rows has a kernel with the name of another module's.
 LIMITED = """
 import json, static_cost
 from ahead_of_time import BF16, FEW, INT64, ONE_TILE, Launch
@@ -161,7 +161,7 @@ for launch in launches:
 print(json.dumps(found))
 """
 
-# The sums of several draws, whose kernel has the name of one that reads two operands.
+# Several draws: their kernel of sums has the name of one that reads two operands.
 DRAWS = """
 import json, static_cost
 from ahead_of_time import BF16, LONG, Launch
@@ -169,7 +169,7 @@ found = static_cost.entries(Launch("sample_index", *LONG, BF16, draws=4), "sm_90
 print(json.dumps([[e["kernel"], static_cost.over_limit(e), e["load_bits"]] for e in found]))
 """
 
-# Of issues and of the documents: a limit is raised with a reason, not silently.
+# A copy of the limits: whoever raises one changes it here too, with a reason.
 LIMITS = {
     "sample": 12, "sample_index": 12, "log_prob": 14, "entropy": 20, "softmax_grad": 20, "relaxed": 45,
     "relaxed_grad": 60, "relaxed_samples": 60, "reinmax_grad": 26, "reinmax_grad_temperatures": 33, "gapped_grad": 26,
@@ -179,10 +179,10 @@ LIMITS = {
 
 
 def run(script: str, tmp_path: Path, *packages: Path) -> Any:
-    # In a file, because Triton reads the source of a kernel from it.
+    # Triton reads the source of a kernel from its file.
     file = tmp_path / "script.py"
     file.write_text(script)
-    path = os.pathsep.join(map(str, (*packages, BENCHMARKS, BENCHMARKS.parent)))
+    path = os.pathsep.join(map(str, (*packages, TOOLS, TOOLS.parent)))
     environment = {**os.environ, "TRITON_INTERPRET": "0", "PYTHONPATH": path}
     done = subprocess.run([sys.executable, file], env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
@@ -195,7 +195,7 @@ def test_count_of_a_copying_loop(tmp_path: Path) -> None:
         # The assembler unrolls four turns of four elements: 4 loads, 4 stores, 8 addresses (IMAD.WIDE), 4 steps of the
         # index, one comparison, one branch.
         assert found["0"] == [22 / 16, 22 / 16, 128, 128, 0, 0]
-    # An addition more is one instruction more.
+    # Each addition is one more instruction.
     assert [found[adds][0] - found["0"][0] for adds in ("1", "3")] == [1, 3]
 
 
@@ -218,8 +218,8 @@ def test_a_masked_loop_does_not_count_and_a_limit_is_reported(tmp_path: Path) ->
 
 
 def test_status_1_and_what_costs_more_than_it_may(tmp_path: Path) -> None:
-    """As a table and as JSON, of which `make static-cost` keeps a file."""
-    over = [1, "entropy, sm_100, 8 x 4096 float32: expected at most 20 an element, found 20.5\n"]
+    """The status is the same for the table and for JSON, which `make static-cost` writes."""
+    over = [1, "entropy, sm_100, 8 x 4096 float32: expected at most 20 instructions per element, found 20.5\n"]
     assert run(MAIN, tmp_path) == [over, over, [0, ""], [0, ""]]
 
 
@@ -233,7 +233,7 @@ def test_entry_of_a_kernel(tmp_path: Path) -> None:
     assert entry["load_bits"] == 128
     assert entry["spill_bytes"] == 0
     assert entry["bytes_per_element"] == 2
-    # exp2, a fused multiply-add, a sum and a maximum at the least.
+    # At least exp2, a fused multiply-add, a sum and a maximum.
     assert 4 < entry["instructions_per_element"] < 20
     ratio = entry["instructions_per_element"] / (2 * 7.8)
     assert entry["issue_over_memory"] == pytest.approx(ratio, abs=1e-3)
@@ -245,7 +245,7 @@ def test_a_kernel_is_known_by_itself_not_by_its_name(tmp_path: Path) -> None:
 
 
 def test_a_loop_that_is_not_found_is_an_error(tmp_path: Path) -> None:
-    """Else all the code is taken for that of the few elements of one turn."""
+    """Otherwise all code would be divided by the few elements of one turn."""
     assert run(UNKNOWN_LOOP, tmp_path) == "no loop of those without a mask loads 32 bits of each of 8 elements"
 
 
@@ -263,16 +263,16 @@ def test_every_limit_is_met(tmp_path: Path, version: str) -> None:
 
 @pytest.mark.parametrize("version", ["here", "3.6.0"])
 def test_costs_do_not_depend_on_the_version_of_triton(tmp_path: Path, version: str) -> None:
-    """Both order equal strides otherwise."""
+    """Triton 3.6 and 3.7 order equal strides differently, unless the order is stated."""
     if version == "3.6.0" and not OLDER.exists():
         pytest.skip("make static-cost installs it")
     sample, log_prob, entropy, relaxed = run(SHORT_LIST, tmp_path, *([OLDER] if version == "3.6.0" else []))
     assert version in ("here", sample["triton"])
-    # 26 and 25 with depth before rows and lanes; of 18 columns 316 and 270.
+    # With depth before rows and lanes they are 26 and 25, and for 18 columns 316 and 270.
     assert sample["instructions_per_element"] < 10
     assert log_prob["instructions_per_element"] < 14
     assert entropy["instructions_per_element"] < 70
     assert relaxed["instructions_per_element"] < 115
     assert entropy["spill_bytes"] == relaxed["spill_bytes"] == 0
-    # The threads that have the sum of a group store it.
+    # The threads that hold the sum of a group store it, without a barrier.
     assert sample["barriers"] == 0

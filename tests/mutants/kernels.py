@@ -9,6 +9,7 @@ MUTANTS = [
         "row = tl.program_id(0).to(tl.int64) + tl.arange(0, ROWS)",
         "rows of a program overlap those of the next",
         "tests/test_kernel_cases.py -k 'entropy-shared'",
+        function="_entropy_kernel",
     ),
     Mutant(
         "kernels/entropy.py",
@@ -16,6 +17,7 @@ MUTANTS = [
         "(tl.program_id(0) // tiles).to(tl.int64)",
         "rows of a program overlap those of the next",
         "tests/test_kernel_cases.py -k 'entropy_grad-shared'",
+        function="_entropy_grad_kernel",
     ),
     Mutant(
         "kernels/entropy.py",
@@ -23,6 +25,7 @@ MUTANTS = [
         "[(max(1, rows // tile.rows), tile.parts)]",
         "the last rows have no program",
         "tests/test_kernel_cases.py -k 'entropy-shared'",
+        function="_reduce",
     ),
     Mutant(
         "kernels/entropy.py",
@@ -30,6 +33,7 @@ MUTANTS = [
         "[(max(1, rows // tile.rows) * ",
         "the last rows have no program",
         "tests/test_kernel_cases.py -k 'entropy_grad-shared'",
+        function="entropy_grad",
     ),
     Mutant(
         "kernels/entropy.py",
@@ -37,6 +41,7 @@ MUTANTS = [
         "over_tile(row >= 0) & (whole + column",
         "reads rows that are not there",
         "tests/test_kernel_cases.py -k 'entropy-shared'",
+        function="_tile_sums",
     ),
     Mutant(
         "kernels/entropy.py",
@@ -44,6 +49,7 @@ MUTANTS = [
         "over_tile(row >= 0) & (column <",
         "reads and writes rows that are not there",
         "tests/test_kernel_cases.py -k 'entropy_grad-shared'",
+        function="_entropy_grad_kernel",
     ),
     Mutant(
         "kernels/entropy.py",
@@ -51,6 +57,7 @@ MUTANTS = [
         "None, TYPE, allowed_ptr, allowed_at)",
         "the mask of the first tile for every whole one",
         "tests/test_kernel_cases.py -k 'entropy-walked'",
+        function="_tile_sums",
     ),
     Mutant(
         "kernels/entropy.py",
@@ -58,6 +65,7 @@ MUTANTS = [
         "None, TYPE)",
         "no mask in whole tiles",
         "tests/test_kernel_cases.py -k 'entropy-split'",
+        function="_tile_sums",
     ),
     Mutant(
         "kernels/entropy.py",
@@ -65,6 +73,7 @@ MUTANTS = [
         "mask, TYPE, allowed_ptr, allowed_at)",
         "the mask of the first tile for the last one",
         "tests/test_kernel_cases.py -k 'entropy-walked'",
+        function="_tile_sums",
     ),
     Mutant(
         "kernels/entropy.py",
@@ -72,6 +81,7 @@ MUTANTS = [
         "mask, TYPE)",
         "no mask in the last tile",
         "tests/test_kernel_cases.py -k 'logsumexp-split'",
+        function="_tile_sums",
     ),
     Mutant(
         "kernels/entropy.py",
@@ -79,6 +89,7 @@ MUTANTS = [
         "load_logits(ptrs",
         "the first tile for the last one",
         "tests/test_kernel_cases.py -k 'logsumexp-walked'",
+        function="_tile_sums",
     ),
     Mutant(
         "kernels/rows.py",
@@ -86,6 +97,7 @@ MUTANTS = [
         "tl.store(ptr + rows + row, log_sum)",
         "writes rows that are not there",
         "tests/test_kernel_cases.py -k 'logsumexp-shared'",
+        function="store_logsumexp",
     ),
     Mutant(
         "kernels/entropy.py",
@@ -93,6 +105,7 @@ MUTANTS = [
         "_entropy_of(total, rest, moment))",
         "writes rows that are not there",
         "tests/test_kernel_cases.py -k 'entropy-shared'",
+        function="_store",
     ),
     Mutant(
         "kernels/entropy.py",
@@ -100,6 +113,7 @@ MUTANTS = [
         "moment * scale",
         "the moment is not moved with its maximum",
         "tests/test_kernel_cases.py -k 'entropy-walked'",
+        function="_rebase",
     ),
     Mutant(
         "kernels/entropy.py",
@@ -107,6 +121,7 @@ MUTANTS = [
         "4 * row + 3, rest)\n    store_part(parts_ptr, 4 * row + 2, moment)",
         "parts exchanged",
         "tests/test_kernel_cases.py -k 'entropy-split'",
+        function="_store_sums",
     ),
     Mutant(
         "kernels/log_prob_and_entropy.py",
@@ -114,6 +129,7 @@ MUTANTS = [
         "slope = over_tile(grad_entropy)",
         "sign",
         "tests/test_kernel_cases.py -k 'gradient_of_both_1-alone'",
+        function="_backward_kernel",
     ),
     Mutant(
         "kernels/log_prob_and_entropy.py",
@@ -121,6 +137,7 @@ MUTANTS = [
         "            total = grad_log_prob\n",
         "the last draw alone",
         "tests/test_kernel_cases.py -k 'gradient_of_both_2-alone'",
+        function="_backward_kernel",
     ),
     Mutant(
         "kernels/log_prob_and_entropy.py",
@@ -128,6 +145,7 @@ MUTANTS = [
         "(index < start)",
         "a tile that does not see its index",
         "tests/test_kernel_cases.py -k 'gradient_of_both_2-alone'",
+        function="_backward_kernel",
     ),
     Mutant(
         "kernels/log_prob_and_entropy.py",
@@ -135,6 +153,7 @@ MUTANTS = [
         "slope += grad",
         "<p, g> left out",
         "tests/test_kernel_cases.py -k 'gradient_of_both_and_a_draw'",
+        function="_backward_kernel",
     ),
     Mutant(
         "kernels/log_prob_and_entropy.py",
@@ -142,6 +161,7 @@ MUTANTS = [
         "x - log_sum, mask=inside",
         "the maximum is a part of the logsumexp",
         "tests/test_kernel_cases.py -k 'log_prob_and_entropy'",
+        function="_store",
     ),
     Mutant(
         "kernels/entropy.py",
@@ -149,6 +169,7 @@ MUTANTS = [
         "out = over_tile(grad)",
         "sign",
         "tests/test_kernel_cases.py -k 'entropy_grad-alone'",
+        function="_entropy_grad_kernel",
     ),
     Mutant(
         "kernels/entropy.py",
@@ -156,6 +177,7 @@ MUTANTS = [
         "tl.load(entropy_ptr + row, mask=inside)",
         "nats for bits",
         "tests/test_kernel_cases.py -k 'entropy_grad-alone'",
+        function="_entropy_grad_kernel",
     ),
     Mutant(
         "kernels/entropy.py",
@@ -163,6 +185,7 @@ MUTANTS = [
         ".to(TYPE)",
         "bits for nats",
         "tests/test_kernel_cases.py -k 'entropy_grad-alone'",
+        function="_entropy_grad_kernel",
     ),
     Mutant(
         "kernels/entropy.py",
@@ -170,6 +193,7 @@ MUTANTS = [
         "out_ptr + over_tile(row * row_stride)",
         "the input's stride for the output",
         "tests/test_kernel_cases.py -k 'entropy_grad-shared'",
+        function="_entropy_grad_kernel",
     ),
     Mutant(
         "kernels/entropy.py",
@@ -177,6 +201,7 @@ MUTANTS = [
         "ptrs = tile_ptrs(logits_ptr + over_tile(row * columns)",
         "stride ignored",
         "tests/test_kernel_cases.py -k 'entropy-shared'",
+        function="_tile_sums",
     ),
     Mutant(
         "kernels/entropy.py",
@@ -184,6 +209,7 @@ MUTANTS = [
         "load_logits(tile_ptrs(logits_ptr + over_tile(row * columns)",
         "stride ignored",
         "tests/test_kernel_cases.py -k 'entropy_grad-shared'",
+        function="_entropy_grad_kernel",
     ),
     Mutant(
         "kernels/entropy.py",
@@ -191,6 +217,7 @@ MUTANTS = [
         "row * columns) + column\n    maximum",
         "the mask's stride ignored",
         "tests/test_kernel_cases.py -k 'logsumexp-alone'",
+        function="_tile_sums",
     ),
     Mutant(
         "kernels/entropy.py",
@@ -198,6 +225,7 @@ MUTANTS = [
         "row * row_stride) + column\n    x =",
         "the logits' stride for the mask",
         "tests/test_kernel_cases.py -k 'entropy_grad-shared'",
+        function="_entropy_grad_kernel",
     ),
     Mutant(
         "kernels/entropy.py",
@@ -205,6 +233,7 @@ MUTANTS = [
         "columns // BLOCK * BLOCK",
         "no row mask where several rows fill a tile",
         "tests/test_kernel_cases.py -k 'entropy-shared'",
+        function="_tile_sums",
     ),
     Mutant(
         "kernels/entropy.py",
@@ -212,6 +241,7 @@ MUTANTS = [
         "range(0,",
         "every part starts at the first tile",
         "tests/test_kernel_cases.py -k 'entropy-split'",
+        function="_tile_sums",
     ),
     Mutant(
         "kernels/entropy.py",
@@ -219,6 +249,7 @@ MUTANTS = [
         "whole, BLOCK)",
         "parts overlap",
         "tests/test_kernel_cases.py -k 'logsumexp-split'",
+        function="_tile_sums",
     ),
     Mutant(
         "kernels/entropy.py",
@@ -226,6 +257,7 @@ MUTANTS = [
         "weight * d",
         "0 log 0 is NaN",
         "tests/test_kernel_cases.py -k 'entropy-shared'",
+        function="_add_tile",
     ),
     Mutant(
         "kernels/entropy.py",
@@ -233,6 +265,7 @@ MUTANTS = [
         "dtype=logits.dtype",
         "the result in half precision",
         "tests/test_kernel_cases.py -k 'entropy-walked'",
+        function="_reduce",
     ),
     Mutant(
         "kernels/entropy.py",
@@ -240,6 +273,7 @@ MUTANTS = [
         "tl.max(total, 1), tl.sum(rest, 1)",
         "a maximum for a sum",
         "tests/test_kernel_cases.py -k 'entropy-walked'",
+        function="_join",
     ),
     Mutant(
         "kernels/relaxed.py",
@@ -247,6 +281,7 @@ MUTANTS = [
         "over_tile(inverse / total)",
         "a sum of samples for their mean",
         "tests/test_kernel_cases.py -k 'relaxed_samples'",
+        function="_write_tile",
     ),
     Mutant(
         "kernels/relaxed.py",
@@ -254,6 +289,7 @@ MUTANTS = [
         "drawn_at = sample % draws * rows + row\n        winner",
         "a sample of another draw",
         "tests/test_kernel_cases.py -k 'relaxed_samples-one'",
+        function="_write_tile",
     ),
     Mutant(
         "kernels/relaxed.py",
@@ -261,6 +297,7 @@ MUTANTS = [
         "drawn_at = sample * rows + row\n    column",
         "reads draws that are not there",
         "tests/test_kernel_cases.py -k 'relaxed_samples-split'",
+        function="_grad_sums_kernel",
     ),
     Mutant(
         "kernels/relaxed.py",
@@ -269,6 +306,7 @@ MUTANTS = [
         "more samples than the counter has places for",
         "",
         "2^32 samples are more than a test draws",
+        function="relaxed_grad",
     ),
     Mutant(
         "kernels/straight_through.py",
@@ -276,6 +314,7 @@ MUTANTS = [
         "tl.where(hot, 1.0, tl.exp2((d - _GAP)",
         "everything moved by the gap",
         "tests/test_kernel_cases.py -k 'gapped_grad-alone'",
+        function="_weights",
     ),
     Mutant(
         "kernels/straight_through.py",
@@ -284,6 +323,7 @@ MUTANTS = [
         "a gradient of 0 where there is no distribution",
         "",
         "the interpreter's minimum keeps NaN, which a GPU's does not: make ptx sees it",
+        function="_gradient",
     ),
     Mutant(
         "kernels/straight_through.py",
@@ -291,6 +331,7 @@ MUTANTS = [
         "mean = mean",
         "the mean at q, not at m",
         "tests/test_kernel_cases.py -k 'reinmax_grad-alone'",
+        function="_gradient",
     ),
     Mutant(
         "kernels/straight_through.py",
@@ -298,6 +339,7 @@ MUTANTS = [
         "- p * (g * 0.5 - over_tile(mean * 0.5))",
         "the mean of one distribution at the other",
         "tests/test_kernel_cases.py -k 'reinmax_grad-alone'",
+        function="_gradient",
     ),
     Mutant(
         "kernels/straight_through.py",
@@ -305,6 +347,7 @@ MUTANTS = [
         "0.0",
         "without the draw",
         "tests/test_kernel_cases.py -k 'reinmax_grad-alone'",
+        function="_gradient",
     ),
     Mutant(
         "kernels/straight_through.py",
@@ -312,6 +355,7 @@ MUTANTS = [
         "winner[:, None] - lane",
         "the draw in every tile",
         "tests/test_kernel_cases.py -k 'reinmax_grad-walked'",
+        function="_hot",
     ),
     Mutant(
         "kernels/straight_through.py",
@@ -319,6 +363,7 @@ MUTANTS = [
         "% programs_per_draw).to(tl.int64)",
         "rows of a program overlap those of the next",
         "tests/test_kernel_cases.py -k 'reinmax_grad-shared'",
+        function="_tile_kernel",
     ),
     Mutant(
         "kernels/straight_through.py",
@@ -326,6 +371,7 @@ MUTANTS = [
         "at = row\n",
         "every draw is the first",
         "tests/test_kernel_cases.py -k 'gapped_grad-shared'",
+        function="_tile_kernel",
     ),
     Mutant(
         "kernels/straight_through.py",
@@ -333,6 +379,7 @@ MUTANTS = [
         "range(tl.program_id(0), rows, tl",
         "the second draw is never written",
         "tests/test_kernel_cases.py -k 'gapped_grad-walked'",
+        function="_rows_kernel",
     ),
     Mutant(
         "kernels/straight_through.py",
@@ -340,6 +387,7 @@ MUTANTS = [
         "store_part(parts_ptr, 3 * at + 2, dot)\n    store_part(parts_ptr, 3 * at + 1, p_dot)",
         "parts exchanged",
         "tests/test_kernel_cases.py -k 'reinmax_grad-split'",
+        function="_sums_kernel",
     ),
     Mutant(
         "kernels/softmax_grad.py",
@@ -347,6 +395,7 @@ MUTANTS = [
         "row = tl.program_id(0).to(tl.int64) + tl.arange(0, ROWS)",
         "rows of a program overlap those of the next",
         "tests/test_kernel_cases.py -k 'softmax_grad-shared'",
+        function="_softmax_grad_kernel",
     ),
     Mutant(
         "kernels/softmax_grad.py",
@@ -354,6 +403,7 @@ MUTANTS = [
         "[(max(1, rows // tile.rows),)]",
         "the last rows have no program",
         "tests/test_kernel_cases.py -k 'softmax_grad-shared'",
+        function="softmax_grad",
     ),
     Mutant(
         "kernels/softmax_grad.py",
@@ -361,6 +411,7 @@ MUTANTS = [
         "range(tl.program_id(0), tl.num_programs(0))",
         "long rows beyond the grid are never written",
         "tests/test_kernel_cases.py -k 'softmax_grad-walked'",
+        function="_rows_kernel",
     ),
     Mutant(
         "kernels/softmax_grad.py",
@@ -368,6 +419,7 @@ MUTANTS = [
         "load_grad(tile_ptrs(grad_ptr + over_tile(row * row_stride)",
         "the gradient's stride ignored",
         "tests/test_kernel_cases.py -k 'softmax_grad-shared'",
+        function="_softmax_grad_kernel",
     ),
     Mutant(
         "kernels/softmax_grad.py",
@@ -375,6 +427,7 @@ MUTANTS = [
         "        grad_ptrs = tile_ptrs(grad_ptr + over_tile(row * row_stride)",
         "the gradient's stride ignored in walked rows",
         "tests/test_kernel_cases.py -k 'softmax_grad-walked'",
+        function="_rows_kernel",
     ),
     Mutant(
         "kernels/softmax_grad.py",
@@ -382,6 +435,7 @@ MUTANTS = [
         "over_tile(row * row_stride), column)\n    BLOCK",
         "the gradient's stride ignored in the sum of split rows",
         "tests/test_kernel_cases.py -k 'softmax_grad-split'",
+        function="_dot_kernel",
     ),
     Mutant(
         "kernels/softmax_grad.py",
@@ -389,6 +443,7 @@ MUTANTS = [
         "over_tile(row * row_stride), column)\n    out_ptrs",
         "the gradient's stride ignored where split rows are written",
         "tests/test_kernel_cases.py -k 'softmax_grad-split'",
+        function="_write_kernel",
     ),
     Mutant(
         "kernels/softmax_grad.py",
@@ -396,6 +451,7 @@ MUTANTS = [
         '"grad_stride": logits.stride(0)',
         "the gradient's stride ignored",
         "tests/test_kernel_cases.py -k 'softmax_grad-one'",
+        function="softmax_grad",
     ),
     Mutant(
         "kernels/softmax_grad.py",
@@ -403,6 +459,7 @@ MUTANTS = [
         "allowed_at)\n        dot",
         "the mask misplaced in the sum of whole tiles",
         "tests/test_kernel_cases.py -k 'softmax_grad-walked'",
+        function="_row_dot",
     ),
     Mutant(
         "kernels/softmax_grad.py",
@@ -410,20 +467,7 @@ MUTANTS = [
         "allowed_at)\n        dot",
         "the mask misplaced in the sum of the last tile",
         "tests/test_kernel_cases.py -k 'softmax_grad-split'",
-    ),
-    Mutant(
-        "kernels/softmax_grad.py",
-        "where_allowed(out, 0.0, None, allowed_ptr, allowed_at + start)",
-        "where_allowed(out, 0.0, None, allowed_ptr, allowed_at)",
-        "the mask misplaced where whole tiles are written",
-        "tests/test_kernel_cases.py -k 'softmax_grad-split'",
-    ),
-    Mutant(
-        "kernels/softmax_grad.py",
-        "where_allowed(out, 0.0, mask, allowed_ptr, allowed_at + whole)",
-        "where_allowed(out, 0.0, mask, allowed_ptr, allowed_at)",
-        "the mask misplaced where the last tile is written",
-        "tests/test_kernel_cases.py -k 'softmax_grad-walked'",
+        function="_row_dot",
     ),
     Mutant(
         "kernels/softmax_grad.py",
@@ -431,6 +475,7 @@ MUTANTS = [
         "TYPE), maximum",
         "the mask ignored",
         "tests/test_kernel_cases.py -k 'softmax_grad-walked'",
+        function="_probs",
     ),
     Mutant(
         "kernels/softmax_grad.py",
@@ -439,6 +484,7 @@ MUTANTS = [
         "tiles in ascending order: the L2 alone can tell",
         "",
         "the same tiles in another order",
+        function="_write_row",
     ),
     Mutant(
         "kernels/softmax_grad.py",
@@ -446,6 +492,7 @@ MUTANTS = [
         "whole // BLOCK // tl.num_programs(1)",
         "tiles left unwritten where parts have not as many",
         "tests/test_kernel_cases.py -k 'softmax_grad-split'",
+        function="_write_row",
     ),
     Mutant(
         "kernels/softmax_grad.py",
@@ -453,6 +500,7 @@ MUTANTS = [
         "mask = over_tile(row >= 0) & (column",
         "reads and writes rows that are not there",
         "tests/test_kernel_cases.py -k 'softmax_grad-shared'",
+        function="_softmax_grad_kernel",
     ),
     Mutant(
         "kernels/softmax_grad.py",
@@ -460,6 +508,7 @@ MUTANTS = [
         "tl.sum(lane_sum(grad), 1)",
         "the mean without its weights",
         "tests/test_kernel_cases.py -k 'softmax_grad-alone'",
+        function="_softmax_grad_kernel",
     ),
     Mutant(
         "kernels/softmax_grad.py",
@@ -467,6 +516,7 @@ MUTANTS = [
         "out_ptrs.dtype.element_ty))",
         "writes beyond the row",
         "tests/test_kernel_cases.py -k 'softmax_grad-walked'",
+        function="_write_row",
     ),
     Mutant(
         "kernels/softmax_grad.py",
@@ -474,6 +524,7 @@ MUTANTS = [
         "load_grad(tile_ptrs(grad_ptrs, whole), mask, TYPE) + dot",
         "sign",
         "tests/test_kernel_cases.py -k 'softmax_grad-split'",
+        function="_write_row",
     ),
     Mutant(
         "kernels/softmax_grad.py",
@@ -482,6 +533,7 @@ MUTANTS = [
         "more programs than rows, which find none",
         "",
         "a program without a row has nothing to do",
+        function="softmax_grad",
     ),
     Mutant(
         "kernels/log_prob.py",
@@ -489,6 +541,7 @@ MUTANTS = [
         "% programs_per_draw",
         "rows of a program overlap those of the next",
         "tests/test_kernel_cases.py -k 'log_prob-shared'",
+        function="_log_prob_kernel",
     ),
     Mutant(
         "kernels/log_prob.py",
@@ -496,6 +549,7 @@ MUTANTS = [
         "(tl.program_id(0) // tiles).to(tl.int64)",
         "rows of a program overlap those of the next",
         "tests/test_kernel_cases.py -k 'log_prob_grad_1-shared'",
+        function="_log_prob_grad_kernel",
     ),
     Mutant(
         "kernels/log_prob.py",
@@ -503,6 +557,7 @@ MUTANTS = [
         "programs = max(1, rows // tile.rows)",
         "the last rows have no program",
         "tests/test_kernel_cases.py -k 'log_prob-shared'",
+        function="log_prob",
     ),
     Mutant(
         "kernels/log_prob.py",
@@ -510,6 +565,7 @@ MUTANTS = [
         "[(max(1, rows // tile.rows) *",
         "the last rows have no program",
         "tests/test_kernel_cases.py -k 'log_prob_grad_2-shared'",
+        function="log_prob_grad",
     ),
     Mutant(
         "kernels/log_prob.py",
@@ -517,6 +573,7 @@ MUTANTS = [
         "at = row",
         "every draw is the first",
         "tests/test_kernel_cases.py -k 'log_prob_known-alone'",
+        function="_log_prob_kernel",
     ),
     Mutant(
         "kernels/log_prob.py",
@@ -524,6 +581,7 @@ MUTANTS = [
         "over_tile(row >= 0) & (whole + value_column",
         "reads values of rows that are not there",
         "tests/test_kernel_cases.py -k 'log_prob-shared'",
+        function="_walk",
     ),
     Mutant(
         "kernels/log_prob.py",
@@ -531,6 +589,7 @@ MUTANTS = [
         "            mask = over_tile(row >= 0) & (whole + column",
         "reads logits of rows that are not there",
         "tests/test_kernel_cases.py -k 'log_prob-shared'",
+        function="_walk",
     ),
     Mutant(
         "kernels/log_prob.py",
@@ -538,6 +597,7 @@ MUTANTS = [
         "found = over_tile(row >= 0) &",
         "reads values of rows that are not there once more",
         "tests/test_kernel_cases.py -k 'log_prob-shared'",
+        function="_walk",
     ),
     Mutant(
         "kernels/log_prob.py",
@@ -545,6 +605,7 @@ MUTANTS = [
         "tl.where(top >= best, start",
         "the last of equal maxima of a lane",
         "tests/test_kernels.py -k 'takes_the_first_maximum'",
+        function="_add_value",
     ),
     Mutant(
         "kernels/log_prob.py",
@@ -552,6 +613,7 @@ MUTANTS = [
         "tl.max(tl.where(best == top[:, None], best_start, 0), 1)",
         "the last tile with the maximum",
         "tests/test_kernel_cases.py -k 'log_prob-walked'",
+        function="_walk",
     ),
     Mutant(
         "kernels/log_prob.py",
@@ -559,6 +621,7 @@ MUTANTS = [
         "allowed_ptr, allowed_at)",
         "the mask misplaced in whole tiles",
         "tests/test_kernel_cases.py -k 'log_prob-walked'",
+        function="_walk",
     ),
     Mutant(
         "kernels/log_prob.py",
@@ -566,6 +629,7 @@ MUTANTS = [
         "allowed_ptr, allowed_at)",
         "the mask misplaced in the last tile",
         "tests/test_kernel_cases.py -k 'log_prob-split'",
+        function="_walk",
     ),
     Mutant(
         "kernels/log_prob.py",
@@ -573,6 +637,7 @@ MUTANTS = [
         "2 * at + 1, maximum)\n            store_part(parts_ptr, 2 * at, total)",
         "parts exchanged",
         "tests/test_kernel_cases.py -k 'log_prob-split'",
+        function="_log_prob_kernel",
     ),
     Mutant(
         "kernels/log_prob.py",
@@ -580,6 +645,7 @@ MUTANTS = [
         "(row * columns)[:, None] + index",
         "the values of the first draw for all",
         "tests/test_kernel_cases.py -k 'log_prob_known-split'",
+        function="_join",
     ),
     Mutant(
         "kernels/log_prob.py",
@@ -587,6 +653,7 @@ MUTANTS = [
         "row = at // rows\n    index = tl.load(index_ptr",
         "draws and rows exchanged",
         "tests/test_kernel_cases.py -k 'log_prob_index-shared'",
+        function="_log_prob_index_kernel",
     ),
     Mutant(
         "kernels/log_prob.py",
@@ -594,6 +661,7 @@ MUTANTS = [
         "(index <= columns)\n    chosen",
         "the column beyond the last is one",
         "tests/test_kernel_cases.py -k 'reads_no_logit'",
+        function="_log_prob_index_kernel",
     ),
     Mutant(
         "kernels/log_prob.py",
@@ -601,6 +669,7 @@ MUTANTS = [
         "exists = inside & (index < columns)\n    chosen",
         "the column before the first is one",
         "tests/test_kernel_cases.py -k 'reads_no_logit'",
+        function="_log_prob_index_kernel",
     ),
     Mutant(
         "kernels/log_prob.py",
@@ -608,6 +677,7 @@ MUTANTS = [
         "hinted &= hint == hint",
         "a hint is taken for a fact",
         "tests/test_kernels.py -k 'hint_says'",
+        function="_walk",
     ),
     Mutant(
         "kernels/log_prob.py",
@@ -615,6 +685,7 @@ MUTANTS = [
         "walk = tl.max(inside.to(tl.int32), 0) > 1",
         "a moved 1 is not looked for",
         "tests/test_kernels.py -k 'hint_says'",
+        function="_walk",
     ),
     Mutant(
         "kernels/log_prob.py",
@@ -622,6 +693,7 @@ MUTANTS = [
         "index, index)",
         "a right hint is not used",
         "tests/test_kernels.py -k 'hint_says'",
+        function="_walk",
     ),
     Mutant(
         "kernels/log_prob.py",
@@ -629,6 +701,7 @@ MUTANTS = [
         "value",
         "NaN is no maximum of a value row",
         "tests/test_kernels.py -k 'first_maximum'",
+        function="_load_value",
     ),
     Mutant(
         "kernels/entropy.py",
@@ -636,6 +709,7 @@ MUTANTS = [
         "tl.log2(total)",
         "the sum of a peaked row is rounded to 1",
         "tests/test_kernels.py -k 'peaked'",
+        function="_log2_of_sum",
     ),
     Mutant(
         "kernels/entropy.py",
@@ -643,6 +717,7 @@ MUTANTS = [
         "rest",
         "an old maximum is no part of the rest",
         "tests/test_kernels.py -k 'peaked'",
+        function="_rebase",
     ),
     Mutant(
         "kernels/entropy.py",
@@ -650,6 +725,7 @@ MUTANTS = [
         "(maximum - base) * LOG2E",
         "0 times a shift that overflows",
         "tests/test_kernels.py -k 'as_large'",
+        function="_rebase",
     ),
     Mutant(
         "kernels/relaxed.py",
@@ -657,6 +733,7 @@ MUTANTS = [
         "dt_ptr + row * tl.num_programs(1) + tl.program_id(1), dt",
         "writes rows that are not there",
         "tests/test_kernel_cases.py -k 'relaxed_grad-shared'",
+        function="_relaxed_grad_kernel",
     ),
     Mutant(
         "kernels/relaxed.py",
@@ -664,6 +741,7 @@ MUTANTS = [
         "dt = -tl.sum",
         "bits for nats",
         "tests/test_kernel_cases.py -k 'relaxed_grad-alone'",
+        function="_relaxed_grad_kernel",
     ),
     Mutant(
         "kernels/relaxed.py",
@@ -671,6 +749,7 @@ MUTANTS = [
         "(or_zero(top) - or_zero(new_top)) * (inverse",
         "a shift that overflows, from no top",
         "tests/test_kernels.py -k 'as_large'",
+        function="_rebase",
     ),
     Mutant(
         "kernels/log_prob.py",
@@ -678,6 +757,7 @@ MUTANTS = [
         "inside)\n    tl.store(out_ptr + at, _log_prob_of(chosen, maximum, log_sum))",
         "writes beyond the draws",
         "tests/test_kernel_cases.py -k 'log_prob_index-shared'",
+        function="_log_prob_index_kernel",
     ),
     Mutant(
         "kernels/log_prob.py",
@@ -685,6 +765,7 @@ MUTANTS = [
         "mask = over_tile(row >= 0) & (column <",
         "reads and writes rows that are not there",
         "tests/test_kernel_cases.py -k 'log_prob_grad_1-shared'",
+        function="_log_prob_grad_kernel",
     ),
     Mutant(
         "kernels/log_prob.py",
@@ -692,6 +773,7 @@ MUTANTS = [
         "pass",
         "a category that is switched off has a gradient",
         "tests/test_kernel_cases.py -k 'log_prob_grad_2'",
+        function="log_prob_grad",
     ),
     Mutant(
         "kernels/log_prob.py",
@@ -699,6 +781,7 @@ MUTANTS = [
         "else grad[0].contiguous()",
         "the gradient of the first draw for all",
         "tests/test_kernel_cases.py -k 'log_prob_grad_2-alone'",
+        function="log_prob_grad",
     ),
     Mutant(
         "kernels/log_prob.py",
@@ -706,6 +789,7 @@ MUTANTS = [
         "+ grad * p\n    else",
         "sign",
         "tests/test_kernel_cases.py -k 'log_prob_grad_1-alone'",
+        function="_log_prob_grad_kernel",
     ),
     Mutant(
         "kernels/log_prob.py",
@@ -713,6 +797,7 @@ MUTANTS = [
         "torch.where(counts, 1.0, 0)",
         "the gradient counted as 1",
         "tests/test_kernel_cases.py -k 'log_prob_grad_2-alone'",
+        function="log_prob_grad",
     ),
     Mutant(
         "kernels/log_prob.py",
@@ -720,6 +805,7 @@ MUTANTS = [
         "out_ptr + over_tile(row * row_stride)",
         "the input's stride for the output",
         "tests/test_kernel_cases.py -k 'log_prob_grad_1-shared'",
+        function="_log_prob_grad_kernel",
     ),
     Mutant(
         "kernels/log_prob.py",
@@ -727,6 +813,7 @@ MUTANTS = [
         "_log_prob_of(chosen, maximum, log_sum))\n    tl.store(index_ptr",
         "writes rows that are not there",
         "tests/test_kernel_cases.py -k 'log_prob-shared'",
+        function="_store",
     ),
     Mutant(
         "kernels/log_prob.py",
@@ -734,6 +821,7 @@ MUTANTS = [
         "index.to(tl.int64)",
         "writes rows that are not there",
         "tests/test_kernel_cases.py -k 'log_prob-shared'",
+        function="_store",
     ),
     Mutant(
         "kernels/log_prob.py",
@@ -741,6 +829,7 @@ MUTANTS = [
         "x_ptrs = tile_ptrs(logits_ptr + over_tile(row * columns)",
         "stride ignored",
         "tests/test_kernel_cases.py -k 'log_prob-shared'",
+        function="_walk",
     ),
     Mutant(
         "kernels/rows.py",
@@ -748,6 +837,7 @@ MUTANTS = [
         "tl.num_programs(1) == 0)",
         "the last tile is the first part's alone",
         "tests/test_kernel_cases.py -k 'logsumexp-split'",
+        function="has_tail",
     ),
     Mutant(
         "kernels/rows.py",
@@ -755,6 +845,7 @@ MUTANTS = [
         "tl.store(ptr + row * tl.num_programs(1), value)",
         "every part in the first one's place",
         "tests/test_kernel_cases.py -k 'logsumexp-split'",
+        function="store_part",
     ),
     Mutant(
         "kernels/rows.py",
@@ -762,6 +853,7 @@ MUTANTS = [
         "mask=part <= parts, other=other",
         "reads a part that is not there",
         "tests/test_kernel_cases.py -k 'logsumexp-split'",
+        function="load_parts",
     ),
     Mutant(
         "kernels/rows.py",
@@ -769,6 +861,7 @@ MUTANTS = [
         "mask=part <= parts, other=0.0",
         "sums a part that is not there",
         "tests/test_kernel_cases.py -k 'softmax_grad-split'",
+        function="sum_parts",
     ),
     Mutant(
         "kernels/rows.py",
@@ -776,6 +869,7 @@ MUTANTS = [
         "mask=part < parts, other=1.0",
         "parts that are not there count",
         "tests/test_kernel_cases.py -k 'soft_grad and split'",
+        function="sum_parts",
     ),
     Mutant(
         "kernels/rows.py",
@@ -783,6 +877,7 @@ MUTANTS = [
         "part = tl.arange(0, LANES)[None, :]",
         "the first 32 parts again in place of the others",
         "tests/test_kernels.py -k 'many_parts'",
+        function="sum_parts",
     ),
     Mutant(
         "kernels/rows.py",
@@ -790,6 +885,7 @@ MUTANTS = [
         "return parts >= 0 if PARTS > 1 else False",
         "joined before anything was left",
         "tests/test_kernel_cases.py -k 'entropy-split'",
+        function="from_parts",
     ),
     Mutant(
         "kernels/sample.py",
@@ -797,6 +893,7 @@ MUTANTS = [
         "if summed < 0:",
         "nothing is summed",
         "tests/test_kernel_cases.py -k 'sample_bool-split'",
+        function="_row_kernel",
     ),
     Mutant(
         "kernels/rows.py",
@@ -804,6 +901,7 @@ MUTANTS = [
         "return False",
         "a part of a row taken for the whole of it",
         "tests/test_kernel_cases.py -k 'entropy-split'",
+        function="is_shared",
     ),
     Mutant(
         "kernels/rows.py",
@@ -811,20 +909,7 @@ MUTANTS = [
         "return tl.num_programs(1) > 0 if ROWS == 1 else False",
         "a row alone in its program is left to others",
         "tests/test_kernel_cases.py -k 'entropy-walked'",
-    ),
-    Mutant(
-        "kernels/rows.py",
-        'other=float("-inf"))\n    return where',
-        "other=0.0)\n    return where",
-        "columns that are not there count",
-        "tests/test_kernel_cases.py -k 'logsumexp-shared'",
-    ),
-    Mutant(
-        "kernels/rows.py",
-        'where_allowed(x.to(TYPE), float("-inf")',
-        "where_allowed(x.to(TYPE), 0.0",
-        "a logit of 0 for a category that is switched off",
-        "tests/test_kernel_cases.py -k 'logsumexp-alone'",
+        function="is_shared",
     ),
     Mutant(
         "kernels/rows.py",
@@ -832,6 +917,7 @@ MUTANTS = [
         "at += row % strides[1] * strides[2]",
         "the mask of another row of a pair",
         "tests/test_kernel_cases.py -k 'masked and pairs and entropy'",
+        function="allowed_row",
     ),
     Mutant(
         "kernels/rows.py",
@@ -839,6 +925,7 @@ MUTANTS = [
         "strides[0]",
         "a jump that forgets the way to it",
         "tests/test_kernel_cases.py -k 'masked and halves and entropy'",
+        function="allowed_arguments",
     ),
     Mutant(
         "kernels/rows.py",
@@ -846,6 +933,7 @@ MUTANTS = [
         "strides = (allowed.shape[-1],) * (allowed.dim() - 1)",
         "the mask's stride ignored",
         "tests/test_kernel_cases.py -k 'logsumexp-alone'",
+        function="allowed_arguments",
     ),
     Mutant(
         "kernels/rows.py",
@@ -853,6 +941,7 @@ MUTANTS = [
         "other=1)\n        x = tl.where(allowed >= 0",
         "the mask ignored at an index",
         "tests/test_kernel_cases.py -k 'log_prob_index-shared'",
+        function="load_chosen",
     ),
     Mutant(
         "kernels/rows.py",
@@ -860,6 +949,7 @@ MUTANTS = [
         "tensor if tensor.dim() or",
         "columns that lie apart taken for adjacent",
         "tests/test_kernel_cases.py -k 'entropy-shared and transposed'",
+        function="with_unit_stride",
     ),
     Mutant(
         "kernels/rows.py",
@@ -867,6 +957,7 @@ MUTANTS = [
         "(depth + lane)",
         "columns met twice",
         "tests/test_kernel_cases.py -k 'logsumexp or softmax_grad'",
+        function="tile_columns",
     ),
     Mutant(
         "kernels/rows.py",
@@ -875,6 +966,7 @@ MUTANTS = [
         "a gradient of 1 where there is no column",
         "",
         "its weight is 0 there",
+        function="load_grad",
     ),
     Mutant(
         "kernels/rows.py",
@@ -882,6 +974,7 @@ MUTANTS = [
         "maximum",
         "-inf - -inf is NaN",
         "tests/test_kernel_cases.py -k 'entropy-walked'",
+        function="or_zero",
     ),
     Mutant(
         "kernels/rows.py",
@@ -889,6 +982,7 @@ MUTANTS = [
         "return new, total +",
         "the sum is not moved with its maximum",
         "tests/test_kernel_cases.py -k 'log_prob-walked'",
+        function="add_tile",
     ),
     Mutant(
         "kernels/rows.py",
@@ -896,6 +990,7 @@ MUTANTS = [
         "tl.sum(total, 1)",
         "lanes are not moved to one maximum",
         "tests/test_kernel_cases.py -k 'log_prob-shared'",
+        function="join_lanes",
     ),
     Mutant(
         "kernels/rows.py",
@@ -903,6 +998,7 @@ MUTANTS = [
         "tl.log2(total)",
         "bits for nats",
         "tests/test_kernel_cases.py -k 'logsumexp-alone'",
+        function="log_sum_of",
     ),
     Mutant(
         "kernels/rows.py",
@@ -910,6 +1006,7 @@ MUTANTS = [
         "tl.where(total >= 0, tl.log2",
         "a row of -inf alone has a logsumexp",
         "tests/test_kernel_cases.py -k 'logsumexp-shared'",
+        function="log_sum_of",
     ),
     Mutant(
         "kernels/rows.py",
@@ -917,6 +1014,7 @@ MUTANTS = [
         "return x - base",
         "nats for bits in float64",
         "tests/test_kernel_cases.py -k 'softmax_grad-shared and float64'",
+        function="exp2_of",
     ),
     Mutant(
         "kernels/noise.py",
@@ -924,6 +1022,7 @@ MUTANTS = [
         '("columns", columns, 2**31)',
         "the bound on columns doubled",
         "tests/test_kernel_cases.py -k 'room_for_so_many'",
+        function="seed_arguments",
     ),
     Mutant(
         "kernels/noise.py",
@@ -931,6 +1030,7 @@ MUTANTS = [
         '("draws", draws, 2**33)',
         "the bound on draws doubled",
         "tests/test_kernel_cases.py -k 'room_for_so_many'",
+        function="seed_arguments",
     ),
     Mutant(
         "kernels/noise.py",
@@ -938,6 +1038,7 @@ MUTANTS = [
         "row_offset + rows > 2**33",
         "the bound on rows doubled",
         "tests/test_kernel_cases.py -k 'room_for_so_many'",
+        function="seed_arguments",
     ),
     Mutant(
         "kernels/noise.py",
@@ -945,6 +1046,7 @@ MUTANTS = [
         "row_offset + rows >= 2**32",
         "the last row refused",
         "tests/test_kernel_cases.py -k 'room_for_so_many'",
+        function="seed_arguments",
     ),
     Mutant(
         "kernels/noise.py",
@@ -952,6 +1054,7 @@ MUTANTS = [
         "if value >= bound:",
         "the bound itself refused",
         "tests/test_kernel_cases.py -k 'room_for_so_many'",
+        function="seed_arguments",
     ),
     Mutant(
         "kernels/noise.py",
@@ -959,6 +1062,7 @@ MUTANTS = [
         "else seed) + ((offset >> 34) << 32)",
         "a bit of the offset dropped from the key",
         "tests/test_kernel_cases.py -k 'of_the_offset'",
+        function="seed_arguments",
     ),
     Mutant(
         "kernels/noise.py",
@@ -966,6 +1070,7 @@ MUTANTS = [
         "else seed) + (offset >> 33)",
         "the offset in the seed's half of the key",
         "tests/test_kernel_cases.py -k 'of_the_offset'",
+        function="seed_arguments",
     ),
     Mutant(
         "kernels/noise.py",
@@ -973,6 +1078,7 @@ MUTANTS = [
         "else seed)",
         "the offset left out of the key",
         "tests/test_kernel_cases.py -k 'of_the_offset'",
+        function="seed_arguments",
     ),
     Mutant(
         "kernels/noise.py",
@@ -980,6 +1086,7 @@ MUTANTS = [
         "(offset >> 2) & 0x3FFFFFFF",
         "a bit of the offset dropped: 2^32 meets 0",
         "tests/test_kernel_cases.py -k 'of_the_offset'",
+        function="seed_arguments",
     ),
     Mutant(
         "kernels/noise.py",
@@ -987,6 +1094,7 @@ MUTANTS = [
         "((offset >> 3) & 0x7FFFFFFF)",
         "two offsets share a counter",
         "tests/test_kernel_cases.py -k 'of_the_offset'",
+        function="seed_arguments",
     ),
     Mutant(
         "kernels/noise.py",
@@ -994,6 +1102,7 @@ MUTANTS = [
         "2**30 | ((offset",
         "counters that can meet torch's",
         "tests/test_kernel_cases.py -k 'of_an_offset'",
+        function="seed_arguments",
     ),
     Mutant(
         "kernels/noise.py",
@@ -1001,6 +1110,7 @@ MUTANTS = [
         "key",
         "a key that is no signed integer",
         "tests/test_kernel_cases.py -k 'of_an_offset'",
+        function="seed_arguments",
     ),
     Mutant(
         "kernels/noise.py",
@@ -1008,6 +1118,7 @@ MUTANTS = [
         '"row_offset": 0,',
         "rows that share their noise",
         "tests/test_kernel_cases.py -k 'relaxed-alone'",
+        function="seed_arguments",
     ),
     Mutant(
         "kernels/noise.py",
@@ -1015,6 +1126,7 @@ MUTANTS = [
         "_word(call)",
         "stages that share their noise",
         "tests/test_kernel_cases.py -k 'relaxed-alone'",
+        function="words",
     ),
     Mutant(
         "kernels/noise.py",
@@ -1022,6 +1134,7 @@ MUTANTS = [
         "c1 = _word(draw)",
         "rows that share their noise",
         "tests/test_kernel_cases.py -k 'relaxed-shared'",
+        function="words",
     ),
     Mutant(
         "kernels/noise.py",
@@ -1029,6 +1142,7 @@ MUTANTS = [
         "c2 = _word(row)",
         "draws that share their noise",
         "tests/test_kernel_cases.py -k 'relaxed-alone'",
+        function="words",
     ),
     Mutant(
         "kernels/noise.py",
@@ -1036,6 +1150,7 @@ MUTANTS = [
         "k1 = (key >> 31)",
         "the key's halves overlap",
         "tests/test_kernel_cases.py -k 'of_the_seed'",
+        function="words",
     ),
     Mutant(
         "kernels/noise.py",
@@ -1043,6 +1158,7 @@ MUTANTS = [
         "c0, 0xD2511F57",
         "a wrong constant",
         "tests/test_kernel_cases.py -k 'relaxed-alone'",
+        function="words",
     ),
     Mutant(
         "kernels/noise.py",
@@ -1050,6 +1166,7 @@ MUTANTS = [
         "c2, 0xCD9E8D53",
         "a wrong constant",
         "tests/test_kernel_cases.py -k 'relaxed-alone'",
+        function="words",
     ),
     Mutant(
         "kernels/noise.py",
@@ -1057,6 +1174,7 @@ MUTANTS = [
         "0x9E3779B1",
         "a wrong constant",
         "tests/test_kernel_cases.py -k 'relaxed-alone'",
+        function="words",
     ),
     Mutant(
         "kernels/noise.py",
@@ -1064,6 +1182,7 @@ MUTANTS = [
         "0xBB67AE8D",
         "a wrong constant",
         "tests/test_kernel_cases.py -k 'relaxed-alone'",
+        function="words",
     ),
     Mutant(
         "kernels/noise.py",
@@ -1071,6 +1190,7 @@ MUTANTS = [
         "static_range(7)",
         "too few rounds",
         "tests/test_kernel_cases.py -k 'relaxed-alone'",
+        function="words",
     ),
     Mutant(
         "kernels/noise.py",
@@ -1078,6 +1198,7 @@ MUTANTS = [
         "low0, high0 ^ c3 ^ k1, low1",
         "words exchanged",
         "tests/test_kernel_cases.py -k 'relaxed-alone'",
+        function="words",
     ),
     Mutant(
         "kernels/noise.py",
@@ -1085,6 +1206,7 @@ MUTANTS = [
         "w3.to(tl.uint64) | w2.to(tl.uint64) << 32",
         "words exchanged",
         "tests/test_kernel_cases.py -k 'relaxed-shared'",
+        function="word_pairs",
     ),
     Mutant(
         "kernels/noise.py",
@@ -1092,6 +1214,7 @@ MUTANTS = [
         "other=0)",
         "the offset left out where the seed is on the device",
         "tests/test_kernel_cases.py -k 'on_the_device'",
+        function="load_key",
     ),
     Mutant(
         "kernels/noise.py",
@@ -1099,6 +1222,7 @@ MUTANTS = [
         '"seed_ptr": _NULL',
         "the seed on the device not read",
         "tests/test_kernel_cases.py -k 'on_the_device'",
+        function="seed_arguments",
     ),
     Mutant(
         "kernels/sample.py",
@@ -1124,6 +1248,7 @@ MUTANTS = [
             f"def {name}(",
             "launched on the current GPU, not on that of its tensors",
             f"tests/test_devices.py -k 'launches_where and {name}-18'",
+            function=name,
         )
         for file, name in (
             ("sample", "sample"),
@@ -1144,6 +1269,7 @@ MUTANTS = [
         '{"num_warps": warps}',
         "products and sums fused or not as Triton's default is",
         "tests/test_compile_ahead.py -k every_kernel",
+        function="options",
     ),
     Mutant(
         "kernels/launch.py",
@@ -1151,6 +1277,7 @@ MUTANTS = [
         "USUAL",
         "132 multiprocessors on every GPU",
         "tests/test_devices.py -k multiprocessors",
+        function="multiprocessors",
     ),
     Mutant(
         "kernels/launch.py",
@@ -1158,6 +1285,7 @@ MUTANTS = [
         "def _multi",
         "a GPU asked at each launch",
         "tests/test_devices.py -k multiprocessors",
+        function="_multiprocessors",
     ),
     Mutant(
         "kernels/launch.py",
@@ -1165,6 +1293,7 @@ MUTANTS = [
         "",
         "a switch of GPUs in each call",
         "tests/test_devices.py -k switches_no_gpu",
+        function="on_its_device.guarded",
     ),
     Mutant(
         "kernels/noise.py",
@@ -1172,6 +1301,7 @@ MUTANTS = [
         "* (-1 / 64) - 2.0**-22",
         "bits for nats",
         "tests/test_kernel_cases.py -k 'relaxed-alone'",
+        function="_minus_log1p",
     ),
     Mutant(
         "kernels/noise.py",
@@ -1179,6 +1309,7 @@ MUTANTS = [
         "0.5100072717666626",
         "a wrong coefficient",
         "tests/test_kernel_cases.py -k 'relaxed-alone'",
+        function="_minus_log1p",
     ),
     Mutant(
         "kernels/noise.py",
@@ -1186,6 +1317,7 @@ MUTANTS = [
         "lo ^ 0xFFFFFFFF, 4 / 4",
         "a wrong scale",
         "tests/test_kernel_cases.py -k 'of_the_offset'",
+        function="exponential64",
     ),
     Mutant(
         "kernels/noise.py",
@@ -1193,6 +1325,7 @@ MUTANTS = [
         "word, _COMPLEMENT",
         "the word for its complement",
         "tests/test_kernel_cases.py -k 'relaxed-alone'",
+        function="exponential32",
     ),
     Mutant(
         "kernels/sample.py",
@@ -1200,6 +1333,7 @@ MUTANTS = [
         "row = tl.program_id(0).to(tl.int64) + tl.arange(0, ROWS)",
         "rows of a program overlap those of the next",
         "tests/test_kernel_cases.py -k 'sample_bool-shared'",
+        function="_short_kernel",
     ),
     Mutant(
         "kernels/sample.py",
@@ -1207,6 +1341,7 @@ MUTANTS = [
         "programs = max(1, rows // tile.rows)",
         "the last rows have no program",
         "tests/test_kernel_cases.py -k 'sample_bool-shared'",
+        function="sample",
     ),
     Mutant(
         "kernels/sample.py",
@@ -1214,6 +1349,7 @@ MUTANTS = [
         "over_tile(row >= 0) & (column <",
         "reads and writes rows that are not there",
         "tests/test_kernel_cases.py -k 'sample_bool-shared'",
+        function="_short_kernel",
     ),
     Mutant(
         "kernels/sample.py",
@@ -1221,6 +1357,7 @@ MUTANTS = [
         "winner.to(tl.int64))",
         "writes rows that are not there",
         "tests/test_kernel_cases.py -k 'sample_index-shared'",
+        function="_short_kernel",
     ),
     Mutant(
         "kernels/sample.py",
@@ -1228,6 +1365,7 @@ MUTANTS = [
         "row, rows, row >= 0, maximum, log_sum_of(total))",
         "writes rows that are not there",
         "tests/test_kernel_cases.py -k 'sample_index-shared'",
+        function="_short_kernel",
     ),
     Mutant(
         "kernels/sample.py",
@@ -1235,6 +1373,7 @@ MUTANTS = [
         "at = draw * columns + row",
         "columns for rows",
         "tests/test_kernel_cases.py -k 'sample_draws-shared'",
+        function="_short_kernel",
     ),
     Mutant(
         "kernels/sample.py",
@@ -1242,6 +1381,7 @@ MUTANTS = [
         "HALF, 0, row, draw",
         "rows of several devices share their noise",
         "tests/test_kernel_cases.py -k 'sample_index-alone'",
+        function="_short_kernel",
     ),
     Mutant(
         "kernels/sample.py",
@@ -1249,6 +1389,7 @@ MUTANTS = [
         "allowed_at = over_tile(row * columns)",
         "the mask's stride ignored",
         "tests/test_kernel_cases.py -k 'sample_index-shared'",
+        function="_short_kernel",
     ),
     Mutant(
         "kernels/sample.py",
@@ -1256,6 +1397,7 @@ MUTANTS = [
         "mask, TYPE, allowed_ptr, allowed_at + column - start)\n    if ZERO",
         "the mask of the first tile for every one",
         "tests/test_kernel_cases.py -k 'sample_index-walked'",
+        function="_sum_tile",
     ),
     Mutant(
         "kernels/sample.py",
@@ -1263,6 +1405,7 @@ MUTANTS = [
         "mask, TYPE)\n    if ZERO",
         "the mask ignored in the sums",
         "tests/test_kernel_cases.py -k 'sample_index-split'",
+        function="_sum_tile",
     ),
     Mutant(
         "kernels/sample.py",
@@ -1270,6 +1413,7 @@ MUTANTS = [
         "column < columns, TYPE)",
         "the mask ignored in the winning group",
         "tests/test_kernel_cases.py -k 'sample_index-walked or first_groups'",
+        function="_race_elements",
     ),
     Mutant(
         "kernels/sample.py",
@@ -1277,13 +1421,7 @@ MUTANTS = [
         "base = new\n        w0",
         "NaN where the first tile of the race is all -inf",
         "tests/test_kernel_cases.py -k 'first_groups_are_switched_off'",
-    ),
-    Mutant(
-        "kernels/sample.py",
-        "value < best, first,",
-        "value < best, first - start,",
-        "groups counted from the tile's start",
-        "tests/test_kernel_cases.py -k 'sample_index-walked'",
+        function="_race_groups",
     ),
     Mutant(
         "kernels/sample.py",
@@ -1291,6 +1429,7 @@ MUTANTS = [
         "best *= 1.0",
         "the best is not moved with the maximum",
         "tests/test_kernel_cases.py -k 'sample_index or first_groups'",
+        function="_race_groups",
     ),
     Mutant(
         "kernels/sample.py",
@@ -1298,6 +1437,7 @@ MUTANTS = [
         "row_total = row_total +",
         "the sum is not moved with its maximum",
         "tests/test_kernel_cases.py -k 'sample_index or first_groups'",
+        function="_race_groups",
     ),
     Mutant(
         "kernels/sample.py",
@@ -1305,6 +1445,7 @@ MUTANTS = [
         "winner",
         "a row that is no distribution has an index",
         "tests/test_kernel_cases.py -k 'sample_index-walked'",
+        function="_select",
     ),
     Mutant(
         "kernels/sample.py",
@@ -1312,6 +1453,7 @@ MUTANTS = [
         "rows, draw == 1, maximum, log_sum",
         "the logsumexp is not written",
         "tests/test_kernel_cases.py -k 'sample_index-walked'",
+        function="_select",
     ),
     Mutant(
         "kernels/sample.py",
@@ -1319,6 +1461,7 @@ MUTANTS = [
         "allowed_at = row * columns\n",
         "the mask's stride ignored in walked rows",
         "tests/test_kernel_cases.py -k 'sample_index-walked'",
+        function="_row_kernel",
     ),
     Mutant(
         "kernels/sample.py",
@@ -1326,6 +1469,7 @@ MUTANTS = [
         "logits_ptr, allowed_ptr, row * columns, None, maximum_ptr",
         "the mask's stride ignored in the sums of several draws",
         "tests/test_kernel_cases.py -k 'sample_draws-split'",
+        function="_sums_kernel",
     ),
     Mutant(
         "kernels/sample.py",
@@ -1333,6 +1477,7 @@ MUTANTS = [
         "logits_ptr + row * row_stride, allowed_ptr, row * columns",
         "the mask's stride ignored in the winning group",
         "tests/test_kernel_cases.py -k 'sample_draws or sample_index'",
+        function="_select_kernel",
     ),
     Mutant(
         "kernels/sample.py",
@@ -1340,6 +1485,7 @@ MUTANTS = [
         "logits_ptr + row * columns, allowed_ptr",
         "stride ignored in the winning group",
         "tests/test_kernel_cases.py -k 'sample_draws-split'",
+        function="_select_kernel",
     ),
     Mutant(
         "kernels/sample.py",
@@ -1347,6 +1493,7 @@ MUTANTS = [
         "one_hot_ptr + row * columns",
         "every draw in the first one's place",
         "tests/test_kernel_cases.py -k 'sample_draws-walked'",
+        function="_select_kernel",
     ),
     Mutant(
         "kernels/sample.py",
@@ -1354,6 +1501,7 @@ MUTANTS = [
         "maximum_ptr",
         "the sums of the first row for all",
         "tests/test_kernel_cases.py -k 'sample_draws-split'",
+        function="_select_kernel",
     ),
     Mutant(
         "kernels/sample.py",
@@ -1361,6 +1509,7 @@ MUTANTS = [
         "draw = at % rows\n    row = at // rows",
         "draws and rows exchanged",
         "tests/test_kernel_cases.py -k 'sample_draws-walked'",
+        function="_select_kernel",
     ),
     Mutant(
         "kernels/sample.py",
@@ -1368,6 +1517,7 @@ MUTANTS = [
         "if has_tail(whole, columns, BLOCK) & (tl.program_id(1) == 0):",
         "the last tile is no part's",
         "tests/test_kernel_cases.py -k 'sample_index-split'",
+        function="_sum_groups",
     ),
     Mutant(
         "kernels/sample.py",
@@ -1375,6 +1525,7 @@ MUTANTS = [
         "if is_shared(1):",
         "a row alone in its program is not drawn from",
         "tests/test_kernel_cases.py -k 'sample_bool-walked'",
+        function="_row_kernel",
     ),
     Mutant(
         "kernels/sample.py",
@@ -1382,6 +1533,7 @@ MUTANTS = [
         "winner = tl.where(total >= 0, winner, -1)",
         "a row of -inf alone has an index",
         "tests/test_kernel_cases.py -k 'sample_index-shared'",
+        function="_short_kernel",
     ),
     Mutant(
         "kernels/sample.py",
@@ -1389,6 +1541,7 @@ MUTANTS = [
         "words(ELEMENT, _number",
         "one noise for groups and elements",
         "tests/test_kernel_cases.py -k 'sample_index-walked'",
+        function="_race_groups",
     ),
     Mutant(
         "kernels/sample.py",
@@ -1396,6 +1549,7 @@ MUTANTS = [
         "first_call = 0",
         "groups that share their noise",
         "tests/test_kernel_cases.py -k 'sample_index-walked'",
+        function="_race_elements",
     ),
     Mutant(
         "kernels/sample.py",
@@ -1403,6 +1557,7 @@ MUTANTS = [
         "upper >= one",
         "not one 1 but many in the second half of a row",
         "tests/test_kernel_cases.py -k 'sample_bool-alone'",
+        function="_short_kernel",
     ),
     Mutant(
         "kernels/sample.py",
@@ -1410,6 +1565,7 @@ MUTANTS = [
         "over_tile(row >= 0) & (upper <",
         "reads and writes the second half of rows that are not there",
         "tests/test_kernel_cases.py -k 'sample_bool-shared'",
+        function="_short_kernel",
     ),
     Mutant(
         "kernels/sample.py",
@@ -1417,6 +1573,7 @@ MUTANTS = [
         "w2, w3, _, _ = words(ELEMENT",
         "the halves of a row share their noise",
         "tests/test_kernels.py -k draw_for_draw",
+        function="_winner",
     ),
     Mutant(
         "kernels/launch.py",
@@ -1424,6 +1581,7 @@ MUTANTS = [
         "1",
         "the second half of a row is cut off",
         "tests/test_kernels.py -k draw_for_draw",
+        function="upper_depth",
     ),
     Mutant(
         "kernels/sample.py",
@@ -1431,6 +1589,7 @@ MUTANTS = [
         "column >= one",
         "not one 1 but many",
         "tests/test_kernel_cases.py -k 'sample_bool-alone'",
+        function="_short_kernel",
     ),
     Mutant(
         "kernels/sample.py",
@@ -1438,6 +1597,7 @@ MUTANTS = [
         "_zero_or_one(valid, one_hot_ptr))",
         "writes beside a row that is no distribution",
         "tests/test_kernel_cases.py -k 'sample_bool-walked'",
+        function="_select",
     ),
     Mutant(
         "kernels/sample.py",
@@ -1446,6 +1606,7 @@ MUTANTS = [
         "half of the groups at once: the loop takes two turns",
         "",
         "any tile of groups races them all",
+        function="sample",
     ),
     Mutant(
         "kernels/relaxed.py",
@@ -1453,6 +1614,7 @@ MUTANTS = [
         "% programs_per_draw).to(tl.int64)",
         "rows of a program overlap those of the next",
         "tests/test_kernel_cases.py -k 'relaxed-shared'",
+        function="_relaxed_kernel",
     ),
     Mutant(
         "kernels/relaxed.py",
@@ -1460,6 +1622,7 @@ MUTANTS = [
         "row = tl.program_id(0).to(tl.int64) + tl.arange(0, ROWS)",
         "rows of a program overlap those of the next",
         "tests/test_kernel_cases.py -k 'relaxed_grad-shared'",
+        function="_relaxed_grad_kernel",
     ),
     Mutant(
         "kernels/relaxed.py",
@@ -1467,6 +1630,7 @@ MUTANTS = [
         "programs = max(1, rows // tile.rows)",
         "the last rows have no program",
         "tests/test_kernel_cases.py -k 'relaxed-shared'",
+        function="relaxed",
     ),
     Mutant(
         "kernels/relaxed.py",
@@ -1474,6 +1638,7 @@ MUTANTS = [
         "[(max(1, rows // tile.rows), max(1, parts))]",
         "the last rows have no program",
         "tests/test_kernel_cases.py -k 'relaxed_grad-shared'",
+        function="relaxed_grad",
     ),
     Mutant(
         "kernels/relaxed.py",
@@ -1481,6 +1646,7 @@ MUTANTS = [
         "(over_tile(row >= 0) & (column < columns)) if MASK else None\n    x",
         "reads and writes rows that are not there",
         "tests/test_kernel_cases.py -k 'relaxed-shared'",
+        function="_relaxed_kernel",
     ),
     Mutant(
         "kernels/relaxed.py",
@@ -1488,6 +1654,7 @@ MUTANTS = [
         "(over_tile(row >= 0) & (column < columns)) if MASK else None\n        product",
         "reads and writes rows that are not there",
         "tests/test_kernel_cases.py -k 'relaxed_grad-shared'",
+        function="_relaxed_grad_kernel",
     ),
     Mutant(
         "kernels/relaxed.py",
@@ -1495,6 +1662,7 @@ MUTANTS = [
         "row, inside, TYPE)\n    nothing",
         "the temperatures' stride ignored",
         "tests/test_kernel_cases.py -k 'relaxed-one'",
+        function="_relaxed_kernel",
     ),
     Mutant(
         "kernels/relaxed.py",
@@ -1502,6 +1670,7 @@ MUTANTS = [
         "row, row >= 0, TYPE)\n    row += row_offset\n    top",
         "the temperatures' stride ignored in the sums of long rows",
         "tests/test_kernel_cases.py -k 'relaxed-walked'",
+        function="_relaxed_sums_kernel",
     ),
     Mutant(
         "kernels/relaxed.py",
@@ -1509,6 +1678,7 @@ MUTANTS = [
         "row, row >= 0, TYPE)\n    row += row_offset\n    parts",
         "the temperatures' stride ignored where long rows are written",
         "tests/test_kernel_cases.py -k 'relaxed-split'",
+        function="_relaxed_write_kernel",
     ),
     Mutant(
         "kernels/relaxed.py",
@@ -1516,6 +1686,7 @@ MUTANTS = [
         "row, row >= 0, TYPE)\n    winner",
         "the temperatures' stride ignored in the sums of long rows",
         "tests/test_kernel_cases.py -k 'relaxed_grad-walked'",
+        function="_grad_sums_kernel",
     ),
     Mutant(
         "kernels/relaxed.py",
@@ -1523,6 +1694,7 @@ MUTANTS = [
         "row, inside, TYPE)\n    if PARTS",
         "the temperatures' stride ignored",
         "tests/test_kernel_cases.py -k 'relaxed_grad-one'",
+        function="_relaxed_grad_kernel",
     ),
     Mutant(
         "kernels/relaxed.py",
@@ -1530,6 +1702,7 @@ MUTANTS = [
         "None, TYPE, allowed_ptr, allowed_at)",
         "the mask misplaced in the sums of whole tiles",
         "tests/test_kernel_cases.py -k 'relaxed_grad-walked'",
+        function="_grad_sums_kernel",
     ),
     Mutant(
         "kernels/relaxed.py",
@@ -1537,6 +1710,7 @@ MUTANTS = [
         "None, TYPE)",
         "the mask ignored in the sums of whole tiles",
         "tests/test_kernel_cases.py -k 'relaxed_grad-split'",
+        function="_grad_sums_kernel",
     ),
     Mutant(
         "kernels/relaxed.py",
@@ -1544,6 +1718,7 @@ MUTANTS = [
         "mask, TYPE, allowed_ptr, allowed_at)",
         "the mask misplaced in the sums of the last tile",
         "tests/test_kernel_cases.py -k 'relaxed_grad-split'",
+        function="_grad_sums_kernel",
     ),
     Mutant(
         "kernels/relaxed.py",
@@ -1551,6 +1726,7 @@ MUTANTS = [
         "tile_ptrs(x_ptrs, start), mask, TYPE, allowed_ptr, allowed_at)",
         "the mask misplaced where long rows are written",
         "tests/test_kernel_cases.py -k 'relaxed_grad-walked'",
+        function="_write_tile",
     ),
     Mutant(
         "kernels/relaxed.py",
@@ -1558,6 +1734,7 @@ MUTANTS = [
         "masked = columns",
         "no row mask where several rows fill a tile",
         "tests/test_kernel_cases.py -k 'relaxed-shared'",
+        function="relaxed",
     ),
     Mutant(
         "kernels/relaxed.py",
@@ -1565,6 +1742,7 @@ MUTANTS = [
         "MASK=columns",
         "no row mask where several rows fill a tile",
         "tests/test_kernel_cases.py -k 'relaxed_grad-shared'",
+        function="relaxed_grad",
     ),
     Mutant(
         "kernels/relaxed.py",
@@ -1572,6 +1750,7 @@ MUTANTS = [
         "winner, row, sample",
         "rows of several devices share their noise",
         "tests/test_kernel_cases.py -k 'relaxed_grad-alone'",
+        function="_write_tile",
     ),
     Mutant(
         "kernels/relaxed.py",
@@ -1579,6 +1758,7 @@ MUTANTS = [
         "over_tile(1.0 / (total * samples))",
         "without 1 / t",
         "tests/test_kernel_cases.py -k 'relaxed_grad-alone'",
+        function="_write_tile",
     ),
     Mutant(
         "kernels/relaxed.py",
@@ -1586,6 +1766,7 @@ MUTANTS = [
         "g",
         "the mean is not taken off",
         "tests/test_kernel_cases.py -k 'relaxed_grad-alone'",
+        function="_write_tile",
     ),
     Mutant(
         "kernels/relaxed.py",
@@ -1593,6 +1774,7 @@ MUTANTS = [
         "drawn_at = row\n        winner",
         "every draw is the first",
         "tests/test_kernel_cases.py -k 'relaxed_grad-alone'",
+        function="_write_tile",
     ),
     Mutant(
         "kernels/relaxed.py",
@@ -1600,6 +1782,7 @@ MUTANTS = [
         "grad_ptrs + start, over_tile(row * columns)",
         "the gradient of the first draw for all",
         "tests/test_kernel_cases.py -k 'relaxed_grad-alone'",
+        function="_write_tile",
     ),
     Mutant(
         "kernels/relaxed.py",
@@ -1607,6 +1790,7 @@ MUTANTS = [
         "row * columns",
         "every draw in the first one's place",
         "tests/test_kernel_cases.py -k 'relaxed-alone'",
+        function="_relaxed_kernel",
     ),
     Mutant(
         "kernels/relaxed.py",
@@ -1614,6 +1798,7 @@ MUTANTS = [
         "2 * at + 1, tl.sum(total, 1))\n    store_part(parts_ptr, 2 * at, tl.sum(dot, 1))",
         "parts exchanged",
         "tests/test_kernel_cases.py -k 'relaxed_grad-walked'",
+        function="_grad_sums_kernel",
     ),
     Mutant(
         "kernels/relaxed.py",
@@ -1621,6 +1806,7 @@ MUTANTS = [
         "winner // Q",
         "the quarter of the row, not of its group",
         "tests/test_kernel_cases.py -k 'relaxed_grad-walked'",
+        function="_weights",
     ),
     Mutant(
         "kernels/relaxed.py",
@@ -1628,6 +1814,7 @@ MUTANTS = [
         "winner % Q",
         "the winner taken for one of the first group",
         "tests/test_kernel_cases.py -k 'relaxed_grad-walked'",
+        function="_weights",
     ),
     Mutant(
         "kernels/relaxed.py",
@@ -1635,6 +1822,7 @@ MUTANTS = [
         "base += fast_log2",
         "sign",
         "tests/test_kernel_cases.py -k 'relaxed_grad-alone'",
+        function="_weights",
     ),
     Mutant(
         "kernels/relaxed.py",
@@ -1642,6 +1830,7 @@ MUTANTS = [
         "words(RELAXED, WINNER_CALL",
         "the noise of another stage",
         "tests/test_kernel_cases.py -k 'relaxed_grad-alone'",
+        function="_weights",
     ),
     Mutant(
         "kernels/relaxed.py",
@@ -1649,6 +1838,7 @@ MUTANTS = [
         "* LOG2E",
         "a maximum moved without 1 / t",
         "tests/test_kernel_cases.py -k 'relaxed-walked'",
+        function="_rebase",
     ),
     Mutant(
         "kernels/relaxed.py",
@@ -1656,6 +1846,7 @@ MUTANTS = [
         "call, row, draw, key, counter3, inverse",
         "the noise of the first tile in the sums of the last",
         "tests/test_kernel_cases.py -k 'relaxed-walked'",
+        function="_relaxed_sums_kernel",
     ),
     Mutant(
         "kernels/relaxed.py",
@@ -1663,6 +1854,7 @@ MUTANTS = [
         "call, row, draw, key, counter3) * cold",
         "the noise of the first tile where others are written",
         "tests/test_kernel_cases.py -k 'relaxed-split'",
+        function="_relaxed_write_kernel",
     ),
     Mutant(
         "kernels/relaxed.py",
@@ -1670,6 +1862,7 @@ MUTANTS = [
         "one_plus) * over_tile(inverse)",
         "sign of the exponent",
         "tests/test_kernel_cases.py -k 'relaxed_grad-alone'",
+        function="_weights",
     ),
     Mutant(
         "kernels/rows.py",
@@ -1677,6 +1870,7 @@ MUTANTS = [
         '"temperature_stride": 1',
         "the temperatures' stride ignored",
         "tests/test_kernel_cases.py -k 'relaxed-shared'",
+        function="temperature_arguments",
     ),
     Mutant(
         "kernels/launch.py",
@@ -1684,6 +1878,7 @@ MUTANTS = [
         "if aligned else 1",
         "a row that starts off 16 bytes taken for aligned",
         "tests/test_kernel_cases.py -k 'wide_loads'",
+        function="vector",
     ),
     Mutant(
         "kernels/launch.py",
@@ -1691,6 +1886,7 @@ MUTANTS = [
         "tensor.dim() and all",
         "a row that ends off 16 elements taken for aligned",
         "tests/test_kernel_cases.py -k 'wide_loads'",
+        function="vector",
     ),
     Mutant(
         "kernels/launch.py",
@@ -1698,6 +1894,7 @@ MUTANTS = [
         "all(stride % 4 == 0 for",
         "strides that are no multiple of 16 taken for such",
         "tests/test_kernel_cases.py -k 'wide_loads'",
+        function="vector",
     ),
     Mutant(
         "kernels/launch.py",
@@ -1705,6 +1902,7 @@ MUTANTS = [
         "8 // tensor.element_size()",
         "loads of 64 bits",
         "tests/test_kernel_cases.py -k 'wide_loads'",
+        function="vector",
     ),
     Mutant(
         "kernels/launch.py",
@@ -1712,6 +1910,7 @@ MUTANTS = [
         "block // (64 * warps * width)",
         "a tile of half of the row",
         "tests/test_kernel_cases.py -k 'softmax_grad-one or relaxed_grad-one'",
+        function="row_tile",
     ),
     Mutant(
         "kernels/launch.py",
@@ -1719,6 +1918,7 @@ MUTANTS = [
         "Tile(max(1, part // (lanes * width) // 2), many",
         "a tile of half of the row",
         "tests/test_kernel_cases.py -k 'softmax_grad-alone or softmax_grad-shared'",
+        function="_short_tile",
     ),
     Mutant(
         "kernels/soft_grad.py",
@@ -1726,6 +1926,7 @@ MUTANTS = [
         "row = tl.program_id(0).to(tl.int64) + tl.arange(0, ROWS)",
         "rows of a program overlap those of the next",
         "tests/test_kernel_cases.py -k 'soft_grad and shared'",
+        function="_soft_grad_kernel",
     ),
     Mutant(
         "kernels/soft_grad.py",
@@ -1733,6 +1934,7 @@ MUTANTS = [
         "[(max(1, rows // tile.rows), max(1, parts))]",
         "the last rows have no program",
         "tests/test_kernel_cases.py -k 'soft_grad and shared'",
+        function="soft_grad",
     ),
     Mutant(
         "kernels/soft_grad.py",
@@ -1740,6 +1942,7 @@ MUTANTS = [
         "over_tile(row * y_row_stride), column)\n    out_ptrs",
         "the gradient's stride ignored",
         "tests/test_kernel_cases.py -k 'soft_grad and expanded'",
+        function="_soft_grad_kernel",
     ),
     Mutant(
         "kernels/soft_grad.py",
@@ -1747,6 +1950,7 @@ MUTANTS = [
         "over_tile(draw * y_draw_stride + row",
         "the gradient's stride ignored in the sum",
         "tests/test_kernel_cases.py -k 'soft_grad and split'",
+        function="_soft_dot_kernel",
     ),
     Mutant(
         "kernels/soft_grad.py",
@@ -1754,6 +1958,7 @@ MUTANTS = [
         "grad_ptrs, draw * y_draw_stride",
         "the gradient's stride between draws ignored",
         "tests/test_kernel_cases.py -k 'soft_grad and expanded'",
+        function="_write_tile",
     ),
     Mutant(
         "kernels/soft_grad.py",
@@ -1761,6 +1966,7 @@ MUTANTS = [
         "row, tl.num_programs",
         "the sum of the first draw for all",
         "tests/test_kernel_cases.py -k 'soft_grad and walked'",
+        function="_write_tile",
     ),
     Mutant(
         "kernels/soft_grad.py",
@@ -1768,6 +1974,7 @@ MUTANTS = [
         "(column < columns)",
         "reads and writes rows that are not there",
         "tests/test_kernel_cases.py -k 'soft_grad and shared'",
+        function="_soft_grad_kernel",
     ),
     Mutant(
         "kernels/soft_grad.py",
@@ -1775,6 +1982,7 @@ MUTANTS = [
         "tl.log2(y)",
         "0 times the logarithm of 0",
         "tests/test_kernel_cases.py -k 'soft_grad and alone'",
+        function="_write_tile",
     ),
     Mutant(
         "kernels/soft_grad.py",
@@ -1782,6 +1990,7 @@ MUTANTS = [
         "dt_ptr + row + tl.program_id(1)",
         "parts of the temperature's gradient in each other's place",
         "tests/test_kernel_cases.py -k 'soft_grad and split'",
+        function="_soft_grad_kernel",
     ),
     Mutant(
         "kernels/soft_grad.py",
@@ -1789,6 +1998,7 @@ MUTANTS = [
         "(g - over_tile(dot))",
         "no temperature",
         "tests/test_kernel_cases.py -k 'soft_grad and one'",
+        function="_write_tile",
     ),
     Mutant(
         "kernels/soft_grad.py",
@@ -1796,6 +2006,7 @@ MUTANTS = [
         "LN2 * tl.sum",
         "the sign of the temperature's gradient",
         "tests/test_kernel_cases.py -k 'soft_grad and one'",
+        function="_soft_grad_kernel",
     ),
     Mutant(
         "kernels/soft_grad.py",
@@ -1803,6 +2014,42 @@ MUTANTS = [
         "load_grad(tile_ptrs(y_ptrs, whole), None, TYPE)",
         "the last tile reads beyond the row",
         "tests/test_kernel_cases.py -k 'soft_grad and walked'",
+        function="_soft_dot_kernel",
+    ),
+    Mutant(
+        "kernels/softmax_grad.py",
+        "where_allowed(out, 0.0, None, allowed_ptr, allowed_at + start)",
+        "where_allowed(out, 0.0, None, allowed_ptr, allowed_at)",
+        "the mask misplaced where whole tiles are written",
+        "tests/test_kernel_cases.py -k 'softmax_grad-split'",
+    ),
+    Mutant(
+        "kernels/softmax_grad.py",
+        "where_allowed(out, 0.0, mask, allowed_ptr, allowed_at + whole)",
+        "where_allowed(out, 0.0, mask, allowed_ptr, allowed_at)",
+        "the mask misplaced where the last tile is written",
+        "tests/test_kernel_cases.py -k 'softmax_grad-walked'",
+    ),
+    Mutant(
+        "kernels/rows.py",
+        'other=float("-inf"))\n    return where',
+        "other=0.0)\n    return where",
+        "columns that are not there count",
+        "tests/test_kernel_cases.py -k 'logsumexp-shared'",
+    ),
+    Mutant(
+        "kernels/rows.py",
+        'where_allowed(x.to(TYPE), float("-inf")',
+        "where_allowed(x.to(TYPE), 0.0",
+        "a logit of 0 for a category that is switched off",
+        "tests/test_kernel_cases.py -k 'logsumexp-alone'",
+    ),
+    Mutant(
+        "kernels/sample.py",
+        "value < best, first,",
+        "value < best, first - start,",
+        "groups counted from the tile's start",
+        "tests/test_kernel_cases.py -k 'sample_index-walked'",
     ),
     Mutant(
         "kernels/softmax_grad.py",

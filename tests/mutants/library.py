@@ -6,9 +6,10 @@ PACKAGE = "onehot_triton/"
 CHECKS, DISTRIBUTION, MASKED = PACKAGE + "checks.py", PACKAGE + "distribution.py", PACKAGE + "masked.py"
 RELAXED, RNG, DEMO = PACKAGE + "relaxed.py", PACKAGE + "rng.py", PACKAGE + "__main__.py"
 TORCHRL = PACKAGE + "integrations/torchrl.py"
-CORRECTNESS, MEASURE, COST = "benchmarks/correctness.py", "benchmarks/measure.py", "benchmarks/static_cost.py"
+CORRECTNESS, MEASURE, COST = "benchmarks/correctness.py", "benchmarks/measure.py", "tools/static_cost.py"
 OPERATIONS = "benchmarks/operations.py"
-GPU_STEPS, GPU_CHECKS = "benchmarks/gpu_steps.py", "benchmarks/gpu_checks.py"
+QUESTION, REPORT, RUN = "benchmarks/conftest.py", "benchmarks/report.py", "tests/mutants/run.py"
+GPU_STEPS, GPU_CHECKS = "tools/gpu_steps.py", "tools/gpu_checks.py"
 
 BAD = "tests/test_hard_cases.py -k test_bad_input"
 BAD_VALUE = "tests/test_hard_cases.py -k test_bad_one_hot_values"
@@ -36,6 +37,7 @@ MUTANTS = [
         "",
         "maxima whose sum overflows",
         "tests/test_distribution.py -k overflows",
+        function="rows",
     ),
     Mutant(
         CHECKS,
@@ -43,6 +45,7 @@ MUTANTS = [
         "else (value > 0)))",
         "an infinite temperature in a tensor",
         BAD,
+        function="temperature",
     ),
     Mutant(
         CHECKS,
@@ -50,29 +53,67 @@ MUTANTS = [
         "else (value >= 0)) & (value",
         "a temperature of 0 in a tensor",
         BAD,
+        function="temperature",
     ),
-    Mutant(CHECKS, "((value >= 1) if at_least_1", "((value > 0) if at_least_1", "ReinMax below 1 in a tensor", BAD),
-    Mutant(CHECKS, "if at_least_1 and float(value) < 1:", "if False:", "ReinMax below 1", BAD),
-    Mutant(CHECKS, "method in gives_no_gradient and value.requires_grad", "False", "a gradient that is lost", BAD),
-    Mutant(CHECKS, "0 < float(value) < math.inf", "0 < float(value)", "an infinite temperature", BAD),
-    Mutant(CHECKS, "v.bool().sum(-1)", "v.sum(-1)", "ones counted by their sum: [1, -1, 1]", BAD_VALUE),
+    Mutant(
+        CHECKS,
+        "((value >= 1) if at_least_1",
+        "((value > 0) if at_least_1",
+        "ReinMax below 1 in a tensor",
+        BAD,
+        function="temperature",
+    ),
+    Mutant(CHECKS, "if at_least_1 and float(value) < 1:", "if False:", "ReinMax below 1", BAD, function="temperature"),
+    Mutant(
+        CHECKS,
+        "method in gives_no_gradient and value.requires_grad",
+        "False",
+        "a gradient that is lost",
+        BAD,
+        function="temperature",
+    ),
+    Mutant(
+        CHECKS,
+        "0 < float(value) < math.inf",
+        "0 < float(value)",
+        "an infinite temperature",
+        BAD,
+        function="temperature",
+    ),
+    Mutant(
+        CHECKS, "v.bool().sum(-1)", "v.sum(-1)", "ones counted by their sum: [1, -1, 1]", BAD_VALUE, function="one_hot"
+    ),
     Mutant(
         CHECKS,
         " & (value.gather(-1, index.unsqueeze(-1)).squeeze(-1) == 1)",
         "",
         "a value of 0.5 taken as a one",
         BAD_VALUE,
+        function="one_hot",
     ),
-    Mutant(CHECKS, "bad & (value != padding)", "bad & (value == padding)", "padding asked for the wrong way", BAD_MASK),
+    Mutant(
+        CHECKS,
+        "bad & (value != padding)",
+        "bad & (value == padding)",
+        "padding asked for the wrong way",
+        BAD_MASK,
+        function="allowed_indices",
+    ),
     Mutant(
         CHECKS,
         "bad if padding is None else bad & (value != padding)",
         "bad if padding is None else bad & (value == shape[-1])",
         "bad indices pass beside padding",
         BAD_MASK,
+        function="allowed_indices",
     ),
     Mutant(
-        CHECKS, "(value < 0) | (value >= shape[-1])", "(value >= shape[-1])", "negative indices of a mask", BAD_MASK
+        CHECKS,
+        "(value < 0) | (value >= shape[-1])",
+        "(value >= shape[-1])",
+        "negative indices of a mask",
+        BAD_MASK,
+        function="allowed_indices",
     ),
     Mutant(
         CHECKS,
@@ -80,24 +121,41 @@ MUTANTS = [
         "(value < 0) | (value > columns)",
         "an index one beyond the last",
         BAD,
+        function="index",
     ),
-    Mutant(CHECKS, "0 <= float(weight) <= 1", "0 <= float(weight)", "a share of more than 1", BAD),
-    Mutant(CHECKS, "any(n < 0 for n in size)", "any(n < -1 for n in size)", "a dimension of -1", BAD),
-    Mutant(CHECKS, "len(shape) <= len(target) and all(", "all(", "a temperature of too many dimensions", BAD),
+    Mutant(CHECKS, "0 <= float(weight) <= 1", "0 <= float(weight)", "a share of more than 1", BAD, function="unimix"),
+    Mutant(
+        CHECKS,
+        "any(n < 0 for n in size)",
+        "any(n < -1 for n in size)",
+        "a dimension of -1",
+        BAD,
+        function="sample_shape",
+    ),
+    Mutant(
+        CHECKS,
+        "len(shape) <= len(target) and all(",
+        "all(",
+        "a temperature of too many dimensions",
+        BAD,
+        function="_broadcasts_to",
+    ),
     Mutant(
         CHECKS,
         "a != b and a != 1 and b != 1",
         "a != b and a != 1 and b == 1",
         "leading dimensions that do not broadcast",
         BAD,
+        function="_broadcastable",
     ),
-    Mutant(CHECKS, "if value.is_complex():", "if False:", "complex values", BAD),
+    Mutant(CHECKS, "if value.is_complex():", "if False:", "complex values", BAD, function="value_shape"),
     Mutant(
         CHECKS,
         "row = torch.where(mask[tuple(at)], row, 0.0",
         "row = torch.where(~mask[tuple(at)], row, 0.0",
         "the message looks at what is masked",
         "tests/test_masked.py -k bad",
+        function="rows",
     ),
     # distribution.py
     Mutant(
@@ -106,6 +164,7 @@ MUTANTS = [
         "if True:",
         "a draw changed behind torch keeps its log_prob",
         "tests/test_hard_cases.py -k changed_behind_torch",
+        function="OneHotCategorical.log_prob",
     ),
     Mutant(
         DISTRIBUTION,
@@ -113,6 +172,7 @@ MUTANTS = [
         "torch.int64",
         "modes of int64 beside draws in the parameters' dtype",
         "tests/test_distribution.py -k default_dtype",
+        function="OneHotCategorical._default_dtype",
     ),
     Mutant(
         DISTRIBUTION,
@@ -121,6 +181,7 @@ MUTANTS = [
         "if isinstance(value, Tensor) else value)",
         "temperatures of the rows reversed by expand",
         EXPAND,
+        function="OneHotCategorical.expand",
     ),
     Mutant(
         DISTRIBUTION,
@@ -128,6 +189,7 @@ MUTANTS = [
         "self._param.expand(batch + self._event_shape).contiguous(), self._is",
         "expand that copies",
         EXPAND,
+        function="OneHotCategorical.expand",
     ),
     Mutant(
         DISTRIBUTION,
@@ -135,6 +197,7 @@ MUTANTS = [
         "new._validate_args = True",
         "expand turns the checks on",
         EXPAND,
+        function="OneHotCategorical.expand",
     ),
     Mutant(
         DISTRIBUTION,
@@ -142,6 +205,7 @@ MUTANTS = [
         "",
         "a draw changed in place is taken for the last",
         "tests/test_hard_cases.py -k written_beside",
+        function="OneHotCategorical._hint",
     ),
     Mutant(
         DISTRIBUTION,
@@ -149,6 +213,7 @@ MUTANTS = [
         "probs * probs",
         "variance",
         "tests/test_distribution.py -k 'test_moment and variance'",
+        function="OneHotCategorical.variance",
     ),
     Mutant(
         DISTRIBUTION,
@@ -156,6 +221,7 @@ MUTANTS = [
         "return True",
         "an rsample without a gradient promised",
         "tests/test_distribution.py -k has_rsample",
+        function="OneHotCategorical.has_rsample",
     ),
     Mutant(
         DISTRIBUTION,
@@ -163,14 +229,23 @@ MUTANTS = [
         "values.expand(columns, *self._batch_shape, columns)",
         "expand left out of account",
         "tests/test_distribution.py -k enumerate_support",
+        function="OneHotCategorical.enumerate_support",
     ),
-    Mutant(DISTRIBUTION, "if p.event_shape != q.event_shape:", "if False:", "a divergence of other lengths", BAD),
+    Mutant(
+        DISTRIBUTION,
+        "if p.event_shape != q.event_shape:",
+        "if False:",
+        "a divergence of other lengths",
+        BAD,
+        function="_kl_one_hot",
+    ),
     Mutant(
         DISTRIBUTION,
         "0 if mask is None else mask._version, captured",
         "0, captured",
         "a mask changed in place",
         "tests/test_masked.py -k place",
+        function="_state",
     ),
     # masked.py
     Mutant(
@@ -179,11 +254,24 @@ MUTANTS = [
         "none = indices < 0",
         "an index beyond the last, unchecked",
         BAD_MASK,
+        function="_mask_of",
     ),
     Mutant(
-        MASKED, "none |= indices == padding", "none = indices == padding", "padding in place of the bounds", BAD_MASK
+        MASKED,
+        "none |= indices == padding",
+        "none = indices == padding",
+        "padding in place of the bounds",
+        BAD_MASK,
+        function="_mask_of",
     ),
-    Mutant(MASKED, "none |= indices == padding", "none &= indices == padding", "padding that is a category", BAD_MASK),
+    Mutant(
+        MASKED,
+        "none |= indices == padding",
+        "none &= indices == padding",
+        "padding that is a category",
+        BAD_MASK,
+        function="_mask_of",
+    ),
     # relaxed.py
     Mutant(
         RELAXED,
@@ -191,6 +279,7 @@ MUTANTS = [
         "pass",
         "a temperature of shape (1,) adds a dimension",
         "tests/test_relaxed.py -k one_element",
+        function="RelaxedOneHotCategorical.log_prob",
     ),
     Mutant(
         RELAXED,
@@ -198,6 +287,7 @@ MUTANTS = [
         "new._param, new._name = self._param.expand(batch + self._event_shape).contiguous(), self._name",
         "expand that copies",
         "tests/test_relaxed.py -k test_expand",
+        function="RelaxedOneHotCategorical.expand",
     ),
     Mutant(
         RELAXED,
@@ -205,6 +295,7 @@ MUTANTS = [
         "density = backends.of(score).log_softmax(score).sum(-1)",
         "the Jacobian of the simplex",
         "tests/test_relaxed.py -k integrates",
+        function="RelaxedOneHotCategorical.log_prob",
     ),
     Mutant(
         RELAXED,
@@ -212,6 +303,7 @@ MUTANTS = [
         "columns * log_t",
         "the power of the temperature",
         "tests/test_relaxed.py -k integrates",
+        function="RelaxedOneHotCategorical.log_prob",
     ),
     Mutant(
         RELAXED,
@@ -219,6 +311,7 @@ MUTANTS = [
         "math.lgamma(columns + 1)",
         "the factorial",
         "tests/test_relaxed.py -k integrates",
+        function="RelaxedOneHotCategorical.log_prob",
     ),
     Mutant(
         RELAXED,
@@ -226,6 +319,7 @@ MUTANTS = [
         "        with torch.enable_grad():\n",
         "a sample with a gradient",
         "tests/test_relaxed.py -k has_no_gradient",
+        function="RelaxedOneHotCategorical.sample",
     ),
     Mutant(
         RELAXED,
@@ -233,6 +327,7 @@ MUTANTS = [
         "new._validate_args = False",
         "checks lost by expand",
         "tests/test_relaxed.py -k test_expand",
+        function="RelaxedOneHotCategorical.expand",
     ),
     Mutant(
         CHECKS,
@@ -240,6 +335,7 @@ MUTANTS = [
         "    if value.device.type != device.type:",
         "one GPU taken for another",
         "tests/test_devices.py -k 'two_devices or another_gpu'",
+        function="_on_device",
     ),
     *(
         Mutant(
@@ -248,8 +344,15 @@ MUTANTS = [
             "",
             "a tensor of another device",
             f"tests/test_devices.py -k 'two_devices and {name} or another_gpu'",
+            function=function,
         )
-        for name in ("indices", "temperature", "value", "index", "generator")
+        for name, function in {
+            "indices": "allowed_indices",
+            "temperature": "temperature",
+            "value": "value_shape",
+            "index": "index",
+            "generator": "generator",
+        }.items()
     ),
     Mutant(
         CHECKS,
@@ -257,6 +360,7 @@ MUTANTS = [
         "",
         "a mask of another device",
         "tests/test_devices.py -k 'two_devices and mask'",
+        function="mask",
     ),
     Mutant(
         RELAXED,
@@ -264,6 +368,7 @@ MUTANTS = [
         "if False:",
         "a compiled density for each temperature",
         "tests/test_compile.py -k another_temperature",
+        function="RelaxedOneHotCategorical.__init__",
     ),
     Mutant(
         RELAXED,
@@ -271,20 +376,31 @@ MUTANTS = [
         "column_t, log_t = t, t",
         "t for log t in the density",
         "tests/test_relaxed.py",
+        function="RelaxedOneHotCategorical.log_prob",
     ),
     # rng.py
-    Mutant(RNG, "2**63 - 1, (), device", "2**31 - 1, (), device", "63 bits cut to 31", SEEDS),
-    Mutant(RNG, "    generator.set_offset(offset + _OFFSET_STEP)\n", "", "the generator not advanced", SEEDS),
+    Mutant(RNG, "2**63 - 1, (), device", "2**31 - 1, (), device", "63 bits cut to 31", SEEDS, function="seed_tensor"),
+    Mutant(
+        RNG,
+        "    generator.set_offset(offset + _OFFSET_STEP)\n",
+        "",
+        "the generator not advanced",
+        SEEDS,
+        function="next_seed",
+    ),
     Mutant(RNG, "_OFFSET_STEP = 4", "_OFFSET_STEP = 1", "a word in place of a counter", SEEDS),
-    Mutant(RNG, "key - 2**64 if key >= 2**63 else key", "key", "a key that no int64 holds", SEEDS),
-    Mutant(RNG, "key >= 2**63", "key > 2**63", "the sign at the very border", SEEDS),
-    Mutant(RNG, " or is_captured(device)", "", "a captured graph would replay one draw", SEEDS),
+    Mutant(
+        RNG, "key - 2**64 if key >= 2**63 else key", "key", "a key that no int64 holds", SEEDS, function="next_seed"
+    ),
+    Mutant(RNG, "key >= 2**63", "key > 2**63", "the sign at the very border", SEEDS, function="next_seed"),
+    Mutant(RNG, " or is_captured(device)", "", "a captured graph would replay one draw", SEEDS, function="next_seed"),
     Mutant(
         DISTRIBUTION,
         "return param._version, 0 if mask is None else mask._version, captured",
         "return param._version, 0 if mask is None else mask._version",
         "logits that a replay does not compute anew",
         "tests/test_capture.py -k derived",
+        function="_state",
     ),
     Mutant(
         DISTRIBUTION,
@@ -292,6 +408,7 @@ MUTANTS = [
         "if False:",
         "a graph that reads an index from before it",
         "tests/test_capture.py -k index_from_before",
+        function="OneHotCategorical._hint",
     ),
     Mutant(
         DISTRIBUTION,
@@ -299,6 +416,7 @@ MUTANTS = [
         "captured = False",
         "logits in the memory of a graph, kept",
         "tests/test_capture.py -k derived",
+        function="_state",
     ),
     Mutant(
         RNG,
@@ -306,6 +424,7 @@ MUTANTS = [
         "    if True:\n        return",
         "whether another GPU is captured",
         "tests/test_devices.py -k capture",
+        function="is_captured",
     ),
     Mutant(
         RNG,
@@ -313,22 +432,32 @@ MUTANTS = [
         "False",
         "the current GPU made the current one",
         "tests/test_devices.py -k library",
+        function="is_captured",
     ),
-    Mutant(RNG, " or is_recorded(logits)", "", "a traced graph would keep one seed", SEEDS),
+    Mutant(RNG, " or is_recorded(logits)", "", "a traced graph would keep one seed", SEEDS, function="next_seed"),
     Mutant(
         RNG,
         "torch.cuda.current_device() if device.index is None else device.index",
         "torch.cuda.current_device()",
         "another device's generator",
         SEEDS,
+        function="next_seed",
     ),
-    Mutant(RNG, "(), device=device, **given)", "(), device=device)", "the given generator not asked", SEEDS),
+    Mutant(
+        RNG,
+        "(), device=device, **given)",
+        "(), device=device)",
+        "the given generator not asked",
+        SEEDS,
+        function="seed_tensor",
+    ),
     Mutant(
         RNG,
         "{} if generator is None else ",
         "",
         "the overload that torch's compiler does not make itself",
         "tests/test_compile.py -k inductor",
+        function="seed_tensor",
     ),
     # integrations/
     Mutant(
@@ -337,6 +466,7 @@ MUTANTS = [
         "by_repr[str(cls)] = cls",
         "a name that is looked up in small letters",
         "tests/test_torchrl.py -k register",
+        function="register",
     ),
     Mutant(
         TORCHRL,
@@ -344,6 +474,7 @@ MUTANTS = [
         "by_type[cls] = False",
         "an entropy that is sampled",
         "tests/test_torchrl.py -k register",
+        function="register",
     ),
     Mutant(
         TORCHRL,
@@ -351,24 +482,29 @@ MUTANTS = [
         "InteractionType.MEAN",
         "the mean for the mode",
         "tests/test_torchrl.py -k 'register or independent'",
+        function="register",
     ),
     # __main__.py
-    Mutant(DEMO, "return 1 if off else 0", "return 0", "a status that is always 0", STATUS),
+    Mutant(DEMO, "return 1 if off else 0", "return 0", "a status that is always 0", STATUS, function="main"),
     Mutant(
         DEMO,
         "return [check.name for check in found if not check.good]",
         "return [check.name for check in found[:1] if not check.good]",
         "one check alone counts",
         STATUS,
+        function="self_check",
     ),
-    Mutant(DEMO, "value < bound, f", "not value >= bound, f", "a score of NaN is good", STATUS),
-    Mutant(DEMO, "p_value > SIGNIFICANCE", "p_value > 0", "any p-value is good", STATUS),
+    Mutant(
+        DEMO, "value < bound, f", "not value >= bound, f", "a score of NaN is good", STATUS, function="checks.at_most"
+    ),
+    Mutant(DEMO, "p_value > SIGNIFICANCE", "p_value > 0", "any p-value is good", STATUS, function="checks"),
     Mutant(
         DEMO,
         '"log_prob, largest error in nats", errors["log_prob"]',
         '"log_prob, largest error in nats", errors["entropy"]',
         "one error shown twice",
         STATUS,
+        function="checks",
     ),
     Mutant(
         DEMO,
@@ -376,6 +512,7 @@ MUTANTS = [
         "gradient.T @ torch.ones_like(draw)",
         "the gradient alone, without its draw",
         DEMO_TESTS + " -k relaxed",
+        function="relaxed_z_score",
     ),
     Mutant(
         DEMO,
@@ -383,6 +520,7 @@ MUTANTS = [
         "(variance / DRAWS).sqrt()",
         "the rows not counted as draws",
         DEMO_TESTS + " -k draws",
+        function="draw_scores",
     ),
     Mutant(
         DEMO,
@@ -390,27 +528,56 @@ MUTANTS = [
         "torch.tensor(cells / 2",
         "a degree of freedom too many",
         DEMO_TESTS + " -k scipys",
+        function="draw_scores",
     ),
-    Mutant(DEMO, "row.expand(ROWS, -1)", "row.expand(1, -1)", "one row alone is drawn from", DEMO_TESTS + " -k draws"),
+    Mutant(
+        DEMO,
+        "row.expand(ROWS, -1)",
+        "row.expand(1, -1)",
+        "one row alone is drawn from",
+        DEMO_TESTS + " -k draws",
+        function="draw_scores",
+    ),
     Mutant(
         DEMO,
         ").abs().max() / oracle.grad",
         ").max() / oracle.grad",
         "errors of one sign alone",
         DEMO_TESTS + " -k pass_through",
+        function="pass_through_error",
     ),
     # benchmarks/
-    Mutant(CORRECTNESS, "bound = max(1e-3,", "bound = max(1e-1,", "a tolerance a hundred times wider", PROVIDERS),
     Mutant(
-        CORRECTNESS, "near = max(1e-5,", "near = max(1e-3,", "nearly one-hot within a hundred times more", PROVIDERS
+        CORRECTNESS,
+        "bound = max(1e-3,",
+        "bound = max(1e-1,",
+        "a tolerance a hundred times wider",
+        PROVIDERS,
+        function="density_fault",
     ),
-    Mutant(CORRECTNESS, "(bad if z > math", "(bad if z > 100 * math", "a z-score a hundred times larger", PROVIDERS),
+    Mutant(
+        CORRECTNESS,
+        "near = max(1e-5,",
+        "near = max(1e-3,",
+        "nearly one-hot within a hundred times more",
+        PROVIDERS,
+        function="frequency_fault",
+    ),
+    Mutant(
+        CORRECTNESS,
+        "(bad if z > math",
+        "(bad if z > 100 * math",
+        "a z-score a hundred times larger",
+        PROVIDERS,
+        function="_relaxed_fault",
+    ),
     Mutant(
         CORRECTNESS,
         "bound > math.log(FAILURE_RATE)",
         "bound > 100 * math.log(FAILURE_RATE)",
         "a bound on frequencies a hundred times as far",
         PROVIDERS,
+        function="frequency_fault",
     ),
     Mutant(
         CORRECTNESS,
@@ -418,6 +585,7 @@ MUTANTS = [
         "return _draw_fault(draw, given)",
         "the log_prob of a draw not looked at",
         PROVIDERS,
+        function="_scored_fault",
     ),
     Mutant(
         MEASURE,
@@ -425,6 +593,7 @@ MUTANTS = [
         "                self._right.add(key)\n",
         "a wrong provider is timed",
         PROVIDERS,
+        function="Contest.fault",
     ),
     Mutant(
         MEASURE,
@@ -432,15 +601,24 @@ MUTANTS = [
         'key = (name, case.operation, "")',
         "one dtype speaks for all",
         PROVIDERS,
+        function="Contest.fault",
     ),
-    Mutant(MEASURE, 'return {"wrong": why}', "pass", "a wrong provider is timed all the same", PROVIDERS),
-    Mutant(GPU_STEPS, "if not_right:", "if False:", "a wrong kernel is timed on a GPU", STEPS),
+    Mutant(
+        MEASURE,
+        'return {"wrong": why}',
+        "pass",
+        "a wrong provider is timed all the same",
+        PROVIDERS,
+        function="Contest.begin",
+    ),
+    Mutant(GPU_STEPS, "if not_right:", "if False:", "a wrong kernel is timed on a GPU", STEPS, function="run_steps"),
     Mutant(
         GPU_STEPS,
         "wrong |= dict.fromkeys(step.vouches, step.name)",
         "pass",
         "what a check on a GPU finds is forgotten",
         STEPS,
+        function="run_steps",
     ),
     Mutant(
         GPU_STEPS,
@@ -448,9 +626,19 @@ MUTANTS = [
         "except Exception as error",
         "a step at its limit ends all",
         STEPS,
+        function="run_steps",
     ),
-    Mutant(GPU_STEPS, "perf_counter() + step.limit > end", "perf_counter() > end", "a step begun too late", STEPS),
-    Mutant(GPU_CHECKS, "different <= 1,", "different <= 100,", "a hundred wrong draws pass", OFF),
+    Mutant(
+        GPU_STEPS,
+        "perf_counter() + step.limit > end",
+        "perf_counter() > end",
+        "a step begun too late",
+        STEPS,
+        function="run_steps",
+    ),
+    Mutant(
+        GPU_CHECKS, "different <= 1,", "different <= 100,", "a hundred wrong draws pass", OFF, function="few_differ"
+    ),
     Mutant(GPU_CHECKS, "RELAXED, RELAXED_GRAD = 1e-3", "RELAXED, RELAXED_GRAD = 1e-1", "a tolerance too wide", OFF),
     Mutant(GPU_CHECKS, "= 1e-3, 3e-4", "= 1e-3, 3e-2", "a tolerance of gradients too wide", OFF),
     Mutant(
@@ -459,6 +647,7 @@ MUTANTS = [
         "most",
         "results counted as memory",
         "tests/test_benchmarks.py -k peak_memory",
+        function="peak_bytes",
     ),
     Mutant(
         OPERATIONS,
@@ -467,22 +656,73 @@ MUTANTS = [
         "a gradient of a copy",
         "tests/test_benchmarks.py -k a_backward",
         "the copy is the leaf's equal: its gradient is the same, and only the time differs",
+        function="call_of.with_backward",
     ),
-    Mutant(COST, "if turns and not is_masked(loop):", "if turns:", "masked loops counted", LISTING),
+    Mutant(
+        QUESTION,
+        "[wanted] if wanted else QUESTIONS",
+        "QUESTIONS",
+        "every question timed where one is asked",
+        "tests/test_benchmarks.py -k suite_runs",
+        function="pytest_generate_tests",
+    ),
+    Mutant(
+        REPORT,
+        'OPERATORS: "#ff7f0e"',
+        'OPERATORS: "#1f77b4"',
+        "two lines of one colour",
+        "tests/test_report.py -k colour",
+    ),
+    # tests/mutants/run.py
+    Mutant(
+        RUN,
+        "if name == mutant.function]",
+        "if name.endswith(mutant.function)]",
+        "a method taken for a function of its name",
+        "tests/test_mutants.py -k planted_in",
+        function="planted",
+    ),
+    Mutant(
+        RUN,
+        "(child, *child.decorator_list)",
+        "(child,)",
+        "decorators left out of a function",
+        "tests/test_mutants.py -k planted_in",
+        function="scopes.walk",
+    ),
+    Mutant(
+        RUN,
+        '"TORCHINDUCTOR_CACHE_DIR": cache',
+        '"TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1"',
+        "tests of compiled programs fail by a warning",
+        "tests/test_mutants.py -k compiled_graphs",
+        function="run_tests",
+    ),
+    # tools/static_cost.py
+    Mutant(COST, "if turns and not is_masked(loop):", "if turns:", "masked loops counted", LISTING, function="cost"),
     Mutant(
         COST,
         'entry["instructions_per_element"] > limit(entry)',
         'entry["instructions_per_element"] > 10 * limit(entry)',
         "a limit never reported",
         LISTING,
+        function="over_limit",
     ),
-    Mutant(COST, 'over = f"  over {limit', 'over = f"" and f"  over {limit', "a limit found and not shown", LISTING),
+    Mutant(
+        COST,
+        'over = f"  over {limit',
+        'over = f"" and f"  over {limit',
+        "a limit found and not shown",
+        LISTING,
+        function="show",
+    ),
     Mutant(
         COST,
         "if function in SUMS_OF_TWO:",
         "if function.__name__ in [one.__name__ for one in SUMS_OF_TWO]:",
         "a kernel taken for another of the same name",
         "tests/test_static_cost.py -k known_by_itself",
+        function="traffic",
     ),
     Mutant(
         COST,
@@ -490,15 +730,17 @@ MUTANTS = [
         "if not instructions and any(",
         "a kernel whose loop is not found, taken for one without",
         "tests/test_static_cost.py -k loop_that_is_not_found",
+        function="cost",
     ),
     Mutant(COST, '"gapped_grad": 26,', '"gapped_grad": 27,', "a limit raised silently", EVERY_LIMIT),
-    Mutant(COST, "return 1 if over else 0", "return 0", "a status that is always 0", STATIC_STATUS),
+    Mutant(COST, "return 1 if over else 0", "return 0", "a status that is always 0", STATIC_STATUS, function="main"),
     Mutant(
         COST,
         "over = [e for e in entries if over_limit(e)]",
         "over = [e for e in entries[:2] if over_limit(e)]",
         "the limits of one architecture alone",
         STATIC_STATUS,
+        function="main",
     ),
     Mutant(
         COST,
@@ -506,6 +748,7 @@ MUTANTS = [
         'entry["columns"] <= LIMIT_FROM',
         "the limit from one column later",
         LISTING,
+        function="limit",
     ),
     Mutant(
         COST,
@@ -513,6 +756,7 @@ MUTANTS = [
         "main_width(walked)",
         "every instruction taken as a store",
         LISTING,
+        function="cost",
     ),
     Mutant(CHECKS, "and value < 0):", "and not value >= 0):", "a neg_inf of NaN", BAD_MASK),
     Mutant(

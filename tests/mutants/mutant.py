@@ -1,18 +1,20 @@
-"""What a row of the tables is."""
+"""The row type of the tables."""
 
 from typing import NamedTuple
 
 
 class Mutant(NamedTuple):
-    """A fault to be planted in the library, and the tests that should see it.
+    """A fault to plant, and the tests that should notice it.
 
     Attributes:
-        file: relative to the repository; a kernel is in `kernels/`.
-        old: text that occurs exactly once in the file.
-        new: what replaces it.
-        why: what the fault is, or the way it comes about, in a few words.
-        tests: arguments of pytest, split as a shell splits them. They pass without the fault; one fails with it.
-        equivalent: why no test can see the fault; empty where one should.
+        file: path relative to the repository. Kernels are in `kernels/`.
+        old: text to replace. It occurs exactly once in `function`.
+        new: its replacement.
+        why: the fault, or how somebody might cause it, in a few words.
+        tests: arguments for pytest, split as a shell splits them. They pass without the fault; one fails with it.
+        equivalent: the reason why no test can notice the fault, or empty.
+        function: the function or class that holds `old`, such as "sample", "Relaxed.log_prob" or "outer.inner"; None
+            for the whole file.
     """
 
     file: str
@@ -21,3 +23,4 @@ class Mutant(NamedTuple):
     why: str
     tests: str
     equivalent: str = ""
+    function: str | None = None

@@ -1,17 +1,18 @@
-"""Plants the faults of the tables one by one, each in a copy of the tree, and says which of them no test sees.
+"""Plant the faults of the tables one by one, each in a copy of the tree, and report those that no test notices.
 
-    make mutants                                     all of them, which takes long
-    python tests/mutants/run.py temperature          those whose table, file or reason matches the pattern
-    python tests/mutants/run.py --sample 10 --seed 1 a few
-    python tests/mutants/run.py --check              first shows that the tests pass on the tree as it is
+    make mutants                                      every fault, which takes long
+    python tests/mutants/run.py temperature           faults whose table, file or reason matches the pattern
+    python tests/mutants/run.py --sample 10 --seed 1  ten faults chosen at random
+    python tests/mutants/run.py --check               run the tests without a fault first, to show that they pass
 
-Ends with status 1 where fewer than 95 % of the faults that are not equivalent are killed, or a row proves nothing.
+The exit status is 1 if a row proves nothing, or if fewer than 95 % of the faults that are not equivalent are killed.
 """
 
 from __future__ import annotations
 
 import argparse
-import importlib.util
+import ast
+import importlib
 import os
 import queue
 import random
@@ -25,13 +26,15 @@ import tempfile
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import lru_cache
+from itertools import accumulate
 from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import tqdm
 
 ROOT = Path(__file__).resolve().parents[2]
-# The tables import mutants.mutant.
+# For the tables, which import mutants.mutant.
 sys.path.insert(0, str(ROOT / "tests"))
 
 from mutants.mutant import Mutant  # noqa: E402
@@ -41,7 +44,7 @@ WANTED = 0.95
 
 
 class Result(NamedTuple):
-    """What became of a mutant: `status` is one of the four above, `detail` says more where no test failed."""
+    """The outcome of one mutant: `status` is one of the four above, `detail` explains any that no failing test does."""
 
     table: str
     mutant: Mutant
@@ -49,39 +52,58 @@ class Result(NamedTuple):
     detail: str = ""
 
 
-def tables(folder: Path = ROOT / "tests" / "mutants") -> dict[str, list[Mutant]]:
-    """Every table beside this file, by name: a module that has MUTANTS."""
-    found = {}
-    for path in sorted(folder.glob("*.py")):
-        if path.stem not in ("run", "mutant", "conftest"):
-            spec = importlib.util.spec_from_file_location(f"mutants.{path.stem}", path)
-            assert spec is not None
-            assert spec.loader is not None
-            module = importlib.util.module_from_spec(spec)
-            spec.loader.exec_module(module)
-            found[path.stem] = module.MUTANTS
+def tables() -> dict[str, list[Mutant]]:
+    """Import the tables beside this file, and return their MUTANTS by module name."""
+    names = {path.stem for path in Path(__file__).parent.glob("*.py")} - {"run", "mutant", "conftest"}
+    return {name: importlib.import_module(f"mutants.{name}").MUTANTS for name in sorted(names)}
+
+
+@lru_cache
+def scopes(source: str) -> list[tuple[str, int, int]]:
+    """Return the dotted name, start and end in `source` of every function and class, decorators included."""
+    line_starts = [0, *accumulate(len(line) + 1 for line in source.split("\n"))]
+    found = []
+
+    def walk(node: ast.AST, prefix: str) -> None:
+        for child in ast.iter_child_nodes(node):
+            if isinstance(child, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+                first = min(part.lineno for part in (child, *child.decorator_list))
+                found.append((prefix + child.name, line_starts[first - 1], line_starts[child.end_lineno or first]))
+                walk(child, f"{prefix}{child.name}.")
+            else:
+                walk(child, prefix)
+
+    walk(ast.parse(source), "")
     return found
 
 
 def planted(mutant: Mutant, root: Path = ROOT) -> str:
-    """The text of the mutant's file with the fault in it.
+    """Return the text of the mutant's file with the fault in it.
 
     Raises:
-        ValueError: where the row does not apply, naming it.
+        ValueError: the row does not apply. The message names the row.
     """
     path = root / mutant.file
     text = path.read_text() if path.is_file() else ""
-    count = text.count(mutant.old)
+    spans = [(0, len(text))]
+    if mutant.function is not None:
+        spans = [(start, end) for name, start, end in scopes(text) if name == mutant.function]
+    count = sum(text.count(mutant.old, *span) for span in spans)
     if count != 1 or mutant.old == mutant.new:
         raise ValueError(
-            f"{mutant.file}, {mutant.why!r}: expected `old` exactly once in the file and `new` another text, "
-            f"found {mutant.old!r} {count} times, and {mutant.new!r}"
+            f"{mutant.file}, {mutant.why!r}: expected `old` exactly once in {mutant.function or 'the file'} and `new` "
+            f"another text, found {mutant.old!r} {count} times, and {mutant.new!r}"
         )
-    return text.replace(mutant.old, mutant.new)
+    at = max(text.find(mutant.old, *span) for span in spans)
+    return text[:at] + mutant.new + text[at + len(mutant.old) :]
 
 
 def copy_of_the_tree(to: Path) -> Path:
-    """The sources, without what tools left there. In a release, the link to the kernels is a folder."""
+    """Copy the sources to `to`, without caches and build outputs.
+
+    In a release onehot_triton/kernels is a folder. The copy has the link of a checkout in its place, so that a fault is
+    planted in one file.
+    """
     ignored = shutil.ignore_patterns(".*", "build", "dist", "*.egg-info", "__pycache__")
     shutil.copytree(ROOT, to, symlinks=True, ignore=ignored)
     link = to / "onehot_triton" / "kernels"
@@ -92,32 +114,38 @@ def copy_of_the_tree(to: Path) -> Path:
 
 
 def run_tests(tests: str, root: Path, limit: float) -> tuple[int | None, str]:
-    """pytest's exit status in the copy `root`, None where it ran out of time, and the end of what it printed."""
-    environment = os.environ | {
-        # The copy comes before an installed library, in the tests' own child processes too.
-        "PYTHONPATH": str(root),
-        # Bytecode is known by the second and the size of its source: a fault planted at once may have both.
-        "PYTHONDONTWRITEBYTECODE": "1",
-        # A graph compiled without the fault would be found again.
-        "TORCHINDUCTOR_FORCE_DISABLE_CACHES": "1",
-        "OMP_NUM_THREADS": "1",
-    }
-    # What an outer pytest says to its workers is none of the child's business.
-    environment = {name: value for name, value in environment.items() if not name.startswith("PYTEST_")}
+    """Run pytest in the copy `root`.
+
+    Returns:
+        Its exit status, or None if it took longer than `limit` seconds, and the last lines of its output.
+    """
+    # pytest sets these variables for its own workers, which the child is not.
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *shlex.split(tests)]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "stdin": subprocess.DEVNULL}
-    with subprocess.Popen(command, cwd=root, env=environment, text=True, start_new_session=True, **pipes) as child:
-        try:
-            output, _ = child.communicate(timeout=limit)
-        except subprocess.TimeoutExpired:
-            # With the processes that the tests started.
-            os.killpg(child.pid, signal.SIGKILL)
-            return None, ""
-        return child.returncode, "\n".join(output.strip().splitlines()[-3:])
+    with tempfile.TemporaryDirectory(prefix="inductor-") as cache:
+        environment |= {
+            # The copy comes before an installed library, in the tests' own child processes too.
+            "PYTHONPATH": str(root),
+            # Python recognises bytecode by the second and the size of its source, and a fault may change neither.
+            "PYTHONDONTWRITEBYTECODE": "1",
+            # A new folder, lest a graph compiled without the fault is found again. Without any cache dynamo warns, and
+            # warnings are errors: tests of compiled programs would fail without a fault.
+            "TORCHINDUCTOR_CACHE_DIR": cache,
+            "OMP_NUM_THREADS": "1",
+        }
+        with subprocess.Popen(command, cwd=root, env=environment, text=True, start_new_session=True, **pipes) as child:
+            try:
+                output, _ = child.communicate(timeout=limit)
+            except subprocess.TimeoutExpired:
+                # The whole group: pytest and the processes that its tests started.
+                os.killpg(child.pid, signal.SIGKILL)
+                return None, ""
+            return child.returncode, "\n".join(output.strip().splitlines()[-3:])
 
 
 def judge(table: str, mutant: Mutant, root: Path, limit: float) -> Result:
-    """Plants the fault in the copy `root`, runs its tests there, and restores the file."""
+    """Plant the fault in the copy `root`, run its tests there, and restore the file."""
     path = root / mutant.file
     try:
         text = planted(mutant, root)
@@ -132,7 +160,7 @@ def judge(table: str, mutant: Mutant, root: Path, limit: float) -> Result:
     finally:
         path.write_text(before)
     if status is None:
-        return Result(table, mutant, KILLED, "by its limit: without the fault the tests end in time")
+        return Result(table, mutant, KILLED, "by its time limit, which the tests meet without the fault")
     if status == 1:
         return Result(table, mutant, KILLED)
     if status < 0:
@@ -143,7 +171,7 @@ def judge(table: str, mutant: Mutant, root: Path, limit: float) -> Result:
 
 
 def failing(tests: str, root: Path, limit: float) -> str | None:
-    """Why `tests` prove nothing: they do not pass in the copy `root`, in which no fault is."""
+    """Run the tests in the copy `root` without a fault, and return why they fail, or None if they pass."""
     status, output = run_tests(tests, root, limit)
     return None if status == 0 else f"without the fault, pytest's status is {status}: {output}"
 
@@ -151,14 +179,17 @@ def failing(tests: str, root: Path, limit: float) -> str | None:
 def run(
     rows: Sequence[tuple[str, Mutant]], jobs: int = 1, limit: float = 300.0, check: bool = False, quiet: bool = False
 ) -> list[Result]:
-    """What becomes of each (table, mutant).
+    """Judge each mutant.
 
     Args:
-        rows: the mutants with the names of their tables.
-        jobs: how many run at once, each in a copy of the tree.
-        limit: the seconds that the tests of a mutant may take.
+        rows: pairs of a table's name and a mutant.
+        jobs: number of mutants judged at once, each in its own copy of the tree.
+        limit: time limit in seconds for the tests of one mutant.
         check: True to run the tests without a fault first.
-        quiet: True for no progress bar.
+        quiet: True to show no progress bar.
+
+    Returns:
+        A result per row, in the order of the rows.
     """
     results = {}
     with tempfile.TemporaryDirectory(prefix="mutants-") as folder, ThreadPoolExecutor(jobs) as pool:
@@ -195,13 +226,13 @@ def run(
 
 
 def is_enough(results: Sequence[Result]) -> bool:
-    """Whether the tests kill what they should."""
+    """Return whether no row is broken and enough mutants are killed."""
     counts = Counter(result.status for result in results)
     return counts[BROKEN] == 0 and counts[KILLED] >= WANTED * (counts[KILLED] + counts[SURVIVED])
 
 
 def report(results: Sequence[Result], markdown: bool = False) -> str:
-    """The counts by table, and every row that is not killed."""
+    """Return the counts by table, and a line for every row that no failing test killed."""
     columns = (KILLED, SURVIVED, EQUIVALENT, BROKEN)
     lines = []
     if markdown:
@@ -213,7 +244,7 @@ def report(results: Sequence[Result], markdown: bool = False) -> str:
         else:
             lines.append(f"{table:10}" + "".join(f"  {counts[status]:4} {status}" for status in columns))
     for status in columns:
-        # A test that fails says what is wrong. A process that a signal ends does not, and takes the other tests along.
+        # A failing test says what is wrong. A process ended by a signal does not, and ends the other tests with it.
         some = [result for result in results if result.status == status and (result.detail or status != KILLED)]
         if some:
             lines += ["", "Killed, but by no assertion:" if status == KILLED else f"{status.capitalize()}:", ""]
@@ -227,13 +258,13 @@ def report(results: Sequence[Result], markdown: bool = False) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pattern", nargs="?", default="", help="a regular expression: table, file, reason")
-    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="how many at once")
-    parser.add_argument("--limit", type=float, default=300.0, help="seconds for the tests of a mutant")
-    parser.add_argument("--sample", type=int, help="so many of them, drawn at random")
-    parser.add_argument("--seed", type=int, default=0, help="of that draw")
-    parser.add_argument("--check", action="store_true", help="first run the tests without a fault")
-    parser.add_argument("--markdown", action="store_true", help="the report as docs/tests.md shows it")
+    parser.add_argument("pattern", nargs="?", default="", help="regular expression, searched in table, file and reason")
+    parser.add_argument("--jobs", type=int, default=os.cpu_count() or 1, help="number of mutants at once")
+    parser.add_argument("--limit", type=float, default=300.0, help="time limit in seconds for the tests of one mutant")
+    parser.add_argument("--sample", type=int, help="number of mutants, chosen at random")
+    parser.add_argument("--seed", type=int, default=0, help="seed of that choice")
+    parser.add_argument("--check", action="store_true", help="run the tests without a fault first")
+    parser.add_argument("--markdown", action="store_true", help="print the report as docs/tests.md shows it")
     given = parser.parse_args(arguments)
     rows = [
         (table, mutant)

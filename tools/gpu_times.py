@@ -1,8 +1,8 @@
-"""The plan of `make bench-gpu` and its measurements; gpu.py, which sets the environment that triton reads, starts them.
+"""The plan of `make bench-gpu`, and its measurements. gpu.py sets the environment and starts them.
 
-Times are of the GPU: for the operators a CUDA graph of several calls, between two events; for the cases of the
-bench_*.py files, which a user calls from Python, events around each call. Inputs rotate, and are together larger than
-the L2 cache. What is most worth knowing comes first, and what may take longest last.
+Times are GPU times. The operators are timed by a CUDA graph of several calls between two events. The cases of
+questions.py are calls from Python with events around each. Inputs rotate, and together exceed the L2 cache. The most
+important results come first, and the steps that may take longest come last.
 """
 
 from __future__ import annotations
@@ -15,7 +15,6 @@ from collections.abc import Callable
 from functools import partial
 from itertools import cycle, product
 from pathlib import Path
-from types import ModuleType
 from typing import Any, NamedTuple
 
 import common
@@ -25,19 +24,20 @@ import operations
 import torch
 from correctness import DRAWN
 from gpu_steps import Say, Step, run_steps
-from measure import Contest, questions, rotating
+from measure import Contest, rotating
 from operations import Case, grid
 from providers import COMPILED, OURS
+from questions import QUESTIONS, Question
 from torch import Tensor
 
 from onehot_triton import OneHotCategorical, ReparamGradientStrategy, use_backend
 from onehot_triton.kernels import entropy, log_prob, relaxed, sample, soft_grad, softmax_grad
 
-# Nothing begins that could be running after so many seconds: the whole is killed after ten minutes at worst.
+# No step begins that could still run after DEADLINE seconds, because the run may be killed after ten minutes.
 DEADLINE = 560
-# The limits of steps, in seconds. A case is timed for each of its providers.
+# Time limits of steps, in seconds. The step of a case times all of its providers.
 COMPILE, CHECK, OPERATORS, CASE, COMPILED_CASE = 90, 30, 10, 15, 60
-# What torch may hold at a time.
+# The most memory that torch may hold.
 MOST_BYTES = 40e9
 
 BIG = (1024, 128256)
@@ -45,11 +45,11 @@ FIRST_SHAPES = (BIG, (65536, 18), (32768, 32), (8, 151936))
 SHAPES = (BIG, (4096, 50304), (32768, 32), (65536, 18), (8, 151936), (1, 262144))
 DRY_SHAPES = ((3, 1500), (6, 18))
 DTYPES = (torch.bfloat16, torch.float32)
-# A graph holds about this many seconds of calls, and at most so many; it is replayed so often.
+# A graph holds calls for about GRAPH_SECONDS, but at most MOST_CALLS, and is replayed REPLAYS times.
 GRAPH_SECONDS, MOST_CALLS, REPLAYS = 2e-3, 200, 30
-# A provider has so many turns at a case, each of so many calls, of which the first is not counted.
+# A provider has TURNS turns at a case, each of CALLS calls. The first call of a turn does not count.
 TURNS, CALLS = 5, 11
-# Calls of which the host's share is the median.
+# The host's share of a call is the median over this many calls.
 HOST_CALLS = 300
 
 
@@ -57,7 +57,7 @@ class Operation(NamedTuple):
     """An operator of the library, as a function of one set of inputs.
 
     Attributes:
-        floor: the least bytes an element, for logits, one-hot and gradient of so many bytes each.
+        floor: the least bytes per element, for logits, one-hot and gradient of `s` bytes each.
     """
 
     name: str
@@ -87,13 +87,13 @@ OPERATIONS = (
         lambda s: 3 * s,
     ),
     Operation("relaxed", lambda i: relaxed.relaxed(i.logits, 0.5, 1, 5, 8), lambda s: 2 * s),
-    # A one-hot is a soft sample too, at a low temperature.
+    # A one-hot serves as a soft sample: it is one at a low temperature.
     Operation("soft_grad", lambda i: soft_grad.soft_grad(i.value[None], i.grad[None], 0.5), lambda s: 3 * s),
 )
 
 
 def make_inputs(rows: int, columns: int, dtype: torch.dtype, device: torch.device) -> list[Inputs]:
-    """Sets of inputs whose logits alone exceed the L2 cache twice, and two at least."""
+    """Make at least two sets of inputs, whose logits are together at least twice as large as the L2 cache."""
     cache = torch.cuda.get_device_properties(device).L2_cache_size if device.type == "cuda" else 0
     count = max(2, min(256, -(-2 * cache // (rows * columns * dtype.itemsize))))
     found = []
@@ -109,7 +109,7 @@ def make_inputs(rows: int, columns: int, dtype: torch.dtype, device: torch.devic
 
 
 def in_a_graph(function: Callable[[Inputs], Any], inputs: list[Inputs], on_gpu: bool) -> list[float]:
-    """Seconds of a call, by replays of a CUDA graph of some: without what Python and the launches cost."""
+    """Return the seconds per call in a CUDA graph of several calls, so without Python and launches."""
     given = cycle(inputs)
     run = lambda: function(next(given))  # noqa: E731
     if not on_gpu:
@@ -145,7 +145,7 @@ def time_operator(
 
 # Calls, as a user makes them ------------------------------------------------------------------------------------------
 
-# What has to be right before ours is timed at a case.
+# Operators that must be right for this library to be timed at an operation.
 NEEDS = {
     "sample": "sample",
     "sample_index": "sample",
@@ -164,7 +164,7 @@ NEEDS = {
 
 
 def time_case(contest: Contest, case: Case, wrong: dict[str, str]) -> dict[str, dict[str, Any]]:
-    """Every provider's record, timed in turns; `wrong` is what the checks found of ours."""
+    """Time every provider in turns, and return their records. `wrong` holds our operators that failed a check."""
     given = rotating(case, contest.device)
     bad = [f"{name}: {wrong[name]}" for name in NEEDS[case.operation].split() if name in wrong]
     records: dict[str, dict[str, Any]] = {
@@ -193,13 +193,13 @@ def tell(case: Case, records: dict[str, dict[str, Any]], say: Say) -> None:
         say(f"{case!s:40} {name:24} {what}")
 
 
-def cases_of(question: ModuleType, dry: bool) -> list[Case]:
-    """In a dry run one tiny case, and nothing compiled."""
-    return [Case(question.GPU[0].operation, 3, 18, "float32")] if dry else question.GPU
+def cases_of(question: Question, dry: bool) -> list[Case]:
+    """Return the GPU cases of a question, or for a dry run one tiny case without torch.compile."""
+    return [Case(question.gpu[0].operation, 3, 18, "float32")] if dry else question.gpu
 
 
 def compared(dry: bool) -> list[Case]:
-    """The first comparison; what is compiled serves every shape of its operation."""
+    """Return the cases of the first comparison. A compiled program serves all shapes of its operation."""
     if dry:
         return [Case(name, 3, 18, "float32") for name in operations.OPERATIONS]
     return [
@@ -233,7 +233,7 @@ CALLED: dict[str, Callable[[Tensor], Any]] = {
 
 
 def time_graph(name: str, shape: tuple[int, int], device: torch.device, say: Say) -> dict[str, Any]:
-    """A replay of one call of the class, whose noise is new each time."""
+    """Time replays of a CUDA graph of one call of the class. Each replay draws new noise."""
     x = torch.randn(*shape, dtype=torch.bfloat16, device=device)
     drawn = gpu_checks.replays(device, partial(CALLED[name], x), clone=False)
     next(drawn)
@@ -244,15 +244,17 @@ def time_graph(name: str, shape: tuple[int, int], device: torch.device, say: Say
 
 
 def time_host(name: str, shape: tuple[int, int], device: torch.device, say: Say) -> dict[str, Any]:
-    """What Python, torch's dispatcher and the launches cost: the time until the call is back, of rows that the GPU has
-    done long before."""
+    """Time the host's share of a call: Python, torch's dispatcher and the launches.
+
+    It is the wall-clock time until the call returns, with so little work that the GPU is never the slower one.
+    """
     x = torch.randn(*shape, dtype=torch.bfloat16, device=device)
     run = partial(CALLED[name], x)
     times = []
     for _ in range(HOST_CALLS if x.is_cuda else 2):
         times += common.wall_clock(run, 1)
         if x.is_cuda:
-            # The queue of launches never fills.
+            # Lest the queue of launches fills.
             torch.cuda.synchronize()
     times = times[len(times) // 10 :]
     say(f"host, {name:12} {shape[0]:6} x {shape[1]:<6} bfloat16 {1e6 * statistics.median(times):10.2f} us")
@@ -270,7 +272,7 @@ def _timed(name: str, shape: tuple[int, int], times: list[float]) -> dict[str, A
 
 
 class Run:
-    """What the steps of a run share."""
+    """The state that the steps of a run share."""
 
     def __init__(self, dry: bool, say: Say) -> None:
         self.dry, self.say = dry, say
@@ -305,7 +307,7 @@ class Run:
     def operator(self, operation: Operation, shape: tuple[int, int], dtype: torch.dtype) -> dict[str, Any]:
         key = (shape, dtype)
         if self._inputs[0] != key:
-            # The old ones are gone before the new ones are made.
+            # Free the old inputs before making new ones.
             self._inputs = (None, [])
             self._inputs = (key, make_inputs(*shape, dtype, self.device))
         copy = self.result.get("copy_bytes_per_second", math.nan)
@@ -334,7 +336,7 @@ class Run:
 
 
 def wanted_launches(shapes: tuple[tuple[int, int], ...]) -> list[gpu_compile.Wanted]:
-    """What the first questions launch, in their order; the checks have a temperature for each row."""
+    """Return the launches of the first steps, in their order. The checks use a temperature per row."""
     same = ("sample", "softmax_grad", "relaxed", "relaxed_temperatures", "relaxed_grad", "relaxed_grad_temperatures",
             "sample_index", "log_prob", "entropy", "soft_grad")  # fmt: skip
     found: list[gpu_compile.Wanted] = []
@@ -345,29 +347,29 @@ def wanted_launches(shapes: tuple[tuple[int, int], ...]) -> list[gpu_compile.Wan
     return found
 
 
-# The most bytes that a check holds for each element, in every dtype: logits, gradient and result, and beside them masks
-# of bool and the float64 of some rows.
+# The most bytes per element that a check holds in any dtype: logits, gradient, result and bool masks; and the float64
+# values of some rows.
 CHECK_BYTES, SLICE_BYTES = 24, 2**25 * 8 * 8
-# What a provider holds at once for each element, beside inputs: some float32 and an int64 one-hot.
+# Bytes per element that a provider holds beside its inputs: several float32 values, and int64 one-hots.
 OTHERS_BYTES = 6 * 4 + 2 * 8
 
 
 def case_bytes(case: Case) -> int:
     elements = case.rows * case.columns
     dtype = getattr(torch, case.dtype)
-    # A rotation is of two, or of as much as some caches; a large one of one.
+    # Inputs rotate: two of them, or as many as fill the cache a few times, or one if it is large.
     inputs = max(3 * 2 * elements * dtype.itemsize, 3 * 16 * 2**27)
     return inputs + (2 * case.floor_bytes if case.field == "ours" else OTHERS_BYTES * elements)
 
 
 def operator_bytes(shape: tuple[int, int], dtype: torch.dtype) -> int:
-    """Two sets of logits, gradient and one-hot, float32 noise that becomes them, and two results of int64."""
+    """Return the bytes of two sets of inputs, of the float32 noise they are made from, and of two int64 results."""
     elements = math.prod(shape)
     return max(2 * elements, 2**27) * 3 * dtype.itemsize + elements * (4 + 2 * 8)
 
 
 def plan(run: Run) -> list[Step]:
-    """What is asked, in this order."""
+    """Return the steps, in their order."""
     dry, steps = run.dry, []
     first = DRY_SHAPES if dry else FIRST_SHAPES
 
@@ -383,11 +385,11 @@ def plan(run: Run) -> list[Step]:
             add(question, name, OPERATORS, run.operator, operation, shape, dtype,
                 needs=needs, record="operators", peak_bytes=size)  # fmt: skip
 
-    def add_case(question: str, file: str, case: Case) -> None:
+    def add_case(step: str, question: str, case: Case) -> None:
         limit = COMPILED_CASE if case.field == "compiled" else CASE
         needs = frozenset({"limits"} if case.rows * case.columns > 2**29 else ())
-        name = f"{file}: {case}" + (", compiled too" if case.field == "compiled" else "")
-        add(question, name, limit, run.case, file, case, needs=needs, record="cases", peak_bytes=case_bytes(case))
+        name = f"{question}: {case}" + (", compiled too" if case.field == "compiled" else "")
+        add(step, name, limit, run.case, question, case, needs=needs, record="cases", peak_bytes=case_bytes(case))
 
     launches = wanted_launches(tuple(dict.fromkeys((*FIRST_SHAPES, *SHAPES))))
     add("0 the floor", "copy", OPERATORS, run.copy, peak_bytes=2 * common.COPY_BYTES["cuda"])
@@ -424,14 +426,14 @@ def plan(run: Run) -> list[Step]:
         add_operators(
             "6 the rest", lambda name, first_too=shape != first[0]: first_too or name.split()[0] not in checked, shape
         )
-    for file, module in questions().items():
-        for case in cases_of(module, dry):
-            add_case("6 the rest", file, case)
+    for name, question in QUESTIONS.items():
+        for case in cases_of(question, dry):
+            add_case("6 the rest", name, case)
     return steps
 
 
 def outline(steps: list[Step]) -> str:
-    """The plan, for a reader: a line for each question."""
+    """Return the plan as text, a line per heading."""
     lines = []
     for question in dict.fromkeys(step.question for step in steps):
         asked = [step for step in steps if step.question == question]
@@ -443,9 +445,9 @@ def outline(steps: list[Step]) -> str:
 
 
 def run(dry: bool, output: Path | None) -> int:
-    """Goes through the plan, and gives the exit status: 1 where a kernel is wrong."""
+    """Run the plan, and return the exit status: 1 if a kernel is wrong, else 0."""
     if dry:
-        import quick_interpreter  # pyright: ignore[reportMissingImports]
+        import quick_interpreter
 
         quick_interpreter.install()
     start = time.perf_counter()

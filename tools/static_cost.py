@@ -1,14 +1,14 @@
-"""What each kernel costs, read from its machine code: no GPU is needed.
+"""Count the instructions of each kernel in its machine code. No GPU is needed.
 
-    python benchmarks/static_cost.py [--arch sm_80 sm_90 sm_100] [--json]
+    python tools/static_cost.py [--arch sm_80 sm_90 sm_100] [--json]
 
-Every kernel that reads a whole row is compiled with its launcher's own configuration and disassembled. What is counted
-are the instructions that one thread executes in one turn of the main loop, over the elements that it handles in that
-turn; of a kernel without a loop over the row, all of its instructions, over the real elements, so that the padding of
-a short row shows, and so does what a program does once.
+Every kernel that reads whole rows is compiled with its launcher's own configuration and disassembled. The cost is the
+number of instructions that a thread executes in one turn of the main loop, per element that it handles in that turn.
+For a kernel without a loop over the row, it is all instructions per real element. That includes the padding of short
+rows, and the work that a program does once.
 
-Kernels that touch only a part of the row (log_prob of an index, the joining of what the programs of a split row left)
-have no line.
+Kernels that read only a part of the row have no line: log_prob of an index, and the joining of partial results of a
+split row.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from collections.abc import Iterable
 from concurrent.futures import ProcessPoolExecutor
 from typing import Any, NamedTuple
 
-# Sets the environment that triton reads, so before any import of it.
+# Imported first, because it sets the environment that Triton reads at its import.
 from ahead_of_time import BF16, BOOL, FEW, FP32, INT64, JOINT, LONG, SHORT, TARGETS, Launch, compiling
 
 # isort: split
@@ -37,10 +37,10 @@ from onehot_triton.kernels.noise import GROUP
 
 CUOBJDUMP = os.path.join(os.path.dirname(triton.__file__), "backends", "nvidia", "bin", "cuobjdump")
 ARCHS = [name for name, target in TARGETS.items() if target.backend == "cuda"]
-# Of an H200: 132 multiprocessors x 4 schedulers x 32 lanes x 1.98 GHz, over 4.3 TB/s that a copy moves. The prediction
-# is for that ratio, whatever the architecture that the code is for.
+# An H200 issues 132 multiprocessors x 4 schedulers x 32 lanes x 1.98 GHz, while a copy moves 4.3 TB/s. The prediction
+# uses this ratio for every architecture.
 INSTRUCTIONS_PER_BYTE = 7.8
-# The most that the main loop of a long row may cost.
+# The most instructions per element in the main loop over a long row.
 LIMITS = {
     "sample": 12,
     "sample_index": 12,
@@ -49,28 +49,28 @@ LIMITS = {
     "softmax_grad": 20,
     "relaxed": 45,
     "relaxed_grad": 60,
-    # For each of the samples.
+    # For each sample.
     "relaxed_samples": 60,
     "reinmax_grad": 26,
-    # At a temperature other than 1, q is not p: a second exponential, and a third sum of the row. 19.8 are of an
-    # element, and 209 of a thread, most of them for three reductions over 8 warps, which 16 elements share. With 32
-    # elements a thread it is 26.3 (bfloat16), but 128 registers: a quarter of the warps that a multiprocessor can have.
+    # At a temperature other than 1, q differs from p, which takes a second exponential and a third sum over the row.
+    # docs/performance.md says why the kernel does not get by with 26.
     "reinmax_grad_temperatures": 33,
     "gapped_grad": 26,
     "soft_grad": 20,
     "log_prob_and_entropy": 20,
     "log_prob_and_entropy_grad": 22,
-    # Beside log_prob_and_entropy_grad, a second operand, and what is reduced of it.
+    # More than log_prob_and_entropy_grad by a second operand and its reduction.
     "rsample_log_prob_and_entropy_grad": 28,
 }
 LIMIT_FROM = 4096
-# The kernel that touches no row, but what the programs left that shared it.
+# The kernel that joins partial results, and reads no row.
 PARTIAL = ("_select_kernel",)
-# Kernels that leave sums of two operands, and write no row. Not by their names, of which other modules have the same.
+# Kernels that reduce two operands and write no row. Names would not do: other modules have kernels of the same names.
 SUMS_OF_TWO = (
     relaxed._grad_sums_kernel, softmax_grad._dot_kernel, soft_grad._soft_dot_kernel, straight_through._sums_kernel,
 )  # fmt: skip
-# A loop that loads 1.5 tiles has one turn: the rest is not of the row, but the winner of a draw, its sum and the like.
+# Allowance, in tiles, for loads of a loop that are not of the row, such as the winner of a draw: a loop that loads 1.5
+# tiles has one turn.
 SCALARS = 0.1
 
 
@@ -93,7 +93,7 @@ class Loop(NamedTuple):
 
 
 def parse(listing: str) -> list[Instruction]:
-    """The instructions of a `cuobjdump -sass` listing, up to the last exit; the rest is padding and subroutines."""
+    """Parse a `cuobjdump -sass` listing up to the last exit. Subroutines and padding follow it."""
     found = []
     for address, text in re.findall(r"/\*([0-9a-f]{4,})\*/\s+([^;]+);", listing):
         predicate, opcode = re.fullmatch(r"(@!?U?P\d+\s+)?(\S+).*", text.strip(), re.DOTALL).groups()  # pyright: ignore
@@ -103,7 +103,7 @@ def parse(listing: str) -> list[Instruction]:
 
 
 def innermost_loops(instructions: list[Instruction]) -> list[Loop]:
-    """A loop is what lies between a backward branch and its target; innermost is one that holds no other."""
+    """Return the loops that hold no other loop. A loop lies between a backward branch and its target."""
     ends: dict[int, int] = {}
     for instruction in instructions:
         target = re.search(r"\b0x([0-9a-f]+)", instruction.text) if instruction.opcode.startswith("BRA") else None
@@ -115,13 +115,13 @@ def innermost_loops(instructions: list[Instruction]) -> list[Loop]:
 
 
 def bits(instruction: Instruction) -> int:
-    """What one thread moves with a load or store."""
+    """Return the bits that one thread moves with a load or store."""
     width = re.search(r"\.(128|64|[US]?16|[US]?8)\b", instruction.opcode)
     return int(width[1].lstrip("US")) if width else 32
 
 
 def main_width(instructions: Iterable[Instruction]) -> int:
-    """The width that moves most of the bits; 0 where nothing is moved."""
+    """Return the width in bits that moves most of the data, or 0 if nothing is moved."""
     moved: dict[int, int] = {}
     for instruction in instructions:
         moved[bits(instruction)] = moved.get(bits(instruction), 0) + bits(instruction)
@@ -134,10 +134,14 @@ def is_masked(loop: Loop) -> bool:
 
 
 class Cost(NamedTuple):
-    """Attributes:
-    main: instructions an element of the main loop, the costliest over the row; of the whole kernel where none is.
-    total: of all loops over the row, since a row that is walked twice costs twice.
-    barriers: of all threads of a program, in one turn of the loops over the row, or in the whole kernel.
+    """The cost of a kernel.
+
+    Attributes:
+        main: instructions per element in the costliest loop over the row. A kernel without one counts as a whole.
+        total: instructions per element in all loops over the row. A row that is walked twice costs twice.
+        load_bits: the width that loads most of the main loop's data.
+        store_bits: the width that stores most of the data.
+        barriers: barriers of all threads in one turn of each loop over the row. A kernel without one counts as a whole.
     """
 
     main: float
@@ -148,21 +152,21 @@ class Cost(NamedTuple):
 
 
 def cost(listing: str, tile: float, elements: float, loaded_bits: float) -> Cost:
-    """The cost of the kernel in `listing`.
+    """Return the cost of the kernel in `listing`.
 
     Args:
-        tile: elements of a thread in one turn of a loop over the row.
-        elements: real elements of a thread in a kernel that holds its rows in registers.
-        loaded_bits: of an element, by one turn of a loop: tells by how much the assembler unrolled it.
+        tile: elements that a thread handles in one turn of a loop over the row.
+        elements: real elements that a thread handles in a kernel that holds its rows in registers.
+        loaded_bits: bits per element that one turn of a loop loads. They tell by how much the assembler unrolled it.
 
     Raises:
-        ValueError: a loop without a mask, which can only be over the row, loads less than that: the kernel would be
-            taken for one without a loop.
+        ValueError: a loop without a mask, which can only be over the row, loads fewer bits than that. The kernel would
+            be taken for one without a loop.
     """
     instructions = parse(listing)
     counts: list[tuple[float, Loop]] = []
     for loop in innermost_loops(instructions):
-        # What loads less than a tile walks over something else, and a loop over the row guards no load by a mask.
+        # A loop that loads less than a tile walks over something else. A main loop over the row loads without a mask.
         turns = round(sum(map(bits, loop.loads)) / (tile * loaded_bits) - SCALARS)
         if turns and not is_masked(loop):
             counts.append((len(loop.instructions) / (tile * turns), loop))
@@ -181,7 +185,7 @@ def cost(listing: str, tile: float, elements: float, loaded_bits: float) -> Cost
 
 
 def disassemble(cubin: bytes) -> tuple[str, int, int]:
-    """The listing, the registers of a thread, and the bytes of local memory it spills to."""
+    """Return the listing, the registers per thread, and the bytes of local memory that it spills to."""
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
@@ -190,7 +194,7 @@ def disassemble(cubin: bytes) -> tuple[str, int, int]:
             return subprocess.run([CUOBJDUMP, option, file.name], capture_output=True, text=True, check=True).stdout
 
         listing, usage = run("-sass"), dict(re.findall(r"(REG|STACK|LOCAL):(\d+)", run("-res-usage")))
-    # A subroutine may have a stack without any spill.
+    # A subroutine may need a stack although nothing spills.
     spills = re.search(r"\b(LDL|STL)\b", listing) is not None
     return listing, int(usage["REG"]), (int(usage["STACK"]) + int(usage["LOCAL"])) if spills else 0
 
@@ -199,7 +203,7 @@ def disassemble(cubin: bytes) -> tuple[str, int, int]:
 
 
 class Traffic(NamedTuple):
-    """Bytes of an element, by kernel: at least, for each operand once; and those loaded by one turn of a loop."""
+    """Bytes per element that a kernel moves at least, each operand once, and that one turn of a loop loads."""
 
     least: int
     loop: int
@@ -220,7 +224,7 @@ def traffic(launch: Launch, function: Any) -> Traffic:
         "softmax_grad": Traffic(3 * x, 2 * x),
         "relaxed": Traffic(2 * x, x),
         "relaxed_grad": Traffic(3 * x, 2 * x),
-        # A turn is a sample, of logits that are in registers.
+        # A turn of the loop is a sample, whose logits are in registers.
         "relaxed_samples": Traffic(3 * x, x),
         "reinmax_grad": Traffic(3 * x, 2 * x),
         "reinmax_grad_temperatures": Traffic(3 * x, 2 * x),
@@ -233,11 +237,11 @@ def traffic(launch: Launch, function: Any) -> Traffic:
 
 
 def tile_of(kernel: Any, columns: int) -> tuple[int, float]:
-    """Elements that a program handles in one turn of a loop; and the real ones among them, of rows that fit a tile."""
+    """Return the elements of a program in one turn of a loop, and how many of them are real if the row fits a tile."""
     names = kernel.src.fn.arg_names
     constants = {names[path[0]]: value for path, value in kernel.src.constants.items()}
     width = math.prod(constants.get(name, 1) for name in ("DEPTH", "LANES", "VECTOR"))
-    # TILE groups, two halves of a group for each call, or four quarters.
+    # The tile is TILE groups. A call gives noise for two halves of a group, or for four quarters.
     width *= GROUP * constants.get("TILE", 0) or 1
     width *= 2 if kernel.name == "_short_kernel" else 4 if kernel.src.fn.__module__.endswith(".relaxed") else 1
     rows = constants.get("ROWS", 1)
@@ -245,7 +249,7 @@ def tile_of(kernel: Any, columns: int) -> tuple[int, float]:
 
 
 def out_dtype(launch: Launch) -> torch.dtype:
-    """Of what is written, or, for log_prob, of the one-hot that is read."""
+    """Return the dtype of the result, or for log_prob that of the one-hot that is read."""
     if launch.out_dtype is not None:
         return launch.out_dtype
     return {"sample_index": INT64, "entropy": FP32, "log_prob_and_entropy": FP32}.get(launch.operation, launch.dtype)
@@ -293,7 +297,7 @@ def launches() -> list[Launch]:
 
 
 def entries(launch: Launch, arch: str) -> list[dict[str, Any]]:
-    """One for each kernel that a launch takes over the row."""
+    """Return an entry per kernel of a launch that reads the row."""
     with compiling(TARGETS[arch]) as kernels:
         launch.run()
     # The kernel of a split row is launched twice.
@@ -306,7 +310,7 @@ def table_of(arch: str) -> list[dict[str, Any]]:
 
 
 def limit(entry: dict[str, Any]) -> float:
-    """The most instructions an element, inf for short rows."""
+    """Return the most instructions per element that an entry may have, inf for short rows."""
     if entry["columns"] < LIMIT_FROM:
         return math.inf
     return LIMITS[entry["operation"]]
@@ -331,8 +335,10 @@ def show(entries: list[dict[str, Any]]) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="instructions an element of every kernel, from its machine code")
-    parser.add_argument("--json", action="store_true", help="a list of objects in place of the table")
+    parser = argparse.ArgumentParser(
+        description="count the instructions per element of every kernel in its machine code"
+    )
+    parser.add_argument("--json", action="store_true", help="print a list of objects in place of the table")
     parser.add_argument("--arch", nargs="+", choices=ARCHS, default=ARCHS)
     args = parser.parse_args()
     with ProcessPoolExecutor(min(2, os.cpu_count() or 1)) as pool:
@@ -346,7 +352,7 @@ def main() -> int:
     for e in over:
         what = f"{e['operation']}, {e['arch']}, {e['rows']} x {e['columns']} {e['dtype']}"
         number = e["instructions_per_element"]
-        print(f"{what}: expected at most {limit(e)} an element, found {number}", file=sys.stderr)
+        print(f"{what}: expected at most {limit(e)} instructions per element, found {number}", file=sys.stderr)
     return 1 if over else 0
 
 

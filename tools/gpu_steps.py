@@ -1,4 +1,4 @@
-"""The order of `make bench-gpu`: a list of steps, each with a limit, whose results are on disk after each of them."""
+"""Run the steps of `make bench-gpu` in order, each with a time limit, and write the results to disk after each step."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ Say = Callable[[str], None]
 
 
 class Step(NamedTuple):
-    """One thing to find out.
+    """One check or measurement.
 
     Attributes:
-        question: what it belongs to, in the order of the plan.
-        name: what it is, once in a plan.
-        run: gives what is to be kept; it raises where it cannot, and a check also where a kernel is wrong.
-        limit: seconds after which it is stopped. It does not begin where fewer are left.
-        peak_bytes: the most that it holds on the GPU.
-        vouches: operations that are wrong if this fails: a check.
-        needs: operations that must not be wrong.
-        record: the list of the result that gets what `run` gives.
+        question: the heading that it belongs to in the plan.
+        name: its name, unique in the plan.
+        run: returns what to record. It raises if it fails; a check also raises if a kernel is wrong.
+        limit: seconds after which it is stopped. It is skipped if fewer are left.
+        peak_bytes: the most memory that it holds on the GPU.
+        vouches: the operations that are wrong if this step fails. Only a check has some.
+        needs: the operations that must not be wrong for this step to run.
+        record: the list in the result that gets what `run` returns.
     """
 
     question: str
@@ -38,14 +38,14 @@ class Step(NamedTuple):
     record: str = ""
 
 
-# No Exception, which the measurements take for an answer of what they measure.
+# Not an Exception, because the measurements catch those and record them.
 class OutOfTime(BaseException):
-    """A step has reached its limit."""
+    """A step has reached its time limit."""
 
 
 @contextmanager
 def limited(seconds: float) -> Iterator[None]:
-    """Raises OutOfTime in what takes longer, as soon as it is back in Python."""
+    """Raise OutOfTime in the block after `seconds`, as soon as it executes Python."""
 
     def stop(*_: object) -> None:
         raise OutOfTime
@@ -60,7 +60,7 @@ def limited(seconds: float) -> Iterator[None]:
 
 
 def write(path: Path, text: str) -> None:
-    """All of it or nothing: whenever the process is killed, `path` holds the last that was written in full."""
+    """Write a file in one step: if the process is killed, `path` holds the text before or after, in full."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
     partial.write_text(text)
@@ -76,15 +76,17 @@ def run_steps(
     path: Path | None = None,
     dumps: Callable[[Any], str] = json.dumps,
 ) -> None:
-    """Runs the steps in turn.
-
-    `result` gets what the steps found, and why others found nothing, by name: under "wrong" what a check found, under
-    "failed" what raised or reached its limit, under "skipped" what did not begin, under "remaining" what is still to
-    come. It is written to `path` after each step.
+    """Run the steps in turn.
 
     Args:
-        end: no step begins that could be running then, of time.perf_counter().
-        wrong: gets the operations that are wrong, each with the check that found it. A step may look into it.
+        result: gets what the steps return. It also gets names of steps, with reasons: under "wrong" checks that found a
+            wrong kernel, under "failed" steps that raised or reached their limit, under "skipped" steps that did not
+            begin. "remaining" lists the steps still to come.
+        end: time.perf_counter() at which no step may still be running.
+        say: prints a line.
+        wrong: gets the wrong operations, each with the check that found it. Steps may read it.
+        path: file to which the result is written after each step, or None.
+        dumps: turns the result into text.
     """
     for kind in ("wrong", "failed", "skipped"):
         result.setdefault(kind, {})
@@ -106,7 +108,7 @@ def run_steps(
                 if step.vouches:
                     say(f"right  {step.name}")
             except (Exception, OutOfTime) as error:
-                # A kernel that does not compile, crashes or hangs is as wrong as one that miscounts.
+                # A kernel that does not compile, crashes or hangs counts as wrong, too.
                 late = isinstance(error, OutOfTime)
                 why = f"stopped after {step.limit:.0f} s" if late else f"{type(error).__name__}: {error}"
                 result["wrong" if step.vouches else "failed"][step.name] = why

@@ -1,22 +1,22 @@
-"""Compiles every kernel as its launcher would launch it, with no GPU.
+"""Compile every kernel as its launcher launches it, without a GPU.
 
-    python benchmarks/ahead_of_time.py [--arch sm_80 sm_90 sm_100 gfx942] [--spread]
+    python tools/ahead_of_time.py [--arch sm_80 sm_90 sm_100 gfx942] [--spread]
 
-The launchers run on tensors without memory, and each launch is turned into a warm-up for a stub of a driver. So the
-signature, the specialisation of the arguments and the options are those of the real launch. One line per compiled
-kernel; exit status 1 if one fails to compile.
+The launchers run on tensors without memory. Each launch becomes a warm-up for a stub of a driver, so the signature, the
+specialisation of the arguments and the options are those of the real launch. The program prints a line per compiled
+kernel. The exit status is 1 if a kernel fails to compile, or if no launch reaches it.
 
-`--spread` is the test suite's choice: every kernel by every path for each architecture, but variants of dtype and
-temperature for one architecture each, in turn.
+The test suite uses `--spread`: each architecture compiles every kernel by every path, and the variants of dtype and
+temperature are dealt out to the architectures in turn.
 """
 
 from __future__ import annotations
 
 import os
 
-# Read when triton is imported. An interpreting process cannot compile: this file is always run in one of its own.
+# Triton reads this at its import. A process that interprets kernels cannot compile, so this file has its own process.
 os.environ["TRITON_INTERPRET"] = "0"
-# Line numbers change no instruction, and take the assembler half of its time.
+# Line numbers change no instruction, and writing them takes half of the assembler's time.
 os.environ.setdefault("TRITON_DISABLE_LINE_INFO", "1")
 
 import argparse
@@ -62,7 +62,7 @@ SEED, OFFSET = 5, 8
 
 
 class _Driver:
-    """As much of a driver as compilation asks for. Each target is a device, because kernels are cached by device."""
+    """The part of a driver that compilation needs. A target is a device of its own, because Triton caches by device."""
 
     def __init__(self, target: GPUTarget) -> None:
         self.target = target
@@ -79,7 +79,7 @@ class _Driver:
 
 @contextmanager
 def compiling(target: GPUTarget) -> Iterator[list[Any]]:
-    """Within it a launch compiles for `target` and runs nothing; the list it gives gets the compiled kernels."""
+    """Make launches compile for `target` and run nothing. The compiled kernels are appended to the list it yields."""
     run, compiled = JITFunction.run, []
 
     def compile_only(self: Any, *args: Any, grid: Any, warmup: bool, **kwargs: Any) -> Any:
@@ -100,11 +100,11 @@ def compiling(target: GPUTarget) -> Iterator[list[Any]]:
 
 
 class Launch(NamedTuple):
-    """One call of a launcher, for logits [rows, columns] of `dtype`.
+    """One call of a launcher with logits [rows, columns] of `dtype`.
 
     Attributes:
         operation: a name in `OPERATIONS`.
-        out_dtype: of the one-hot that is written or read, where there is one.
+        out_dtype: dtype of the one-hot that is written or read, if there is one.
     """
 
     operation: str
@@ -185,20 +185,16 @@ OPERATIONS: dict[str, Callable[[Launch], object]] = {
         a.logits, a.per_row, a.index, a.per_element, a.per_row, SEED, OFFSET
     ),
     "relaxed_samples": lambda a: relaxed.relaxed_grad(
-        a.logits, a.per_row, a.index, a.empty(a.draws, a.rows, a.columns), 0.5, SEED, OFFSET, 0, None, False, 8
+        a.logits, a.per_row, a.index, a.per_element, 0.5, SEED, OFFSET, 0, None, False, 8
     ),
-    "reinmax_grad": lambda a: straight_through.reinmax_grad(
-        a.logits, a.per_row, a.index, a.empty(a.draws, a.rows, a.columns), 1.0
-    ),
-    "gapped_grad": lambda a: straight_through.gapped_grad(
-        a.logits, a.per_row, a.index, a.empty(a.draws, a.rows, a.columns), 1.0
-    ),
+    "reinmax_grad": lambda a: straight_through.reinmax_grad(a.logits, a.per_row, a.index, a.per_element, 1.0),
+    "gapped_grad": lambda a: straight_through.gapped_grad(a.logits, a.per_row, a.index, a.per_element, 1.0),
     "reinmax_grad_temperatures": lambda a: straight_through.reinmax_grad(
-        a.logits, a.per_row, a.index, a.empty(a.draws, a.rows, a.columns), a.per_row
+        a.logits, a.per_row, a.index, a.per_element, a.per_row
     ),
     "soft_grad": lambda a: soft_grad.soft_grad(a.per_element, a.per_element, 0.5),
     "soft_grad_temperatures": lambda a: soft_grad.soft_grad(a.per_element, a.per_element, a.per_row, True),
-    # With a category mask.
+    # The same operations with a category mask.
     "masked_sample": lambda a: sample.sample(a.logits, a.draws, a.out_dtype, SEED, OFFSET, 0, a.allowed),
     "masked_log_prob": lambda a: log_prob.log_prob(a.logits, None, a.value, a.allowed),
     "masked_log_prob_index": lambda a: log_prob.log_prob_index(a.logits, a.per_row, a.index, a.allowed_in_pairs),
@@ -210,7 +206,7 @@ OPERATIONS: dict[str, Callable[[Launch], object]] = {
     "masked_log_prob_and_entropy_grad": lambda a: a.log_prob_and_entropy_grad(a.allowed),
     "masked_rsample_log_prob_and_entropy_grad": lambda a: a.log_prob_and_entropy_grad(a.allowed, a.logits),
     "masked_reinmax_grad": lambda a: straight_through.reinmax_grad(
-        a.logits, a.per_row, a.index, a.empty(a.draws, a.rows, a.columns), 1.0, a.allowed
+        a.logits, a.per_row, a.index, a.per_element, 1.0, a.allowed
     ),
     "masked_relaxed_grad": lambda a: relaxed.relaxed_grad(
         a.logits, a.per_row, a.index, a.per_element, 0.5, SEED, OFFSET, 0, a.allowed
@@ -218,12 +214,12 @@ OPERATIONS: dict[str, Callable[[Launch], object]] = {
 }
 
 JOINT = ("log_prob_and_entropy", "log_prob_and_entropy_grad", "rsample_log_prob_and_entropy_grad")
-# Rows that share a program, a row in one tile, a row walked in tiles, and few rows that are split.
+# Rows that share a program, a row in one tile, a row walked in tiles, and a few rows that are split.
 SHORT, ONE_TILE, LONG, FEW = (32768, 32), (1024, 4096), (1024, 128256), (8, 151936)
 
 
 def paths() -> list[Launch]:
-    """Every kernel by every path of its launcher."""
+    """Return launches that reach every kernel by every path of its launcher."""
     return [
         *(Launch("sample", *shape, BF16, INT64) for shape in (SHORT, LONG, FEW)),
         Launch("sample", *LONG, BF16, INT64, draws=4),
@@ -245,7 +241,7 @@ def paths() -> list[Launch]:
 
 
 def variants() -> list[Launch]:
-    """The other dtypes, widths of the one-hot, numbers of draws, alignments and temperatures."""
+    """Return launches with other dtypes, widths of the one-hot, numbers of draws, alignments and temperatures."""
     many = [
         *(Launch("sample", *LONG, BF16, dtype) for dtype in (BF16, BOOL)),
         *(Launch("sample_index", *shape, BF16) for shape in (SHORT, FEW)),
@@ -255,7 +251,7 @@ def variants() -> list[Launch]:
         Launch("gapped_grad", *SHORT, BF16, draws=4),
         Launch("reinmax_grad_temperatures", *SHORT, BF16),
         Launch("masked_reinmax_grad", *LONG, BF16),
-        # Columns and row starts that are no multiple of 16.
+        # The number of columns and the starts of rows are no multiples of 16.
         Launch("sample", 65536, 18, BF16, BF16),
         *(Launch(name, 1024, 5003, BF16, BF16) for name in ("sample", "log_prob", "entropy", "relaxed_grad")),
         *(Launch(name, 8, 50257, BF16, INT64) for name in ("log_prob", "entropy", "softmax_grad", "relaxed")),
@@ -281,7 +277,7 @@ def variants() -> list[Launch]:
 
 
 def compile_for(arch: str, spread: bool) -> tuple[list[str], int]:
-    """A line for each kernel that is compiled for `arch`, and how many launches failed."""
+    """Compile for `arch`, and return a line per kernel and the number of failures."""
     lines, failures = [], 0
     seen: set[int] = set()
     left = {id(fn): name for module in MODULES for name, fn in vars(module).items() if name.endswith("_kernel")}
@@ -292,7 +288,7 @@ def compile_for(arch: str, spread: bool) -> tuple[list[str], int]:
             try:
                 launch.run()
             except Exception as error:
-                # Whatever the compiler raises is reported beside the others' results.
+                # The compiler may raise anything. The other kernels are compiled all the same.
                 failures += 1
                 lines.append(f"{arch:7} FAILED {launch}: {type(error).__name__}: {error}")
         took = time.perf_counter() - start
@@ -313,10 +309,10 @@ def compile_for(arch: str, spread: bool) -> tuple[list[str], int]:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="compiles every kernel ahead of time, with no GPU")
+    parser = argparse.ArgumentParser(description="compile every kernel ahead of time, without a GPU")
     parser.add_argument("--arch", nargs="+", choices=TARGETS, default=list(TARGETS))
-    parser.add_argument("--spread", action="store_true", help="each variant for one architecture, in turn")
-    parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="architectures at a time")
+    parser.add_argument("--spread", action="store_true", help="compile each variant for one architecture only, in turn")
+    parser.add_argument("--jobs", type=int, default=min(2, os.cpu_count() or 1), help="number of architectures at once")
     args = parser.parse_args()
     start, failures, count = time.perf_counter(), 0, 0
     with ProcessPoolExecutor(args.jobs) as pool:

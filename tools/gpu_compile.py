@@ -1,8 +1,8 @@
-"""Compiles what `make bench-gpu` will launch, in processes that share Triton's cache on disk.
+"""Compile the kernels that `make bench-gpu` will launch, in processes that share Triton's cache on disk.
 
-The launches are those of ahead_of_time.py, for tensors without memory, so the processes need no GPU. What Triton keeps
-is found again by source, signature, options and target. That a launch on a GPU then finds it cannot be shown without
-one; where it does not, the kernel is compiled when it is first launched, within its step's limit.
+The launches are those of ahead_of_time.py, on tensors without memory, so the processes need no GPU. Triton finds a
+compiled kernel again by source, signature, options and target. Without a GPU nobody can show that a launch on it finds
+the kernel. If it does not, the first launch compiles the kernel, within the time limit of its step.
 """
 
 from __future__ import annotations
@@ -13,13 +13,16 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-# (operation of ahead_of_time.py, rows, columns, dtype of the logits, dtype of the one-hot, draws)
+# (operation in ahead_of_time.py, rows, columns, dtype of the logits, dtype of the one-hot, draws)
 Wanted = tuple[str, int, int, str, "str | None", int]
 
 
 def compile_one(job: tuple[Wanted, str, int | None]) -> str | None:
-    """Compiles one launch for an architecture and so many multiprocessors, in a process of its own; gives why it could
-    not."""
+    """Compile a launch for an architecture and a number of multiprocessors, in a worker process.
+
+    Returns:
+        Why it failed, or None.
+    """
     import ahead_of_time
     import torch
 
@@ -40,17 +43,22 @@ def compile_one(job: tuple[Wanted, str, int | None]) -> str | None:
 def compile_all(
     wanted: Sequence[Wanted], arch: str, seconds: float, multiprocessors: int | None, processes: int | None = None
 ) -> dict[str, Any]:
-    """As many as are done within `seconds`; what failed will fail again where it is launched, and is told there. The
-    processes have no GPU to ask for its multiprocessors, by which a launch is chosen: None is the usual number.
+    """Compile as many of `wanted` as `seconds` allow.
+
+    A launch that does not compile here will fail again where it is launched, and is reported there.
+
+    Args:
+        multiprocessors: number of multiprocessors of the GPU, by which launches are configured; None for the usual
+            number. The worker processes have no GPU to ask.
 
     Returns:
-        {"launches": wanted, "compiled": of them in time, "failed": why, "seconds": taken, "processes"}.
+        {"launches": number wanted, "compiled": number done, "failed": reasons, "seconds": time taken, "processes"}.
     """
     start = time.perf_counter()
     processes = processes or os.cpu_count() or 1
     done, failed = 0, []
     with multiprocessing.get_context("spawn").Pool(processes) as pool:
-        # Leaving the block ends the processes, whatever they are at.
+        # Leaving the block ends the processes, even in the middle of a compilation.
         results = pool.imap_unordered(compile_one, [(one, arch, multiprocessors) for one in wanted])
         while done < len(wanted):
             try:

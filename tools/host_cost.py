@@ -1,10 +1,10 @@
-"""What a call costs before its kernels run: the time of the host, with launches that do nothing. No GPU is needed.
+"""Time the host's share of a call, with launches that do nothing. No GPU is needed.
 
-    python benchmarks/bench_host.py
+    python tools/host_cost.py
 
-Tensors are on the CPU, where to make one and autograd's own additions cost the least; the rest, the operators, Triton's
-search for the variant of a kernel and all that is Python, is that of a GPU. What Triton's own launch takes is timed by
-itself, with the arguments that the call gave it, and subtracted.
+Tensors are on the CPU, where creating them and autograd's additions cost least. Everything else is as on a GPU: the
+operators, Triton's search for the variant of a kernel, and all Python code. Triton's own launches are timed separately,
+with the arguments that the call gave them, and subtracted.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-# Microseconds above Triton's own launches.
+# Wanted microseconds above Triton's own launches.
 TARGETS = {"sample": 25.0, "train step": 90.0, "as one node": 90.0}
 TURNS, TURN_SECONDS = 300, 0.002
 
@@ -47,7 +47,7 @@ def calls(rows: int, columns: int) -> dict[str, Callable[[], Any]]:
 
 
 def microseconds(call: Callable[[], Any]) -> float:
-    """Of one call: the least mean of many short turns, since whatever else the machine does adds to it."""
+    """Return the microseconds of a call: the least mean of many short turns, because other load only adds time."""
     start, many = time.perf_counter(), 0
     while time.perf_counter() - start < TURN_SECONDS:
         call()
@@ -62,13 +62,13 @@ def microseconds(call: Callable[[], Any]) -> float:
 
 
 def main() -> None:
-    # Read when Triton is imported.
+    # Triton reads this at its import.
     os.environ["TRITON_INTERPRET"] = "1"
     sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
     import pytest
     import torch
-    from fake_gpus import on_tensors_of_a_cpu  # pyright: ignore[reportMissingImports]
+    from fake_gpus import on_tensors_of_a_cpu
     from triton.runtime.interpreter import InterpretedFunction
 
     from onehot_triton import use_backend
@@ -78,9 +78,9 @@ def main() -> None:
     for shape in ((64, 18), (64, 32), (2, 5000)):
         for name, call in calls(*shape).items():
             with pytest.MonkeyPatch.context() as patch, use_backend("triton"):
-                # Launches that are kept would keep their tensors: each call would touch fresh memory.
+                # Recorded launches would keep their tensors alive, so that each call would touch fresh memory.
                 on_tensors_of_a_cpu(patch).launches = deque(maxlen=0)
-                # Of a GPU nobody asks whether kernels are interpreted, which takes a microsecond of a real environment.
+                # Asking whether kernels are interpreted takes a microsecond with os.environ. On a GPU nobody asks.
                 patch.setattr(os, "environ", dict(os.environ))
                 stub, launched = InterpretedFunction.run, []
                 call()

@@ -1,51 +1,46 @@
-"""The compiled kernels against their eager twins.
+"""Compare the compiled kernels with their eager twins.
 
-The checks that come first look at the launches that are timed: all rows where torch can compute them on the GPU, and
-draw for draw, with a Philox in NumPy, the rows at both ends. The others take the cases and the bounds of
-tests/test_kernels.py, and what only a GPU can show: more than 2^31 elements, and CUDA graphs that draw anew.
+The first checks use the launches that are timed. Values that torch can compute on the GPU are compared in all rows.
+Draws are compared one by one in the first and last rows, with a Philox in NumPy. The other checks use the cases and
+bounds of tests/test_kernels.py, and add two that need a GPU: more than 2^31 elements, and CUDA graphs that draw anew.
 
-None may fail by chance. A draw differs from its twin's where two candidates are within a rounding of each other, some
-1e-6 of all draws by the spacing of float32: of 2000 draws one may, and two do so in one check of 500,000. Frequencies
-fail by correctness.FAILURE_RATE. The other bounds are ten times the roundings of the operation, or four times the
-error of the twin. All seeds are fixed, so what was right stays right.
+No check fails by chance, in practice. A draw may differ from its twin's if two candidates are within a rounding of each
+other, which by the spacing of float32 happens to 1e-6 of all draws. One of 2000 draws may differ; two differ in one of
+500,000 checks. Frequencies fail with probability correctness.FAILURE_RATE. The other bounds are ten times the rounding
+errors of the operation, or four times the error of the twin. All seeds are fixed, so a check that passes keeps passing.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable, Iterator
 from functools import partial
-from pathlib import Path
-
-import torch
-from correctness import frequency_fault
-from torch import Tensor
-
-sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 
 import numpy as np
-import test_kernels as cases  # pyright: ignore[reportMissingImports]
-from philox import philox_relaxed_noise  # pyright: ignore[reportMissingImports]
+import test_kernels as cases
+import torch
+from correctness import frequency_fault
+from philox import philox_relaxed_noise
+from torch import Tensor
 
 from onehot_triton import OneHotCategorical, ReparamGradientStrategy, tensors, use_backend
 from onehot_triton._backends import eager
 from onehot_triton.kernels import entropy, log_prob, relaxed, sample, soft_grad, softmax_grad
 
 Check = Callable[[torch.device, bool], None]
-"""Raises AssertionError where a kernel is wrong. The flag asks for small shapes: a dry run, interpreted."""
+"""(device, small): raises AssertionError if a kernel is wrong. `small` asks for the small shapes of a dry run."""
 ShapeCheck = Callable[[torch.device, int, int, torch.dtype], None]
-"""The same, for one shape [rows, columns] of logits in a dtype."""
+"""(device, rows, columns, dtype): the same for logits of one shape and dtype."""
 
-# Of a relaxed sample, relative; and of its gradient, of the largest.
+# Error bounds: of a relaxed sample, relative; of its gradient, relative to the largest entry.
 RELAXED, RELAXED_GRAD = 1e-3, 3e-4
 SEED, OFFSET = 5, 8
 
 
-# Of the launches that are timed ---------------------------------------------------------------------------------------
+# Checks of the launches that are timed --------------------------------------------------------------------------------
 
 
 def ends(rows: int, columns: int) -> Iterator[slice]:
-    """The first rows and the last, as many as a CPU draws in a moment."""
+    """Yield the first rows and the last rows, as many as a CPU draws quickly."""
     count = min(rows, max(2, min(1000, 200_000 // columns)))
     yield from (slice(0, count), slice(rows - count, rows))
 
@@ -66,7 +61,7 @@ def sample_at(device: torch.device, rows: int, columns: int, dtype: torch.dtype)
 
 
 def softmax_grad_at(device: torch.device, rows: int, columns: int, dtype: torch.dtype) -> None:
-    """As the backward of a PassThrough draw."""
+    """Check softmax_grad as the backward of a PassThrough draw."""
     logits = torch.randn(rows, columns, device=device).to(dtype).requires_grad_()
     grad = torch.randn(rows, columns, device=device).to(dtype)
     draw = OneHotCategorical(logits=logits, grad_method=ReparamGradientStrategy.PassThrough).rsample()
@@ -110,7 +105,7 @@ def relaxed_grad_at(device: torch.device, rows: int, columns: int, dtype: torch.
         assert_relaxed_grad(found[some], eager.relaxed_grad_with(x, i, g, t[some].cpu().double(), *noise)[0])
 
 
-# By operation.
+# The checks above by operation.
 AT_A_SHAPE: dict[str, ShapeCheck] = {
     "sample": sample_at,
     "softmax_grad": softmax_grad_at,
@@ -119,12 +114,15 @@ AT_A_SHAPE: dict[str, ShapeCheck] = {
 }
 
 
-# The rest -------------------------------------------------------------------------------------------------------------
+# The other checks -----------------------------------------------------------------------------------------------------
 
 
 def _grid(small: bool) -> Iterator[tuple[int, torch.dtype]]:
-    """(columns, dtype): every length in bfloat16, and of the other dtypes each kind of row once, because what takes the
-    time is to compile. A split row, a row of many tiles, and one that starts on no multiple of 16 bytes are added."""
+    """Yield (columns, dtype): all lengths in bfloat16, and each kind of row once in the other dtypes.
+
+    Compiling takes most of the time, hence the choice. Three lengths are added to those of the tests: a split row, a
+    row of many tiles, and one whose rows do not start at multiples of 16 bytes.
+    """
     if small:
         yield from ((18, torch.bfloat16), (1025, torch.float32))
         return
@@ -135,10 +133,10 @@ def _grid(small: bool) -> Iterator[tuple[int, torch.dtype]]:
 
 
 def densities_and_gradients(of: str, device: torch.device, small: bool) -> None:
-    """The cases whose names begin so."""
+    """Check the cases of the tests whose names begin with `of`."""
     for columns, dtype in _grid(small):
         for case in (case for case in cases.CASES if case.name.startswith(of)):
-            # The cases make tensors of their own.
+            # The cases create further tensors on the default device.
             with torch.device(device):
                 logits = cases.logits_of(3, columns, dtype)
                 row_grad = torch.randn(2, 3, dtype=tensors.compute_dtype(dtype))
@@ -152,8 +150,8 @@ def densities_and_gradients(of: str, device: torch.device, small: bool) -> None:
 
 
 def rows_that_round(device: torch.device, small: bool) -> None:
-    """Peaked rows, and logits far from 0: where a product that is rounded before a sum shows."""
-    # The tests make tensors of their own.
+    """Check peaked rows and logits far from 0, where rounding a product before its sum is visible."""
+    # The tests create their tensors on the default device.
     with torch.device(device):
         for columns in (6,) if small else (6, 700, 5000):
             cases.test_entropies_of_peaked_rows(columns)
@@ -162,7 +160,7 @@ def rows_that_round(device: torch.device, small: bool) -> None:
 
 
 def category_masks(device: torch.device, small: bool) -> None:
-    """As logits of -inf; sums may be taken in another order."""
+    """Check that a mask gives what logits of -inf give, up to the order of sums."""
     for columns in (18,) if small else (18, 1025, 9000, 151_936):
         mask = cases.mask_of(4, columns).to(device)
         with torch.device(device):
@@ -184,7 +182,7 @@ def samples_draw_for_draw(device: torch.device, small: bool) -> None:
             where = f"{columns} columns, {draws} draws, {dtype}"
             few_differ(index, expected)
             assert torch.equal(hot.cpu(), eager.one_hot(index.cpu(), columns, torch.int64)), f"one-hot, {where}"
-        # Rows that start where no vector can be loaded, and the seed on the device.
+        # Rows whose start is not aligned for vector loads, and a seed on the device.
         wide = torch.randn(3, columns + 5, device=device).to(dtype)[:, 3 : columns + 3]
         index = sample.sample(wide, 1, None, *place)[1]
         again = sample.sample(wide.contiguous(), 1, None, torch.tensor([seed], device=device), *place[1:])[1]
@@ -192,7 +190,7 @@ def samples_draw_for_draw(device: torch.device, small: bool) -> None:
 
 
 def many_rows_draw_for_draw(device: torch.device, small: bool) -> None:
-    """Several rows a program, and programs enough that rows share one."""
+    """Check several rows per program, in enough rows that programs are shared."""
     rows = 10 if small else 3000
     for columns in (6,) if small else (2, 6, 18, 32, 100):
         logits = torch.randn(rows, columns)
@@ -220,7 +218,7 @@ def relaxed_samples_and_gradients(device: torch.device, small: bool) -> None:
 
 
 def soft_gradients(device: torch.device, small: bool) -> None:
-    """Of soft samples, the logits' and the temperature's; 0 where a sample is."""
+    """Check the gradients of soft samples in the logits and the temperature. Samples of 0 are among them."""
     for columns, dtype in _grid(small):
         for draws in (1, 3):
             y = torch.softmax(2 * torch.randn(draws, 3, columns, device=device), -1).to(dtype)
@@ -237,14 +235,14 @@ def soft_gradients(device: torch.device, small: bool) -> None:
                 cases.assert_as_good_as(dx, twin_dx, exact_dx, dtype)
             except AssertionError as error:
                 raise AssertionError(f"the gradient of the logits, {where}: {error}") from None
-            # A GPU's log2 is off by 2^-22 where its result is near 0: of each product, where y is near 1.
+            # A GPU's log2 has an absolute error of 2^-22 near 1, where its result is near 0. It enters each product.
             few = 2.0**-18 * y.double().sum((0, 2)) * grad.double().abs().amax((0, 2)) / t + 1e-30
             off = ((dt - exact_dt).abs() / (4 * (twin_dt - exact_dt).abs() + few)).max().item()
             assert off <= 1, f"the gradient of the temperature, {where}: off by {off:.1f} times what it may"
 
 
 def more_than_2_to_the_31_elements(device: torch.device, small: bool) -> None:
-    """The last rows of a batch so large that 32-bit offsets would wrap, against the same rows by themselves."""
+    """Compare the last rows of a batch in which 32-bit offsets would wrap with the same rows by themselves."""
     rows, columns, last = (5, 1500, 3) if small else (2**31 // 131_072 + 7, 131_072, 3)
     x = torch.randn(rows, columns, dtype=torch.bfloat16, device=device)
     tail = x[-last:].clone()
@@ -272,8 +270,10 @@ def more_than_2_to_the_31_elements(device: torch.device, small: bool) -> None:
 
 
 def replays(device: torch.device, run: Callable[[], Tensor], clone: bool = True) -> Iterator[Tensor]:
-    """What `run` gives each time a CUDA graph of it is replayed; off a GPU, each time it is called. Without `clone` the
-    next replay overwrites it."""
+    """Yield the result of `run` at each replay of a CUDA graph of it, or at each call if there is no GPU.
+
+    Without `clone` the next replay overwrites the result.
+    """
     if device.type != "cuda":
         while True:
             yield run()
@@ -291,7 +291,7 @@ def replays(device: torch.device, run: Callable[[], Tensor], clone: bool = True)
 
 
 def graphs_draw_anew(device: torch.device, small: bool) -> None:
-    """Replays of one graph differ, and together they fit."""
+    """Check that replays of one graph differ, and that their draws together have the right frequencies."""
     for rows, columns in ((6, 6),) if small else ((2000, 6), (64, 4096)):
         x = torch.randn(columns, device=device).expand(rows, columns).contiguous()
         drawn = replays(device, lambda x=x: OneHotCategorical(logits=x).sample())
@@ -303,7 +303,7 @@ def graphs_draw_anew(device: torch.device, small: bool) -> None:
 
 
 def public_classes(device: torch.device, small: bool) -> None:
-    """The class's own draws fit their law, and its gradients are finite, by the choice of backend that a user gets."""
+    """Check the class with the backend that a user gets: frequencies of draws, and that gradients are finite."""
     for rows, columns in ((6, 6),) if small else ((20000, 6), (512, 50_000)):
         x = torch.randn(columns, device=device).expand(rows, columns).contiguous()
         why = frequency_fault(OneHotCategorical(logits=x).sample(), x)
@@ -318,7 +318,7 @@ def public_classes(device: torch.device, small: bool) -> None:
         assert ((draw == 0) | (draw == 1)).all(), method.name
 
 
-# With the operations that each vouches for. "classes" and "masks" are of nothing that is timed.
+# (check, name, operations that it vouches for). "classes" and "masks" are no operations that are timed.
 CHECKS: tuple[tuple[Check, str, str], ...] = (
     (samples_draw_for_draw, "samples, draw for draw", "sample"),
     (many_rows_draw_for_draw, "many short rows, draw for draw", "sample"),
@@ -336,7 +336,7 @@ CHECKS: tuple[tuple[Check, str, str], ...] = (
 
 
 def checked(device: torch.device, small: bool, check: Callable[..., None], *arguments: object) -> None:
-    """A check from a fixed seed, with the kernels."""
+    """Run a check with a fixed seed and the Triton backend."""
     torch.manual_seed(20)
     with use_backend("triton" if small else "auto"), np.errstate(all="ignore"):
         check(device, *arguments)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -13,6 +13,9 @@ from . import checks
 from .distribution import OneHotCategorical, _sharded
 from .grad_method import ReparamGradientStrategy
 from .tensors import is_sharded
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class MaskedOneHotCategorical(OneHotCategorical):
@@ -25,10 +28,12 @@ class MaskedOneHotCategorical(OneHotCategorical):
     Args:
         logits: [*batch, columns], as for `OneHotCategorical`; or
         probs: [*batch, columns] in its place.
-        mask: bool, broadcasts to the parameters; True where a category can be drawn. Exactly one of `mask` and
-            `indices` is given. A row in which nothing is allowed is no distribution: where arguments are not
-            validated, its samples are all zero and its densities NaN.
-        indices: integers [*batch, n], in place of `mask`: the categories that can be drawn, in any order.
+        mask: broadcasts to the parameters; True where a category can be drawn. Exactly one of `mask` and `indices` is
+            given. A tensor or a NumPy array; bool, or 0 and 1 of any dtype, which are copied. Where arguments are not
+            validated, a number other than 0 is True. A row in which nothing is allowed is invalid: where arguments are
+            not validated, its samples are all zero and its densities NaN.
+        indices: integers [*batch, n], in place of `mask`: the categories that can be drawn, in any order. A tensor or
+            a NumPy array.
         neg_inf: what `log_prob` and `logits` give for a category that cannot be drawn.
         padding_value: an entry of `indices` that stands for no category, in rows that allow fewer than n.
         grad_method, temperature, relaxed_samples, dtype, validate_args: as for `OneHotCategorical`.
@@ -55,8 +60,8 @@ class MaskedOneHotCategorical(OneHotCategorical):
         self,
         logits: Tensor | None = None,
         probs: Tensor | None = None,
-        mask: Tensor | None = None,
-        indices: Tensor | None = None,
+        mask: Tensor | np.ndarray | None = None,
+        indices: Tensor | np.ndarray | None = None,
         neg_inf: float = -math.inf,
         padding_value: int | None = None,
         grad_method: ReparamGradientStrategy | None = None,
@@ -72,13 +77,14 @@ class MaskedOneHotCategorical(OneHotCategorical):
         self.neg_inf = neg_inf
         allowed, name = checks.exactly_one(mask=mask, indices=indices)
         if name == "indices":
-            checks.allowed_indices(
-                allowed, padding_value, param.shape, param.device, checks.resolve(validate_args, param)
-            )
+            validate = checks.resolve(validate_args, param)
+            allowed = checks.allowed_indices(allowed, padding_value, param.shape, param.device, validate)
             allowed = _mask_of(allowed, padding_value, param.shape[-1])
-        checks.mask(allowed, name, param.shape, param.device)
+        else:
+            allowed = checks.mask(allowed, param, validate_args)
         if is_sharded(param):
-            self._mask = _sharded().place_mask(allowed, param, "logits" if probs is None else "probs")
+            validate = checks.resolve(validate_args, param)
+            self._mask = _sharded().place_mask(allowed, param, "logits" if probs is None else "probs", validate)
         else:
             self._mask = allowed.expand(param.shape)
         super().__init__(

@@ -356,10 +356,17 @@ def log_softmax(logits: Tensor) -> DTensor:
 # Parameters -----------------------------------------------------------------------------------------------------------
 
 
-def place_mask(mask: Tensor, param: Tensor, name: str) -> DTensor:
-    """A category mask, placed as the parameters."""
+def place_mask(mask: Tensor, param: Tensor, name: str, validate: bool) -> DTensor:
+    """A category mask as bool, placed as the parameters. One of another dtype holds 0 and 1; `validate` says whether
+    that is checked, on every rank."""
     layout = layout_of(param, name)
-    return _wrap(_part(mask, "mask", layout, True).expand(layout.local), layout, columns=True)
+    allowed = _part(mask, "mask", layout, True).expand(layout.local)
+    if allowed.dtype != torch.bool:
+        if validate:
+            bad = ((allowed != 0) & (allowed != 1)).any(-1)
+            _raise_if(bad, layout, "mask", "0 and 1", "a row with another number")
+        allowed = allowed != 0
+    return _wrap(allowed, layout, columns=True)
 
 
 def logits_of(param: Tensor, is_probs: bool, unimix: float, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:

@@ -382,6 +382,14 @@ def subclasses_and_options(rank: int, world: int) -> None:
                 MaskedOneHotCategorical(x, mask=_placed(mask, mesh, placement), unimix=0.1, neg_inf=-9.0),
                 MaskedOneHotCategorical(full, mask=mask, unimix=0.1, neg_inf=-9.0),
             ),
+            (
+                MaskedOneHotCategorical(x, mask=mask.numpy(), validate_args=True),
+                MaskedOneHotCategorical(full, mask=mask),
+            ),
+            (
+                MaskedOneHotCategorical(x, mask=_placed(mask.float(), mesh, placement), validate_args=True),
+                MaskedOneHotCategorical(full, mask=mask),
+            ),
             (OneHotCategorical(x.bfloat16()), OneHotCategorical(full.bfloat16())),
             (OneHotCategorical(x).expand((2, 3)), OneHotCategorical(full).expand((2, 3))),
         ]
@@ -571,6 +579,12 @@ def rows_that_are_no_distribution(rank: int, world: int) -> None:
         _refused(partial(d.log_prob_index, beyond), "index: ", "[1]")
         nowhere = torch.zeros(9, dtype=torch.bool)
         _refused(partial(MaskedOneHotCategorical, x, mask=nowhere, validate_args=True), "logits: ", "[0]")
+        twos = torch.ones(2, 9, dtype=torch.uint8)
+        twos[1, 8] = 2
+        for mask in (twos, _placed(twos, mesh, placement)):
+            _refused(
+                partial(MaskedOneHotCategorical, x, mask=mask, validate_args=True), "mask: expected 0 and 1", "[1]"
+            )
     nothing = OneHotCategorical(_placed(full[:0], mesh, Shard(-1)))
     assert nothing.sample((2,)).shape == (2, 0, 9)
     assert OneHotCategorical(_placed(full, mesh, Shard(-1))).sample((0,)).shape == (0, 5, 9)

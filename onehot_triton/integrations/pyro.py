@@ -71,7 +71,7 @@ class MaskedOneHotCategorical(masked.MaskedOneHotCategorical, TorchDistributionM
     Args:
         probs: [*batch, columns], as for `onehot_triton.MaskedOneHotCategorical`; or
         logits: [*batch, columns] in its place.
-        mask: bool, broadcasts to the parameters: True where a category can be drawn; or
+        mask: of categories, as for `onehot_triton.MaskedOneHotCategorical`; or
         indices: integers [*batch, n] in its place.
         dtype: as for `OneHotCategorical`.
         options: all others of `onehot_triton.MaskedOneHotCategorical`, by their names.

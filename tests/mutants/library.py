@@ -96,6 +96,21 @@ MUTANTS = [
         "the message looks at what is masked",
         "tests/test_masked.py -k bad",
     ),
+    Mutant(CHECKS, "allowed & (value != 1)", "value.isnan()", "a mask of 2", BAD_MASK),
+    Mutant(
+        CHECKS,
+        "allowed = value != 0\n",
+        "allowed = value == 1\n",
+        "a mask of 3, unchecked, allows nothing",
+        "tests/test_masked.py -k 0_and_1_in_another",
+    ),
+    Mutant(
+        CHECKS,
+        "torch.as_tensor(value.copy(), ",
+        "torch.as_tensor(value, ",
+        "a mask of NumPy with negative strides, and changed later",
+        "tests/test_masked.py -k mask_of_numpy",
+    ),
     # distribution.py
     Mutant(
         DISTRIBUTION,
@@ -299,7 +314,7 @@ MUTANTS = [
     ),
     Mutant(
         CHECKS,
-        "    _on_device(name, value, device)\n",
+        '    _on_device("mask", value, param.device)\n',
         "",
         "a mask of another device",
         "tests/test_devices.py -k 'two_devices and mask'",

@@ -102,4 +102,10 @@ MUTANTS = [
         "draws placed by the batch's dimension, without those in front of it",
         "batches_of_four",
     ),
+    _row(
+        '            _raise_if(bad, layout, "mask"',
+        '            _raise_if(bad & False, layout, "mask"',
+        "a mask of 2",
+        "rows_that_are_no_distribution",
+    ),
 ]

@@ -143,8 +143,8 @@ def mask(value: Any, param: Tensor, validate_args: bool | None) -> Tensor:
     """Check a category mask for `param` [*batch, columns], and return it as a bool tensor, itself where it is one.
 
     Args:
-        value: a tensor or a NumPy array; of another dtype than bool it holds 0 and 1. Where values are not checked, a
-            number other than 0 is True.
+        value: a tensor or a NumPy array; its batch may be larger than the parameters', and of another dtype than bool
+            it holds 0 and 1. Where values are not checked, a number other than 0 is True.
         param: the parameters. Beside a DTensor a mask is returned as it is, and `sharded.place_mask` makes it bool.
         validate_args: the argument of that name; only a mask of another dtype than bool has values to check.
     """
@@ -152,8 +152,11 @@ def mask(value: Any, param: Tensor, validate_args: bool | None) -> Tensor:
     if not isinstance(value, Tensor):
         raise _error("mask", "a tensor or a NumPy array", type(value).__name__)
     _on_device("mask", value, param.device)
-    if not _broadcasts_to(value.shape, param.shape):
-        raise _error("mask", f"a shape that broadcasts to {list(param.shape)}", list(value.shape))
+    if value.shape != param.shape:
+        columns = param.shape[-1]
+        if value.dim() and value.shape[-1] not in (1, columns):
+            raise _error("mask", f"a last dimension of 1 or {columns}", f"shape {list(value.shape)}")
+        _broadcastable("mask", value.shape[:-1], param.shape[:-1])
     if value.dtype == torch.bool or is_sharded(param):
         return value
     allowed = value != 0
@@ -172,9 +175,9 @@ def allowed_indices(value: Any, padding: Any, shape: torch.Size, device: torch.d
     if not isinstance(value, Tensor) or value.dtype not in _INDEX_DTYPES:
         raise _error("indices", "an integer tensor", value.dtype if isinstance(value, Tensor) else type(value).__name__)
     _on_device("indices", value, device)
-    if value.dim() == 0 or not _broadcasts_to(value.shape[:-1], shape[:-1]):
-        expected = f"[*batch, n] with a batch that broadcasts to {list(shape[:-1])}"
-        raise _error("indices", expected, f"shape {list(value.shape)}")
+    if value.dim() == 0:
+        raise _error("indices", "[*batch, n]", "shape []")
+    _broadcastable("indices", value.shape[:-1], shape[:-1])
     if padding is not None and not isinstance(padding, int):
         raise _error("padding_value", "an int or None", repr(padding))
     if validate:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from . import checks
+from . import checks, parameters
 from .distribution import OneHotCategorical, _sharded
 from .grad_method import ReparamGradientStrategy
 from .tensors import is_sharded
@@ -28,12 +28,13 @@ class MaskedOneHotCategorical(OneHotCategorical):
     Args:
         logits: [*batch, columns], as for `OneHotCategorical`; or
         probs: [*batch, columns] in its place.
-        mask: broadcasts to the parameters; True where a category can be drawn. Exactly one of `mask` and `indices` is
-            given. A tensor or a NumPy array; bool, or 0 and 1 of any dtype, which are copied. Where arguments are not
-            validated, a number other than 0 is True. A row in which nothing is allowed is invalid: where arguments are
-            not validated, its samples are all zero and its densities NaN.
+        mask: [*batch, columns], True where a category can be drawn: a tensor or a NumPy array, bool, or 0 and 1 of any
+            dtype, which are copied. Exactly one of `mask` and `indices` is given. The batches of mask and parameters
+            broadcast: masks for several states make a batch of one row of logits, which are not copied. Where
+            arguments are not validated, a number other than 0 is True. A row in which nothing is allowed is invalid:
+            where arguments are not validated, its samples are all zero and its densities NaN.
         indices: integers [*batch, n], in place of `mask`: the categories that can be drawn, in any order. A tensor or
-            a NumPy array.
+            a NumPy array, whose batch broadcasts as that of `mask`.
         neg_inf: what `log_prob` and `logits` give for a category that cannot be drawn.
         padding_value: an entry of `indices` that stands for no category, in rows that allow fewer than n.
         grad_method, temperature, relaxed_samples, dtype, validate_args: as for `OneHotCategorical`.
@@ -72,7 +73,7 @@ class MaskedOneHotCategorical(OneHotCategorical):
         dtype: torch.dtype | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        param, _ = checks.parameter(logits=logits, probs=probs)
+        param, kind = checks.parameter(logits=logits, probs=probs)
         checks.neg_inf(neg_inf)
         self.neg_inf = neg_inf
         allowed, name = checks.exactly_one(mask=mask, indices=indices)
@@ -84,12 +85,13 @@ class MaskedOneHotCategorical(OneHotCategorical):
             allowed = checks.mask(allowed, param, validate_args)
         if is_sharded(param):
             validate = checks.resolve(validate_args, param)
-            self._mask = _sharded().place_mask(allowed, param, "logits" if probs is None else "probs", validate)
+            param, self._mask = _sharded().place_mask(allowed, param, kind, validate)
         else:
+            param = parameters.over_batch_of(allowed, param)
             self._mask = allowed.expand(param.shape)
         super().__init__(
-            logits,
-            probs,
+            param if kind == "logits" else None,
+            param if kind == "probs" else None,
             grad_method,
             temperature=temperature,
             relaxed_samples=relaxed_samples,

@@ -372,6 +372,7 @@ def subclasses_and_options(rank: int, world: int) -> None:
     mesh, full = _mesh(world), _fixed(3, 7)
     mask = _fixed(3, 7, seed=1) > -0.5
     mask[:, 2] = True
+    wider = torch.stack([mask, mask.flip(0)])
     for placement in (Shard(-1), Shard(0), Replicate()):
         x, probs = _placed(full, mesh, placement), _placed(full.exp(), mesh, placement)
         pairs = [
@@ -390,6 +391,8 @@ def subclasses_and_options(rank: int, world: int) -> None:
                 MaskedOneHotCategorical(x, mask=_placed(mask.float(), mesh, placement), validate_args=True),
                 MaskedOneHotCategorical(full, mask=mask),
             ),
+            (MaskedOneHotCategorical(x, mask=wider), MaskedOneHotCategorical(full, mask=wider)),
+            (MaskedOneHotCategorical(probs=probs, mask=wider), MaskedOneHotCategorical(probs=full.exp(), mask=wider)),
             (OneHotCategorical(x.bfloat16()), OneHotCategorical(full.bfloat16())),
             (OneHotCategorical(x).expand((2, 3)), OneHotCategorical(full).expand((2, 3))),
         ]
@@ -401,6 +404,14 @@ def subclasses_and_options(rank: int, world: int) -> None:
             drawn = found.sample((2,))
             _same(found.log_prob(drawn), expected.log_prob(drawn.full_tensor()))
             assert found.rsample().placements == found.probs.placements
+        grads = [
+            torch.autograd.grad(MaskedOneHotCategorical(leaf, mask=wider).entropy(), leaf, weights)[0]
+            for leaf, weights in (
+                (x.detach().requires_grad_(), _placed(torch.ones(2, 3), mesh, Replicate())),
+                (full.detach().requires_grad_(), torch.ones(2, 3)),
+            )
+        ]
+        _same(*grads)
         other = OneHotCategorical(_placed(full.flip(-1), mesh, placement))
         _same(
             torch.distributions.kl_divergence(OneHotCategorical(x), other),
@@ -614,6 +625,10 @@ def placements_that_are_refused(rank: int, world: int) -> None:
     x = _placed(full, mesh, Shard(-1))
     _refused(partial(MaskedOneHotCategorical, x, mask=_placed(full > -9, mesh, Shard(0))), "mask: ", "Shard(dim=0)")
     _refused(partial(OneHotCategorical(x).log_prob, _placed(full, mesh, Shard(0))), "value: ", "Shard(dim=0)")
+    one = _placed(full[:1], mesh, Shard(0))
+    _refused(
+        partial(MaskedOneHotCategorical, one, mask=full > -9), "mask: expected the batch [1] where that is sharded"
+    )
 
 
 @case(4)

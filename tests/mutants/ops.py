@@ -461,6 +461,18 @@ MUTANTS = [
         "tests/test_masked.py",
     ),
     _parameters(
+        "param.expand(shape)\n",
+        "param.expand(shape).contiguous()\n",
+        "a row of parameters copied for each of its masks",
+        "tests/test_masked.py -k 'may_widen and eager'",
+    ),
+    _parameters(
+        "    if mask.shape == param.shape:\n        return param\n    shape = ",
+        "    if mask.dim() <= param.dim():\n        return param\n    shape = ",
+        "a batch of 1 is not widened by a mask",
+        "tests/test_masked.py -k 'may_widen and eager'",
+    ),
+    _parameters(
         "1 - unimix) + unimix * uniform",
         "1 - unimix) + uniform",
         "the weight of the uniform part",

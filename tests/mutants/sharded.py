@@ -108,4 +108,10 @@ MUTANTS = [
         "a mask of 2",
         "rows_that_are_no_distribution",
     ),
+    _row(
+        '    _broadcast(layout_of(param, name), mask.shape[:-1], "mask")\n',
+        "",
+        "one row that is sharded, with several masks",
+        "placements_that_are_refused",
+    ),
 ]

@@ -5,7 +5,7 @@ from mutants.mutant import Mutant
 PACKAGE = "onehot_triton/"
 CHECKS, DISTRIBUTION, MASKED = PACKAGE + "checks.py", PACKAGE + "distribution.py", PACKAGE + "masked.py"
 RELAXED, RNG, DEMO = PACKAGE + "relaxed.py", PACKAGE + "rng.py", PACKAGE + "__main__.py"
-TORCHRL = PACKAGE + "integrations/torchrl.py"
+TORCHRL, PYRO = PACKAGE + "integrations/torchrl.py", PACKAGE + "integrations/pyro.py"
 CORRECTNESS, MEASURE, COST = "benchmarks/correctness.py", "benchmarks/measure.py", "benchmarks/static_cost.py"
 OPERATIONS = "benchmarks/operations.py"
 GPU_STEPS, GPU_CHECKS = "benchmarks/gpu_steps.py", "benchmarks/gpu_checks.py"
@@ -164,8 +164,8 @@ MUTANTS = [
     ),
     Mutant(
         DISTRIBUTION,
-        "return self.grad_method is not None",
-        "return True",
+        "self.has_rsample = self.grad_method is not None",
+        "self.has_rsample = True",
         "an rsample without a gradient promised",
         "tests/test_distribution.py -k has_rsample",
     ),
@@ -204,6 +204,35 @@ MUTANTS = [
         "0, captured",
         "a mask changed in place",
         "tests/test_masked.py -k place",
+    ),
+    Mutant(
+        DISTRIBUTION,
+        '"grad_method", "has_rsample", ',
+        '"grad_method", ',
+        "has_rsample lost by expand",
+        "tests/test_distribution.py -k has_rsample",
+    ),
+    # integrations/pyro.py
+    Mutant(
+        PYRO,
+        "soft = soft.clamp(min=torch.finfo(soft.dtype).eps / soft.shape[-1])\n",
+        "soft = soft + 0\n",
+        "the density of a cold draw is infinite",
+        "tests/test_pyro.py -k straight_through_draw",
+    ),
+    Mutant(
+        PYRO,
+        "hard + (soft - soft.detach())",
+        "soft + (hard - soft).detach()",
+        "a draw that is not exactly 0 and 1",
+        "tests/test_pyro.py -k straight_through_draw",
+    ),
+    Mutant(
+        PYRO,
+        "torch.broadcast_shapes(batch, allowed[:-1])), event",
+        "batch), event",
+        "the batch of a mask that widens it",
+        "tests/test_pyro.py -k conventions",
     ),
     # masked.py
     Mutant(

@@ -223,7 +223,7 @@ MUTANTS = [
     Mutant(
         PYRO,
         "hard + (soft - soft.detach())",
-        "soft + (hard - soft).detach()",
+        "hard + soft - soft.detach()",
         "a draw that is not exactly 0 and 1",
         "tests/test_pyro.py -k straight_through_draw",
     ),

@@ -485,6 +485,18 @@ MUTANTS = [
         "tests/test_masked.py -k unimix",
     ),
     _cpu(
+        '"torch.onnx" in sys.modules and torch.onnx',
+        "torch.onnx",
+        "torch.onnx imported by a draw",
+        eager("torch_onnx"),
+    ),
+    _cpu(
+        "is_compiling()) or _exports_onnx()",
+        "is_compiling())",
+        "a search in sums for ONNX",
+        eager("onnx_draws"),
+    ),
+    _cpu(
         "draws * group >= columns",
         "draws * group < columns",
         "one stage where two cost less",

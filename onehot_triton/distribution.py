@@ -314,7 +314,8 @@ class OneHotCategorical(Distribution):
     def sample_index(self, sample_shape: SampleShape = (), *, generator: torch.Generator | None = None) -> Tensor:
         """The draw as category indices, int64 [*sample_shape, *batch]; nothing one-hot is made.
 
-        A row that is no distribution, where nothing was validated, gives -1.
+        A row that is no distribution, where nothing was validated, gives -1: `index < 0` finds, for example, the rows
+        whose weights are all 0.
 
         Of sharded columns: Replicate, one collective of 8 bytes and 12 a draw.
 

@@ -43,7 +43,7 @@ def is_one_hot(draw: Tensor) -> bool:
 
 
 def test_readme_code_runs() -> None:
-    example, session = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    example, _ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len([line for line in example.splitlines() if line]) == 8
     scope: dict = {}
     exec(example, scope)
@@ -52,8 +52,19 @@ def test_readme_code_runs() -> None:
     assert comments == list(STATED)
     for comment in comments:
         assert STATED[comment](**scope), comment
+
+
+WITH_SESSIONS = [page for page in PAGES if ">>>" in page.read_text()]
+
+
+@pytest.mark.parametrize("page", WITH_SESSIONS, ids=lambda page: page.name)
+def test_sessions_of_the_pages(page: Path) -> None:
+    """What stands after >>> prints what stands below it."""
+    assert {page.name for page in WITH_SESSIONS} == {"README.md", "members.md"}
     names = {"torch": torch, "OneHotCategorical": onehot_triton.OneHotCategorical}
-    found = doctest.DocTestParser().get_doctest(session, names, "README.md", None, None)
+    sessions = "\n".join(re.findall(r"```python\n(>>>.*?)```", page.read_text(), re.DOTALL))
+    found = doctest.DocTestParser().get_doctest(sessions, names, page.name, None, None)
+    assert found.examples
     assert doctest.DocTestRunner().run(found).failed == 0
 
 

@@ -14,7 +14,7 @@ from torch.distributions import Distribution
 
 from .blocks import by_rows
 from .grad_method import ReparamGradientStrategy
-from .tensors import compute_dtype, in_transform, is_recorded
+from .tensors import compute_dtype, in_transform, is_recorded, is_sharded
 
 _PARAMETER_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _INDEX_DTYPES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -125,23 +125,59 @@ def rows(logits: Tensor, param: Tensor, name: str, mask: Tensor | None = None) -
     raise _error(name, f"{empty} in every row", f"a row of {row[0].item()} alone at {at}")
 
 
-def mask(value: Any, name: str, shape: torch.Size, device: torch.device) -> None:
-    """Checks a category mask for parameters of that shape, on that device."""
-    if not isinstance(value, Tensor) or value.dtype != torch.bool:
-        raise _error(name, "a bool tensor", value.dtype if isinstance(value, Tensor) else type(value).__name__)
-    _on_device(name, value, device)
-    if not _broadcasts_to(value.shape, shape):
-        raise _error(name, f"a shape that broadcasts to {list(shape)}", list(value.shape))
+def _from_numpy(name: str, value: Any, device: torch.device) -> Any:
+    """A copy of a NumPy array on that device, since an array has none; any other value as it is.
+
+    The copy has strides that torch takes, and does not change with the array. NumPy is known by its name: importing it
+    takes time, and torch does without it.
+    """
+    if type(value).__module__ != "numpy":
+        return value
+    try:
+        return torch.as_tensor(value.copy(), device=device)
+    except (TypeError, ValueError):
+        raise _error(name, "numbers that torch knows", value.dtype) from None
 
 
-def allowed_indices(value: Any, padding: Any, shape: torch.Size, device: torch.device, validate: bool) -> None:
-    """Checks lists of categories, [*batch, any number], for parameters of that shape, on that device."""
+def mask(value: Any, param: Tensor, validate_args: bool | None) -> Tensor:
+    """Check a category mask for `param` [*batch, columns], and return it as a bool tensor, itself where it is one.
+
+    Args:
+        value: a tensor or a NumPy array; its batch may be larger than the parameters', and of another dtype than bool
+            it holds 0 and 1. Where values are not checked, a number other than 0 is True.
+        param: the parameters. Beside a DTensor a mask is returned as it is, and `sharded.place_mask` makes it bool.
+        validate_args: the argument of that name; only a mask of another dtype than bool has values to check.
+    """
+    value = _from_numpy("mask", value, param.device)
+    if not isinstance(value, Tensor):
+        raise _error("mask", "a tensor or a NumPy array", type(value).__name__)
+    _on_device("mask", value, param.device)
+    if value.shape != param.shape:
+        columns = param.shape[-1]
+        if value.dim() and value.shape[-1] not in (1, columns):
+            raise _error("mask", f"a last dimension of 1 or {columns}", f"shape {list(value.shape)}")
+        _broadcastable("mask", value.shape[:-1], param.shape[:-1])
+    if value.dtype == torch.bool or is_sharded(param):
+        return value
+    allowed = value != 0
+    if resolve(validate_args, param):
+        bad = allowed & (value != 1)
+        if not _is_true(~bad.any(), "mask: expected 0 and 1"):
+            at = _first(bad)
+            raise _error("mask", "0 and 1", f"{value[tuple(at)].item()} at {at}")
+    return allowed
+
+
+def allowed_indices(value: Any, padding: Any, shape: torch.Size, device: torch.device, validate: bool) -> Tensor:
+    """Check lists of categories, [*batch, any number], for parameters of that shape, on that device, and return them
+    as a tensor."""
+    value = _from_numpy("indices", value, device)
     if not isinstance(value, Tensor) or value.dtype not in _INDEX_DTYPES:
         raise _error("indices", "an integer tensor", value.dtype if isinstance(value, Tensor) else type(value).__name__)
     _on_device("indices", value, device)
-    if value.dim() == 0 or not _broadcasts_to(value.shape[:-1], shape[:-1]):
-        expected = f"[*batch, n] with a batch that broadcasts to {list(shape[:-1])}"
-        raise _error("indices", expected, f"shape {list(value.shape)}")
+    if value.dim() == 0:
+        raise _error("indices", "[*batch, n]", "shape []")
+    _broadcastable("indices", value.shape[:-1], shape[:-1])
     if padding is not None and not isinstance(padding, int):
         raise _error("padding_value", "an int or None", repr(padding))
     if validate:
@@ -150,6 +186,7 @@ def allowed_indices(value: Any, padding: Any, shape: torch.Size, device: torch.d
         if not _is_true(~bad.any(), f"indices: expected 0 .. {shape[-1] - 1}"):
             at = _first(bad)
             raise _error("indices", f"0 .. {shape[-1] - 1}", f"{value[tuple(at)].item()} at {at}")
+    return value
 
 
 def neg_inf(value: Any) -> float | None:

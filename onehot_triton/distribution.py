@@ -80,6 +80,9 @@ class OneHotCategorical(Distribution):
     arg_constraints = {"logits": constraints.real_vector, "probs": constraints.simplex}  # pyright: ignore[reportAssignmentType]
     support = constraints.one_hot  # pyright: ignore[reportAssignmentType]
     has_enumerate_support = True
+    has_rsample: bool = False
+    """Of a distribution, True where a `grad_method` was given: tensordict and Pyro call `sample` where it is False. It
+    can be set, as Pyro's `has_rsample_` does."""
     num_params: int = 1
     """The number of parameters that make one distribution: TorchRL asks for it."""
     _mask: Tensor | None = None
@@ -107,6 +110,7 @@ class OneHotCategorical(Distribution):
         if dtype is not None:
             checks.dtype(dtype)
         self.grad_method = checks.grad_method(grad_method)
+        self.has_rsample = self.grad_method is not None
         self.relaxed_samples = checks.relaxed_samples(relaxed_samples)
         self.unimix = checks.unimix(unimix)
         self.neg_inf = checks.neg_inf(neg_inf)
@@ -212,11 +216,6 @@ class OneHotCategorical(Distribution):
     def num_samples(self) -> int:
         """The number of categories, as TorchRL calls it."""
         return self._event_shape[0]
-
-    @property
-    def has_rsample(self) -> bool:
-        """True where a `grad_method` was given, as in TorchRL: tensordict calls `sample` where it is False."""
-        return self.grad_method is not None
 
     # Samples ----------------------------------------------------------------------------------------------------------
 
@@ -333,7 +332,8 @@ class OneHotCategorical(Distribution):
     def sample_index(self, sample_shape: SampleShape = (), *, generator: torch.Generator | None = None) -> Tensor:
         """The draw as category indices, int64 [*sample_shape, *batch]; nothing one-hot is made.
 
-        A row that is no distribution, where nothing was validated, gives -1.
+        A row that is no distribution, where nothing was validated, gives -1: `index < 0` finds, for example, the rows
+        whose weights are all 0.
 
         Of sharded columns: Replicate, one collective of 8 bytes and 12 a draw.
 
@@ -664,7 +664,16 @@ class OneHotCategorical(Distribution):
         for name in ("_mask", "_mask_to_apply"):
             tensor = getattr(self, name)
             setattr(new, name, None if tensor is None else tensor.expand(batch + self._event_shape))
-        for name in ("_name", "grad_method", "temperature", "relaxed_samples", "unimix", "dtype", "neg_inf"):
+        for name in (
+            "_name",
+            "grad_method",
+            "has_rsample",
+            "temperature",
+            "relaxed_samples",
+            "unimix",
+            "dtype",
+            "neg_inf",
+        ):
             setattr(new, name, getattr(self, name))
         new._param, new._is_sharded = self._param.expand(batch + self._event_shape), self._is_sharded
         new._logits = new._param if logits is self._param else logits.expand(batch + self._event_shape)

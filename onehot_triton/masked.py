@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from . import checks
+from . import checks, parameters
 from .distribution import OneHotCategorical, _sharded
 from .grad_method import ReparamGradientStrategy
 from .tensors import is_sharded
+
+if TYPE_CHECKING:
+    import numpy as np
 
 
 class MaskedOneHotCategorical(OneHotCategorical):
@@ -24,10 +27,14 @@ class MaskedOneHotCategorical(OneHotCategorical):
     Args:
         logits: [*batch, columns], as for `OneHotCategorical`; or
         probs: [*batch, columns] in its place.
-        mask: bool, broadcasts to the parameters; True where a category can be drawn. Exactly one of `mask` and
-            `indices` is given. A row in which nothing is allowed is no distribution: where arguments are not
-            validated, its samples are all zero, its densities NaN and its gradient 0.
-        indices: integers [*batch, n], in place of `mask`: the categories that can be drawn, in any order.
+        mask: [*batch, columns], True where a category can be drawn: a tensor or a NumPy array, bool, or 0 and 1 of any
+            dtype, which are copied. Exactly one of `mask` and `indices` is given. The batches of mask and parameters
+            broadcast: masks for several states make a batch of one row of logits, which are not copied. Where
+            arguments are not validated, a number other than 0 is True. A row in which nothing is allowed is invalid:
+            where arguments are not validated, its samples are all zero, its densities NaN and its
+            gradient 0.
+        indices: integers [*batch, n], in place of `mask`: the categories that can be drawn, in any order. A tensor or
+            a NumPy array, whose batch broadcasts as that of `mask`.
         padding_value: an entry of `indices` that stands for no category, in rows that allow fewer than n.
         neg_inf, grad_method, temperature, relaxed_samples, dtype, validate_args: as for `OneHotCategorical`.
         unimix: e in [0, 1]: mixes in the uniform distribution over the categories that are allowed.
@@ -53,8 +60,8 @@ class MaskedOneHotCategorical(OneHotCategorical):
         self,
         logits: Tensor | None = None,
         probs: Tensor | None = None,
-        mask: Tensor | None = None,
-        indices: Tensor | None = None,
+        mask: Tensor | np.ndarray | None = None,
+        indices: Tensor | np.ndarray | None = None,
         neg_inf: float | None = None,
         padding_value: int | None = None,
         grad_method: ReparamGradientStrategy | None = None,
@@ -65,21 +72,23 @@ class MaskedOneHotCategorical(OneHotCategorical):
         dtype: torch.dtype | None = None,
         validate_args: bool | None = None,
     ) -> None:
-        param, _ = checks.parameter(logits=logits, probs=probs)
+        param, kind = checks.parameter(logits=logits, probs=probs)
         allowed, name = checks.exactly_one(mask=mask, indices=indices)
         if name == "indices":
-            checks.allowed_indices(
-                allowed, padding_value, param.shape, param.device, checks.resolve(validate_args, param)
-            )
+            validate = checks.resolve(validate_args, param)
+            allowed = checks.allowed_indices(allowed, padding_value, param.shape, param.device, validate)
             allowed = _mask_of(allowed, padding_value, param.shape[-1])
-        checks.mask(allowed, name, param.shape, param.device)
-        if is_sharded(param):
-            self._mask = _sharded().place_mask(allowed, param, "logits" if probs is None else "probs")
         else:
+            allowed = checks.mask(allowed, param, validate_args)
+        if is_sharded(param):
+            validate = checks.resolve(validate_args, param)
+            param, self._mask = _sharded().place_mask(allowed, param, kind, validate)
+        else:
+            param = parameters.over_batch_of(allowed, param)
             self._mask = allowed.expand(param.shape)
         super().__init__(
-            logits,
-            probs,
+            param if kind == "logits" else None,
+            param if kind == "probs" else None,
             grad_method,
             temperature=temperature,
             relaxed_samples=relaxed_samples,

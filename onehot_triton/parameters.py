@@ -45,6 +45,15 @@ def _in_rows(mask: Tensor, logits: Tensor) -> Tensor:
     return mask if repeats or len(batch_sizes(mask)) <= 2 else mask.contiguous()
 
 
+def over_batch_of(mask: Tensor, param: Tensor) -> Tensor:
+    """`param` [*batch, columns], expanded to the batch that it makes with a mask: one row of parameters may have a mask
+    for each state. Nothing is copied, and its gradient is summed."""
+    if mask.shape == param.shape:
+        return param
+    shape = torch.broadcast_shapes(mask.shape, param.shape)
+    return param if param.shape == shape else param.expand(shape)
+
+
 def logits_of(param: Tensor, is_probs: bool, unimix: float, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     """Unnormalised logits of softmax(param), or of param / sum(param), mixed with `unimix` of the uniform distribution.
 

@@ -166,7 +166,7 @@ class RelaxedOneHotCategorical(Distribution):
         new: Any = self._get_checked_instance(RelaxedOneHotCategorical, _instance)
         batch = torch.Size(batch_shape)
         new._param, new._name = self._param.expand(batch + self._event_shape), self._name
-        new.temperature = self.temperature
+        new.temperature, new.has_rsample = self.temperature, self.has_rsample
         Distribution.__init__(new, batch, self._event_shape, validate_args=False)
         new._validate_args = self._validate_args
         return new

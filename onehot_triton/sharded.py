@@ -365,10 +365,20 @@ def log_softmax(logits: Tensor) -> DTensor:
 # Parameters -----------------------------------------------------------------------------------------------------------
 
 
-def place_mask(mask: Tensor, param: Tensor, name: str) -> DTensor:
-    """A category mask, placed as the parameters."""
+def place_mask(mask: Tensor, param: Tensor, name: str, validate: bool) -> tuple[Tensor, DTensor]:
+    """The parameters, expanded to the batch that they make with a category mask, and the mask as bool, placed as they
+    are. A mask of another dtype holds 0 and 1; `validate` says whether that is checked, on every rank."""
+    # One row that ranks share out cannot become several.
+    _broadcast(layout_of(param, name), mask.shape[:-1], "mask")
+    param = parameters.over_batch_of(mask, param)
     layout = layout_of(param, name)
-    return _wrap(_part(mask, "mask", layout, True).expand(layout.local), layout, columns=True)
+    allowed = _part(mask, "mask", layout, True).expand(layout.local)
+    if allowed.dtype != torch.bool:
+        if validate:
+            bad = ((allowed != 0) & (allowed != 1)).any(-1)
+            _raise_if(bad, layout, "mask", "0 and 1", "a row with another number")
+        allowed = allowed != 0
+    return param, _wrap(allowed, layout, columns=True)
 
 
 def logits_of(param: Tensor, is_probs: bool, unimix: float, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:

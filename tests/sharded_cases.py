@@ -401,6 +401,7 @@ def subclasses_and_options(rank: int, world: int) -> None:
     mesh, full = _mesh(world), _fixed(3, 7)
     mask = _fixed(3, 7, seed=1) > -0.5
     mask[:, 2] = True
+    wider = torch.stack([mask, mask.flip(0)])
     for placement in (Shard(-1), Shard(0), Replicate()):
         x, probs = _placed(full, mesh, placement), _placed(full.exp(), mesh, placement)
         pairs = [
@@ -416,6 +417,16 @@ def subclasses_and_options(rank: int, world: int) -> None:
                 OneHotCategorical(probs=probs.floor(), neg_inf=-9.0),
                 OneHotCategorical(probs=full.exp().floor(), neg_inf=-9.0),
             ),
+            (
+                MaskedOneHotCategorical(x, mask=mask.numpy(), validate_args=True),
+                MaskedOneHotCategorical(full, mask=mask),
+            ),
+            (
+                MaskedOneHotCategorical(x, mask=_placed(mask.float(), mesh, placement), validate_args=True),
+                MaskedOneHotCategorical(full, mask=mask),
+            ),
+            (MaskedOneHotCategorical(x, mask=wider), MaskedOneHotCategorical(full, mask=wider)),
+            (MaskedOneHotCategorical(probs=probs, mask=wider), MaskedOneHotCategorical(probs=full.exp(), mask=wider)),
             (OneHotCategorical(x.bfloat16()), OneHotCategorical(full.bfloat16())),
             (OneHotCategorical(x).expand((2, 3)), OneHotCategorical(full).expand((2, 3))),
         ]
@@ -427,6 +438,14 @@ def subclasses_and_options(rank: int, world: int) -> None:
             drawn = found.sample((2,))
             _same(found.log_prob(drawn), expected.log_prob(drawn.full_tensor()))
             assert found.rsample().placements == found.probs.placements
+        grads = [
+            torch.autograd.grad(MaskedOneHotCategorical(leaf, mask=wider).entropy(), leaf, weights)[0]
+            for leaf, weights in (
+                (x.detach().requires_grad_(), _placed(torch.ones(2, 3), mesh, Replicate())),
+                (full.detach().requires_grad_(), torch.ones(2, 3)),
+            )
+        ]
+        _same(*grads)
         other = OneHotCategorical(_placed(full.flip(-1), mesh, placement))
         _same(
             torch.distributions.kl_divergence(OneHotCategorical(x), other),
@@ -627,6 +646,12 @@ def rows_that_are_no_distribution(rank: int, world: int) -> None:
         _refused(partial(d.log_prob_index, beyond), "index: ", "[1]")
         nowhere = torch.zeros(9, dtype=torch.bool)
         _refused(partial(MaskedOneHotCategorical, x, mask=nowhere, validate_args=True), "logits: ", "[0]")
+        twos = torch.ones(2, 9, dtype=torch.uint8)
+        twos[1, 8] = 2
+        for mask in (twos, _placed(twos, mesh, placement)):
+            _refused(
+                partial(MaskedOneHotCategorical, x, mask=mask, validate_args=True), "mask: expected 0 and 1", "[1]"
+            )
     nothing = OneHotCategorical(_placed(full[:0], mesh, Shard(-1)))
     assert nothing.sample((2,)).shape == (2, 0, 9)
     assert OneHotCategorical(_placed(full, mesh, Shard(-1))).sample((0,)).shape == (0, 5, 9)
@@ -656,6 +681,10 @@ def placements_that_are_refused(rank: int, world: int) -> None:
     x = _placed(full, mesh, Shard(-1))
     _refused(partial(MaskedOneHotCategorical, x, mask=_placed(full > -9, mesh, Shard(0))), "mask: ", "Shard(dim=0)")
     _refused(partial(OneHotCategorical(x).log_prob, _placed(full, mesh, Shard(0))), "value: ", "Shard(dim=0)")
+    one = _placed(full[:1], mesh, Shard(0))
+    _refused(
+        partial(MaskedOneHotCategorical, one, mask=full > -9), "mask: expected the batch [1] where that is sharded"
+    )
 
 
 @case(4)

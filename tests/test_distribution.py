@@ -359,7 +359,13 @@ def test_sample_has_no_gradient_and_rsample_has_one(method):
 
 @pytest.mark.parametrize("method", [None, *ReparamGradientStrategy], ids=str)
 def test_has_rsample_where_a_grad_method_was_given(method):
-    assert OneHotCategorical(torch.zeros(3), grad_method=method).has_rsample is (method is not None)
+    dist = OneHotCategorical(torch.zeros(3), grad_method=method)
+    assert dist.has_rsample is (method is not None)
+    # Of the class, as of each of torch's, it is no object that is always true.
+    assert OneHotCategorical.has_rsample is MaskedOneHotCategorical.has_rsample is False
+    # What is set stays.
+    dist.has_rsample = method is None
+    assert dist.expand((2,)).has_rsample is copy.deepcopy(dist).has_rsample is (method is None)
     assert OneHotCategorical(torch.zeros(3)).has_enumerate_support
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -346,3 +348,24 @@ def test_few_columns_of_many_rows(columns: int, small: None) -> None:
 def test_a_temperature_of_one_element_serves_a_row_without_batch(backend: str) -> None:
     out = RelaxedOneHotCategorical(torch.tensor([0.5]), logits=torch.zeros(4)).rsample()
     assert out.shape == (4,)
+
+
+def test_a_draw_imports_no_torch_onnx():
+    """It takes 100 ms, at the first large draw of a process, and only who exports to ONNX has a use for it."""
+    code = (
+        "import sys, torch; from onehot_triton import OneHotCategorical; "
+        "OneHotCategorical(torch.zeros(64, 2000)).sample_index(); assert 'torch.onnx' not in sys.modules"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_onnx_draws_by_a_race(monkeypatch: pytest.MonkeyPatch):
+    """Which it has operators for; the export itself is tested where onnxscript is installed."""
+    raced: list[bool] = []
+    race = cpu.race
+    monkeypatch.setattr(cpu, "race", lambda noise: raced.append(True) or race(noise))
+    OneHotCategorical(torch.zeros(64, 2000)).sample_index()
+    assert raced == []
+    monkeypatch.setattr("torch.onnx.is_in_onnx_export", lambda: True)
+    OneHotCategorical(torch.zeros(64, 2000)).sample_index()
+    assert raced == [True]

@@ -245,6 +245,127 @@ def test_a_mask_broadcasts():
         assert_same(dist.probs, x.masked_fill(~mask, -INF).softmax(-1))
 
 
+# The parameters, the mask, and the batch that they make.
+WIDER = [((5,), (7, 5), (7,)), ((3, 5), (2, 3, 5), (2, 3)), ((3, 1, 5), (4, 5), (3, 4)), ((1, 5), (2, 1, 1), (2, 1))]
+
+
+@interpreted
+@pytest.mark.parametrize(("of", "by", "batch"), WIDER, ids=str)
+@each_kind
+def test_a_mask_may_widen_the_batch(kind, of, by, batch, backend, small):
+    """One policy with a mask for each state: values by torch in float64, and the gradient summed over the states."""
+    x, mask, g = torch.randn(of), mask_of(by), torch.randn(*batch, 5)
+    param = (x if kind == "logits" else x.exp()).requires_grad_()
+    ours = MaskedOneHotCategorical(**{kind: param}, mask=mask, grad_method=PASS)
+    assert ours.param_shape == (*batch, 5)
+    assert ours.batch_shape == batch
+    assert torch.equal(ours.mask, mask.expand(*batch, 5))
+    assert ours._param.data_ptr() == param.data_ptr()
+    wide = param.detach().double().requires_grad_()
+    logits = wide if kind == "logits" else wide.log()
+    oracle = D.OneHotCategorical(logits=logits.expand(*batch, 5).masked_fill(~mask, -1e30))
+    index = torch.full(batch, 4)
+    draw, entropy, log_prob = ours.rsample(), ours.entropy(), ours.log_prob_index(index)
+    assert draw.shape == (*batch, 5)
+    assert draw[~ours.mask].count_nonzero() == 0
+    assert_same(ours.log_prob(draw.detach()).detach().double(), oracle.log_prob(draw.detach().double()).detach())
+    expected = oracle.entropy(), oracle.log_prob(F.one_hot(index, 5).double())
+    assert_same(entropy.detach().double(), expected[0].detach())
+    assert_same(log_prob.detach().double(), expected[1].detach())
+    (found,) = torch.autograd.grad((entropy + log_prob).sum() + (draw * g).sum(), param)
+    # The gradient of a draw is that of its mean.
+    total = (expected[0] + expected[1]).sum() + (oracle.probs * g.double()).sum()
+    assert_same(found.double(), torch.autograd.grad(total, wide)[0])
+    new = ours.expand((2, *batch))
+    assert_same(new.entropy().detach(), entropy.detach().expand(2, *batch))
+
+
+@pytest.mark.filterwarnings("ignore:.*lru_cache.*")
+def test_a_mask_that_widens_the_batch_everywhere():
+    """As indices, compiled, under vmap, with draws of a relaxed gradient and a temperature for each state."""
+    x, mask = torch.randn(5, requires_grad=True), mask_of((7, 5))
+    indices = torch.where(mask, torch.arange(5), -1)
+    by_indices = MaskedOneHotCategorical(x, indices=indices, padding_value=-1)
+    assert torch.equal(by_indices.mask, mask)
+
+    def gradient(x: Tensor, mask: Tensor) -> Tensor:
+        return torch.autograd.grad(MaskedOneHotCategorical(x, mask=mask).entropy().sum(), x)[0]
+
+    def step(x: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+        dist = MaskedOneHotCategorical(x, mask=mask)
+        return dist.entropy(), dist.rsample()
+
+    torch._dynamo.reset()
+    entropy, draw = torch.compile(step, fullgraph=True, backend="aot_eager")(x, mask)
+    assert draw[~mask].count_nonzero() == 0
+    assert_same(entropy, by_indices.entropy())
+    assert_same(torch.autograd.grad(entropy.sum(), x)[0], gradient(x, mask))
+    many = torch.randn(2, 5)
+    found = torch.func.vmap(lambda x: MaskedOneHotCategorical(x, mask=mask).entropy())(many)
+    assert_same(found, MaskedOneHotCategorical(many[:, None], mask=mask).entropy())
+    temperature, grads = torch.linspace(0.5, 2, 7, requires_grad=True), []
+    for logits in (x, x.expand(7, 5)):
+        torch.manual_seed(1)
+        dist = MaskedOneHotCategorical(logits, mask=mask, grad_method=RELAXED, temperature=temperature)
+        grads.append(torch.autograd.grad((dist.rsample() * torch.arange(5)).sum(), (x, temperature)))
+    for found, expected in zip(*grads, strict=True):
+        assert_same(found, expected)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.uint16, torch.int64, torch.float32, torch.bfloat16], ids=str)
+def test_a_mask_of_0_and_1_in_another_dtype(dtype, backend):
+    x, mask = torch.randn(2, 5), mask_of((2, 5))
+    other = mask.to(dtype)
+    dist = MaskedOneHotCategorical(x, mask=other, validate_args=True)
+    assert torch.equal(dist.mask, mask)
+    assert_same(dist.entropy(), MaskedOneHotCategorical(x, mask=mask).entropy())
+    # The distribution has a copy.
+    assert torch.equal(other, mask.to(dtype))
+    # Nobody looks: a number other than 0 is True.
+    assert torch.equal(MaskedOneHotCategorical(x, mask=3 * mask.int(), validate_args=False).mask, mask)
+
+
+@pytest.mark.parametrize("dtype", [np.bool_, np.int8, np.float32])
+def test_a_mask_of_numpy(dtype, backend):
+    """Also one that torch cannot take as it is: with negative strides, or that nobody may write to."""
+    x, mask = torch.randn(2, 5), mask_of((5,))
+    array = mask.numpy().astype(dtype)
+    for other in (array, array[::-1].copy()[::-1], np.broadcast_to(array, (2, 5))):
+        dist = MaskedOneHotCategorical(x, mask=other, validate_args=True)
+        assert torch.equal(dist.mask, mask.expand(2, 5))
+        assert_same(dist.entropy(), MaskedOneHotCategorical(x, mask=mask).entropy())
+    array[:] = 1
+    assert torch.equal(dist.mask, mask.expand(2, 5))
+    indices = np.array([[3, 1], [4, -1]])
+    dist = MaskedOneHotCategorical(x, indices=indices, padding_value=-1)
+    assert torch.equal(dist.mask, MaskedOneHotCategorical(x, indices=torch.tensor(indices), padding_value=-1).mask)
+
+
+def test_a_bool_mask_is_not_looked_at_or_copied():
+    """Nothing is computed of it: the operators of a distribution with a mask are views."""
+    x, mask = torch.randn(2, 3, 5), mask_of((3, 5))
+    with use_backend("triton"), Operators() as operators:
+        dist = MaskedOneHotCategorical(x, mask=mask, validate_args=False)
+    assert operators.sizes == []
+    assert dist.mask.data_ptr() == mask.data_ptr()
+
+
+@pytest.mark.parametrize("kind", ["uint8", "numpy"])
+@pytest.mark.parametrize("validate", [True, False])
+@pytest.mark.filterwarnings("ignore:.*lru_cache.*")
+def test_compiled_with_a_mask_of_0_and_1(kind, validate):
+    def step(x: Tensor, mask: Any) -> tuple[Tensor, ...]:
+        dist = MaskedOneHotCategorical(x, mask=mask, validate_args=validate)
+        return dist.mask, dist.entropy()
+
+    x, mask = torch.randn(4, 20), mask_of((4, 20))
+    other = mask.byte() if kind == "uint8" else mask.numpy().astype(np.float32)
+    torch._dynamo.reset()
+    found = torch.compile(step, fullgraph=True, backend="aot_eager")(x, other)
+    assert torch.equal(found[0], mask)
+    assert_same(found[1], MaskedOneHotCategorical(x, mask=mask).entropy())
+
+
 def test_expand_copy_and_pickle_keep_everything(backend):
     dist, *_ = both((3, 6), grad_method=RELAXED, temperature=0.5, dtype=torch.bfloat16)
     dist.neg_inf = -9.0
@@ -341,6 +462,7 @@ def test_under_vmap(backend):
     entropy, log_prob = torch.func.vmap(densities)(x, mask)
     assert_same(entropy, dist.entropy())
     assert_same(log_prob, dist.log_prob_index(torch.full((4, 3), 5)))
+    assert_same(torch.func.vmap(densities)(x, mask.byte())[0], dist.entropy())
     found = torch.func.vmap(lambda x: densities(x, mask[0])[0])(x)
     assert_same(found, MaskedOneHotCategorical(x, mask=mask[0]).entropy())
 
@@ -353,13 +475,26 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"logits": X}, "mask, indices: expected exactly one of the two, found neither"),
     ({"logits": X, "mask": MASK, "indices": torch.tensor([0])}, "mask, indices: .*found both"),
     ({"logits": X, "probs": X, "mask": MASK}, "logits, probs: .*found both"),
-    ({"logits": X, "mask": MASK.long()}, "mask: expected a bool tensor, found torch.int64"),
-    ({"logits": X, "mask": [True]}, "mask: expected a bool tensor, found list"),
-    ({"logits": X, "mask": MASK[:, :2]}, r"mask: expected a shape that broadcasts to \[2, 3\], found \[2, 2\]"),
-    ({"logits": X, "mask": MASK.expand(4, 2, 3)}, r"mask: .*found \[4, 2, 3\]"),
+    ({"logits": X, "mask": 2 * MASK.int().triu()}, r"mask: expected 0 and 1, found 2 at \[0, 0\]"),
+    ({"logits": X, "mask": torch.tensor([1.0, 0.5, 1.0])}, r"mask: expected 0 and 1, found 0.5 at \[1\]"),
+    ({"logits": X, "mask": torch.tensor([0.0, -INF, 0.0])}, r"mask: expected 0 and 1, found -inf at \[1\]"),
+    ({"logits": X, "mask": torch.tensor([1.0, 0.0, NAN])}, r"mask: expected 0 and 1, found nan at \[2\]"),
+    ({"probs": X + 1, "mask": np.array([[1], [-1]])}, r"mask: expected 0 and 1, found -1 at \[1, 0\]"),
+    ({"logits": X, "mask": [True]}, "mask: expected a tensor or a NumPy array, found list"),
+    (
+        {"logits": X, "mask": np.array([1, 0, None])},
+        "mask: expected numbers that torch knows, found object",
+    ),
+    ({"logits": X, "mask": torch.ones(3, device="meta")}, "mask: expected a tensor on cpu, as the parameters"),
+    ({"logits": X, "mask": MASK[:, :2]}, r"mask: expected a last dimension of 1 or 3, found shape \[2, 2\]"),
+    ({"logits": X[:, :1], "mask": MASK}, r"mask: expected a last dimension of 1 or 1, found shape \[2, 3\]"),
+    ({"logits": X, "mask": MASK[:1].expand(4, 3)}, r"mask: .* broadcast with the batch \[2\], found \[4\]"),
     ({"logits": X, "indices": X}, "indices: expected an integer tensor, found torch.float32"),
-    ({"logits": X, "indices": torch.tensor(1)}, r"indices: expected \[\*batch, n\] .*found shape \[\]"),
-    ({"logits": X, "indices": torch.zeros(3, 1, dtype=int)}, r"indices: .*broadcasts to \[2\], found shape \[3, 1\]"),
+    ({"logits": X, "indices": torch.tensor(1)}, r"indices: expected \[\*batch, n\], found shape \[\]"),
+    (
+        {"logits": X, "indices": torch.zeros(3, 1, dtype=int)},
+        r"indices: .* broadcast with the batch \[2\], found \[3\]",
+    ),
     ({"logits": X, "indices": torch.tensor([0, 3])}, r"indices: expected 0 .. 2, found 3 at \[1\]"),
     ({"logits": X, "indices": torch.tensor([0, -1])}, r"indices: expected 0 .. 2, found -1 at \[1\]"),
     ({"logits": X, "indices": torch.tensor([0, -1, 3]), "padding_value": -1}, r"indices: .* found 3 at \[2\]"),

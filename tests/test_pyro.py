@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import pickle
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -17,11 +18,15 @@ pytest.importorskip("pyro", reason="Pyro is not installed: pip install pyro-ppl"
 
 import pyro
 import pyro.distributions as dist
-from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO
+from pyro.infer import SVI, Trace_ELBO, TraceEnum_ELBO, TraceGraph_ELBO
 
 from onehot_triton import MaskedOneHotCategorical, OneHotCategorical, ReparamGradientStrategy
 from onehot_triton.integrations.pyro import MaskedOneHotCategorical as PyroMaskedOneHotCategorical
 from onehot_triton.integrations.pyro import OneHotCategorical as PyroOneHotCategorical
+from onehot_triton.integrations.pyro import RelaxedOneHotCategorical as PyroRelaxed
+from onehot_triton.integrations.pyro import RelaxedOneHotCategoricalStraightThrough as PyroStraightThrough
+
+PASS = ReparamGradientStrategy.PassThrough
 
 
 @pytest.fixture(autouse=True)
@@ -108,6 +113,10 @@ def test_the_conventions_are_pyros() -> None:
         assert cls.infer_shapes(logits=probs.shape) == (ours.batch_shape, ours.event_shape)
         with pytest.raises(ValueError, match="exactly one of the two, found neither"):
             cls()
+    masked = PyroMaskedOneHotCategorical
+    for name in ("mask", "indices"):
+        shapes = {"logits": torch.Size([3, 4]), name: torch.Size([2, 1, 4])}
+        assert masked.infer_shapes(**shapes) == ((2, 3), (4,))
 
 
 CATEGORIES = torch.tensor([[True, True, False, True]])
@@ -141,6 +150,129 @@ def test_a_masked_class_in_a_masked_model(logits: Tensor) -> None:
 
     trace = pyro.poutine.trace(model).get_trace()
     torch.testing.assert_close(trace.log_prob_sum(), (ours.log_prob(value) * observed).sum())
+
+
+# Relaxed classes ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("cls", "theirs"),
+    [
+        (PyroRelaxed, dist.RelaxedOneHotCategorical),
+        (PyroStraightThrough, dist.RelaxedOneHotCategoricalStraightThrough),
+    ],
+)
+def test_a_relaxed_class_is_pyros(logits: Tensor, cls: Any, theirs: Any) -> None:
+    """Its order of arguments, its shapes and methods, and the density that Pyro's class gives of the same draw."""
+    t = torch.tensor(0.7)
+    probs = logits.softmax(-1)
+    ours, theirs = cls(t, probs), theirs(t, probs)
+    assert ours.has_rsample
+    draw = ours()
+    assert draw.shape == ours.shape() == (2, 3, 4)
+    torch.testing.assert_close(ours.log_prob(draw), theirs.log_prob(draw), rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(ours.to_event(1).log_prob(draw), ours.log_prob(draw).sum(-1))
+    observed = torch.tensor([True, False, True])
+    torch.testing.assert_close(ours.mask(observed).log_prob(draw), ours.log_prob(draw) * observed)
+    many = ours.expand_by([5])
+    assert type(many) is cls
+    assert many.batch_shape == (5, 2, 3)
+    assert many().shape == (5, 2, 3, 4)
+    assert cls.infer_shapes(temperature=t.shape, logits=logits.shape) == (ours.batch_shape, ours.event_shape)
+    assert not ours.has_rsample_(False).expand_by([5])().requires_grad
+
+
+def test_a_straight_through_draw_is_one_hot_with_the_gradient_of_the_relaxed_one(logits: Tensor) -> None:
+    logits.requires_grad_()
+    t, g = torch.tensor(0.7, requires_grad=True), torch.randn(5, 2, 3, 4)
+    ours = PyroStraightThrough(t, logits=logits)
+    draw: Any = ours.rsample((5,))
+    soft = draw._unquantize
+    assert torch.equal(draw, torch.nn.functional.one_hot(soft.argmax(-1), 4).float())
+    found = torch.autograd.grad(draw, (logits, t), g, retain_graph=True)
+    for ours_, expected in zip(found, torch.autograd.grad(soft, (logits, t), g, retain_graph=True), strict=True):
+        torch.testing.assert_close(ours_, expected)
+    # Pyro's class, of Pyro's draw.
+    theirs = dist.RelaxedOneHotCategoricalStraightThrough(t, logits=logits)
+    other = theirs.rsample()
+    torch.testing.assert_close(ours.log_prob(other), theirs.log_prob(other), rtol=1e-4, atol=1e-4)
+    hot = PyroStraightThrough(5.0, logits=torch.zeros(200, 50)).rsample()
+    assert hot.unique().tolist() == [0, 1]
+    # At a temperature at which float32 has no room for most of y.
+    cold = PyroStraightThrough(0.02, logits=torch.zeros(8, 100, requires_grad=True), validate_args=True)
+    draw = cold.rsample()
+    log_prob = cold.log_prob(draw)
+    assert log_prob.isfinite().all()
+    assert torch.autograd.grad((log_prob.sum(), draw.square().sum()), cold._param)[0].isfinite().all()
+
+
+@pytest.mark.parametrize("cls", [PyroRelaxed, PyroStraightThrough])
+def test_a_relaxed_latent_trains(cls: Any) -> None:
+    def model() -> None:
+        with pyro.plate("data", 64):
+            latent = pyro.sample("latent", cls(torch.tensor(0.5), logits=torch.zeros(3)))
+            pyro.sample("observed", dist.Normal((latent * values).sum(-1), 0.5), obs=torch.full((64,), 2.0))
+
+    def posterior() -> None:
+        logits = pyro.param("logits", torch.zeros(3))
+        with pyro.plate("data", 64):
+            pyro.sample("latent", cls(torch.tensor(0.5), logits=logits))
+
+    values = torch.tensor([-2.0, 0.0, 2.0])
+    svi = SVI(model, posterior, pyro.optim.Adam({"lr": 0.1}), Trace_ELBO())
+    losses = [svi.step() for _ in range(60)]
+    assert losses[-1] < losses[0] / 2
+    assert pyro.param("logits").argmax() == 2
+
+
+# Gradients or none ----------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("make", [PyroOneHotCategorical, partial(PyroMaskedOneHotCategorical, mask=CATEGORIES)])
+def test_has_rsample_is_set_as_pyros(logits: Tensor, make: Callable[..., Any]) -> None:
+    """Pyro then takes the score function's gradient, and a draw has none; expanded and copied too."""
+    logits.requires_grad_()
+    ours = make(logits=logits, grad_method=PASS)
+    assert ours.has_rsample is True
+    assert ours().requires_grad
+    assert ours.has_rsample_(False) is ours
+    for new in (ours, ours.expand_by([5]), ours.to_event(1), copy.copy(ours), pickle.loads(pickle.dumps(ours))):
+        assert new.has_rsample is False
+        assert not new().requires_grad
+    parts = ours.score_parts(ours())
+    torch.testing.assert_close(parts.score_function, parts.log_prob)
+    # And the other way.
+    assert make(logits=logits)().requires_grad is False
+    assert make(logits=logits).has_rsample_(True)().requires_grad
+
+
+@pytest.mark.parametrize("has_rsample", [True, False])
+def test_graph_elbo_takes_what_has_rsample_says(has_rsample: bool) -> None:
+    """The score function has the exact gradient in mean. By the draw it is exact for the reward, which is linear; none
+    comes through the densities, which read an index of the value, as those of torch's straight-through class do."""
+    values = torch.tensor([-1.0, 0.0, 1.0])
+
+    def latent(logits: Tensor) -> Any:
+        return PyroOneHotCategorical(logits=logits, grad_method=PASS).has_rsample_(has_rsample)
+
+    def model() -> None:
+        with pyro.plate("data", 4000):
+            z = pyro.sample("z", latent(torch.zeros(3)))
+            pyro.factor("reward", (z * values).sum(-1), has_rsample=has_rsample)
+
+    def posterior() -> None:
+        with pyro.plate("data", 4000):
+            pyro.sample("z", latent(pyro.param("logits", torch.tensor([0.5, 0.0, -0.5]))))
+
+    TraceGraph_ELBO().loss_and_grads(model, posterior)
+    x = pyro.param("logits").detach().requires_grad_()
+    p = x.softmax(-1)
+    through_densities = 0.0 if has_rsample else p.log() - math.log(1 / 3)
+    loss = (p * (through_densities - values)).sum()
+    (expected,) = torch.autograd.grad(loss, x)
+    found = pyro.param("logits").grad
+    assert found is not None
+    torch.testing.assert_close(found / 4000, expected, rtol=0, atol=0.06)
 
 
 @pytest.mark.parametrize("make", [PyroOneHotCategorical, partial(PyroMaskedOneHotCategorical, mask=CATEGORIES)])

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import doctest
 import re
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from torch import Tensor
 
 import onehot_triton
 
@@ -20,14 +22,49 @@ def test_readme_fits_on_two_screens() -> None:
     assert README.count("\n") <= 110
 
 
+# What each comment beside README's first example states, of the names that the example defines.
+STATED: dict[str, Callable[..., bool]] = {
+    "a vocabulary, an action space, a latent": lambda logits, **_: logits.shape[-1] > 100_000,
+    "float32 one-hot, and its score, from one pass": lambda dist, token, log_prob, **_: (
+        is_one_hot(token) and token.dtype == torch.float32 and torch.allclose(log_prob, dist.log_prob(token))
+    ),
+    "exactly 0 and 1, with a straight-through gradient": lambda latent, **_: (
+        is_one_hot(latent) and latent.requires_grad
+    ),
+    # <y, 1> is 1, so a row of it sums to 0.
+    "y (g - <y, g>) / t, the Gumbel-softmax gradient": lambda logits, **_: bool(
+        (logits.grad.sum(-1).abs() < 1e-3 * logits.grad.abs().sum(-1)).all()
+    ),
+}
+
+
+def is_one_hot(draw: Tensor) -> bool:
+    return bool((draw.count_nonzero(-1) == 1).all() and (draw.amax(-1) == 1).all())
+
+
 def test_readme_code_runs() -> None:
-    example, session = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
+    example, _ = re.findall(r"```python\n(.*?)```", README, re.DOTALL)
     assert len([line for line in example.splitlines() if line]) == 8
     scope: dict = {}
     exec(example, scope)
     assert scope["logits"].grad.isfinite().all()
+    comments = [line.split("  # ", 1)[1] for line in example.splitlines() if "  # " in line]
+    assert comments == list(STATED)
+    for comment in comments:
+        assert STATED[comment](**scope), comment
+
+
+WITH_SESSIONS = [page for page in PAGES if ">>>" in page.read_text()]
+
+
+@pytest.mark.parametrize("page", WITH_SESSIONS, ids=lambda page: page.name)
+def test_sessions_of_the_pages(page: Path) -> None:
+    """What stands after >>> prints what stands below it."""
+    assert {page.name for page in WITH_SESSIONS} == {"README.md", "members.md"}
     names = {"torch": torch, "OneHotCategorical": onehot_triton.OneHotCategorical}
-    found = doctest.DocTestParser().get_doctest(session, names, "README.md", None, None)
+    sessions = "\n".join(re.findall(r"```python\n(>>>.*?)```", page.read_text(), re.DOTALL))
+    found = doctest.DocTestParser().get_doctest(sessions, names, page.name, None, None)
+    assert found.examples
     assert doctest.DocTestRunner().run(found).failed == 0
 
 

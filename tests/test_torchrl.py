@@ -520,3 +520,18 @@ def test_entropies_are_exact(forgotten: None) -> None:
         turn()
         loss = PPOLoss(policy, ValueOperator(MLP(OBSERVATIONS, 1, num_cells=[8]), ["observation"]))
         torch.testing.assert_close(loss(td.clone())["entropy"], exact.mean().detach())
+
+
+@pytest.mark.parametrize(("of", "by"), [((5,), (7, 5)), ((3, 5), (2, 3, 5))])
+def test_a_mask_for_each_state_is_torchrls(of: tuple[int, ...], by: tuple[int, ...]) -> None:
+    mask = torch.rand(by) > 0.5
+    mask[..., 0] = True
+    logits = torch.randn(of, requires_grad=True)
+    results = []
+    for cls in (MaskedOneHotCategorical, TheirMaskedOneHotCategorical):
+        dist = cls(logits=logits, mask=mask)
+        assert dist.sample().shape == by
+        (gradient,) = torch.autograd.grad(dist.entropy().sum(), logits)
+        results.append((dist.probs, dist.entropy(), gradient))
+    for ours, theirs in zip(*results, strict=True):
+        torch.testing.assert_close(ours, theirs)

@@ -6,6 +6,7 @@ Shapes and results are those of `interface.py`. What is a gradient here is itsel
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Callable, Iterator
 
 import torch
@@ -272,6 +273,11 @@ def sample_index(logits: Tensor, draws: int, choose: Choice, group: int) -> tupl
     return joined(indices, 1), joined(logsumexps, 1) if logsumexps else None, not found_invalid
 
 
+def _exports_onnx() -> bool:
+    """Whether torch.onnx is exporting. Only a program that has imported it, which takes 100 ms, can be."""
+    return "torch.onnx" in sys.modules and torch.onnx.is_in_onnx_export()
+
+
 def sample(
     logits: Tensor, mask: Tensor | None, draws: int, dtype: torch.dtype | None, seed: Seed, again: bool
 ) -> Sample:
@@ -279,9 +285,8 @@ def sample(
         return eager.sample(logits, mask, draws, dtype, seed, again)
     x, columns = masked(logits, mask), logits.shape[-1]
     noise, seed_again = rng.noise_of_draw(x, seed, again)
-    # Compiled, a draw whose noise is drawn again is made of a seed, and `inversion` is not.
-    # Nor has ONNX a search in sums.
-    by_race = columns <= _RACED or (again and torch.compiler.is_compiling()) or torch.onnx.is_in_onnx_export()
+    # Compiled, a draw whose noise is drawn again is made of a seed, and `inversion` is not. ONNX has no search in sums.
+    by_race = columns <= _RACED or (again and torch.compiler.is_compiling()) or _exports_onnx()
     group = group_length(columns)
     # One search in place of two stages where second stages would look at more than a row has: 32,000 draws of 50,257
     # categories are 1.7 ms, in two stages 22.

@@ -1,4 +1,4 @@
-"""The classes as distributions of Pyro, for `pyro.sample` as they are. Importing this module imports Pyro."""
+"""The classes as Pyro's distributions, for `pyro.sample` as they are. Importing this module imports Pyro."""
 
 from __future__ import annotations
 
@@ -8,14 +8,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .. import distribution, masked
+from .. import distribution, masked, relaxed
 
 try:
     from pyro.distributions.torch_distribution import TorchDistributionMixin
 except ModuleNotFoundError as error:
     raise ImportError(f"{error.name} is not installed: pip install pyro-ppl", name=error.name) from None
 
-__all__ = ["MaskedOneHotCategorical", "OneHotCategorical"]
+__all__ = [
+    "MaskedOneHotCategorical",
+    "OneHotCategorical",
+    "RelaxedOneHotCategorical",
+    "RelaxedOneHotCategoricalStraightThrough",
+]
 
 
 class OneHotCategorical(distribution.OneHotCategorical, TorchDistributionMixin):
@@ -71,7 +76,7 @@ class MaskedOneHotCategorical(masked.MaskedOneHotCategorical, TorchDistributionM
     Args:
         probs: [*batch, columns], as for `onehot_triton.MaskedOneHotCategorical`; or
         logits: [*batch, columns] in its place.
-        mask: bool, broadcasts to the parameters: True where a category can be drawn; or
+        mask: of categories, as for `onehot_triton.MaskedOneHotCategorical`; or
         indices: integers [*batch, n] in its place.
         dtype: as for `OneHotCategorical`.
         options: all others of `onehot_triton.MaskedOneHotCategorical`, by their names.
@@ -105,10 +110,74 @@ class MaskedOneHotCategorical(masked.MaskedOneHotCategorical, TorchDistributionM
 
     @staticmethod
     def infer_shapes(
-        probs: torch.Size | None = None, logits: torch.Size | None = None, **others: torch.Size
+        probs: torch.Size | None = None,
+        logits: torch.Size | None = None,
+        mask: torch.Size | None = None,
+        indices: torch.Size | None = None,
+        **others: torch.Size,
+    ) -> tuple[torch.Size, torch.Size]:
+        """The batch and event shape for arguments of these shapes, as Pyro asks for them."""
+        batch, event = _infer_shapes(probs, logits)
+        allowed = indices if mask is None else mask
+        return (batch if allowed is None else torch.broadcast_shapes(batch, allowed[:-1])), event
+
+
+class RelaxedOneHotCategorical(relaxed.RelaxedOneHotCategorical, TorchDistributionMixin):
+    """`onehot_triton.RelaxedOneHotCategorical`, whose arguments have Pyro's order, with the methods of Pyro.
+
+    Raises:
+        ValueError: as `onehot_triton.RelaxedOneHotCategorical`.
+
+    Example:
+        >>> import pyro
+        >>> from onehot_triton.integrations.pyro import RelaxedOneHotCategorical
+        >>> pyro.sample("weights", RelaxedOneHotCategorical(0.5, logits=torch.zeros(4))).shape
+        torch.Size([4])
+    """
+
+    # Before a member of that name in the base class.
+    mask = TorchDistributionMixin.mask
+
+    @staticmethod
+    def infer_shapes(
+        temperature: torch.Size, probs: torch.Size | None = None, logits: torch.Size | None = None, **others: torch.Size
     ) -> tuple[torch.Size, torch.Size]:
         """The batch and event shape for parameters of these shapes, as Pyro asks for them."""
         return _infer_shapes(probs, logits)
+
+
+class RelaxedOneHotCategoricalStraightThrough(RelaxedOneHotCategorical):
+    """Pyro's class of that name: a draw is one-hot, exactly 0 and 1; its gradient and its density are those of the
+    relaxed sample that it is the arg-max of.
+
+    The draw carries that sample under the name that Pyro's class uses, so that each class can score the other's draws.
+    A density of the one-hot itself, as a categorical latent has it, is `OneHotCategorical`'s with a `grad_method`.
+
+    Raises:
+        ValueError: as `onehot_triton.RelaxedOneHotCategorical`.
+
+    Example:
+        >>> import pyro
+        >>> from onehot_triton.integrations.pyro import RelaxedOneHotCategoricalStraightThrough
+        >>> pyro.sample("action", RelaxedOneHotCategoricalStraightThrough(0.5, probs=torch.tensor([0.0, 1.0])))
+        tensor([0., 1.])
+    """
+
+    def rsample(self, sample_shape: Any = (), *, generator: torch.Generator | None = None) -> Tensor:
+        """One-hot draws in the parameters' dtype, [*sample_shape, *batch, columns], with the gradient of the relaxed
+        sample, `draw._unquantize`. Args are those of `onehot_triton.RelaxedOneHotCategorical.rsample`."""
+        soft = super().rsample(sample_shape, generator=generator)
+        # Off 0, so that the density is finite, by so little that a row still sums to 1.
+        soft = soft.clamp(min=torch.finfo(soft.dtype).eps / soft.shape[-1])
+        hard = torch.zeros_like(soft).scatter(-1, soft.argmax(-1, keepdim=True), 1.0)
+        # What is added is 0, and has the gradient.
+        draw: Any = hard + (soft - soft.detach())
+        draw._unquantize = soft
+        return draw
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """The log-density of the relaxed sample that `value` was made of; of another value, that of itself."""
+        return super().log_prob(getattr(value, "_unquantize", value))
 
 
 def _dtype(dtype: torch.dtype | None, probs: Any, logits: Any) -> torch.dtype:

@@ -29,6 +29,8 @@ KL = "tests/test_distribution.py -k kl"
 
 ZERO = "tests/test_distribution.py -k 'neg_inf or same_law'"
 
+TORCHRL, PYRO = PACKAGE + "integrations/torchrl.py", PACKAGE + "integrations/pyro.py"
+
 MUTANTS = [
     # checks.py
     Mutant(
@@ -217,14 +219,6 @@ MUTANTS = [
     ),
     Mutant(
         DISTRIBUTION,
-        "return self.grad_method is not None",
-        "return True",
-        "an rsample without a gradient promised",
-        "tests/test_distribution.py -k has_rsample",
-        function="OneHotCategorical.has_rsample",
-    ),
-    Mutant(
-        DISTRIBUTION,
         "values.expand(columns, *self._batch_shape, columns) if expand else values",
         "values.expand(columns, *self._batch_shape, columns)",
         "expand left out of account",
@@ -353,14 +347,6 @@ MUTANTS = [
             "index": "index",
             "generator": "generator",
         }.items()
-    ),
-    Mutant(
-        CHECKS,
-        "    _on_device(name, value, device)\n",
-        "",
-        "a mask of another device",
-        "tests/test_devices.py -k 'two_devices and mask'",
-        function="mask",
     ),
     Mutant(
         RELAXED,
@@ -814,5 +800,62 @@ MUTANTS = [
         "",
         "neg_inf lost between the classes",
         ZERO,
+    ),
+    Mutant(CHECKS, "allowed & (value != 1)", "value.isnan()", "a mask of 2", BAD_MASK),
+    Mutant(
+        CHECKS,
+        "allowed = value != 0\n",
+        "allowed = value == 1\n",
+        "a mask of 3, unchecked, allows nothing",
+        "tests/test_masked.py -k 0_and_1_in_another",
+    ),
+    Mutant(
+        CHECKS,
+        "torch.as_tensor(value.copy(), ",
+        "torch.as_tensor(value, ",
+        "a mask of NumPy with negative strides, and changed later",
+        "tests/test_masked.py -k mask_of_numpy",
+    ),
+    Mutant(
+        DISTRIBUTION,
+        "self.has_rsample = self.grad_method is not None",
+        "self.has_rsample = True",
+        "an rsample without a gradient promised",
+        "tests/test_distribution.py -k has_rsample",
+    ),
+    Mutant(
+        DISTRIBUTION,
+        '            "has_rsample",\n',
+        "",
+        "has_rsample lost by expand",
+        "tests/test_distribution.py -k has_rsample",
+    ),
+    Mutant(
+        PYRO,
+        "soft = soft.clamp(min=torch.finfo(soft.dtype).eps / soft.shape[-1])\n",
+        "soft = soft + 0\n",
+        "the density of a cold draw is infinite",
+        "tests/test_pyro.py -k straight_through_draw",
+    ),
+    Mutant(
+        PYRO,
+        "hard + (soft - soft.detach())",
+        "hard + soft - soft.detach()",
+        "a draw that is not exactly 0 and 1",
+        "tests/test_pyro.py -k straight_through_draw",
+    ),
+    Mutant(
+        PYRO,
+        "torch.broadcast_shapes(batch, allowed[:-1])), event",
+        "batch), event",
+        "the batch of a mask that widens it",
+        "tests/test_pyro.py -k conventions",
+    ),
+    Mutant(
+        CHECKS,
+        '    _on_device("mask", value, param.device)\n',
+        "",
+        "a mask of another device",
+        "tests/test_devices.py -k 'two_devices and mask'",
     ),
 ]

@@ -874,4 +874,28 @@ MUTANTS = [
         "a finite divergence where q alone is 0",
         distribution("kl"),
     ),
+    _parameters(
+        "param.expand(shape)\n",
+        "param.expand(shape).contiguous()\n",
+        "a row of parameters copied for each of its masks",
+        "tests/test_masked.py -k 'may_widen and eager'",
+    ),
+    _parameters(
+        "    if mask.shape == param.shape:\n        return param\n    shape = ",
+        "    if mask.dim() <= param.dim():\n        return param\n    shape = ",
+        "a batch of 1 is not widened by a mask",
+        "tests/test_masked.py -k 'may_widen and eager'",
+    ),
+    _cpu(
+        '"torch.onnx" in sys.modules and torch.onnx',
+        "torch.onnx",
+        "torch.onnx imported by a draw",
+        eager("torch_onnx"),
+    ),
+    _cpu(
+        "is_compiling()) or _exports_onnx()",
+        "is_compiling())",
+        "a search in sums for ONNX",
+        eager("onnx_draws"),
+    ),
 ]

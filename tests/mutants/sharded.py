@@ -145,4 +145,16 @@ MUTANTS = [
         "the mode's maxima sent in twice the bytes",
         "collectives",
     ),
+    _row(
+        '            _raise_if(bad, layout, "mask"',
+        '            _raise_if(bad & False, layout, "mask"',
+        "a mask of 2",
+        "rows_that_are_no_distribution",
+    ),
+    _row(
+        '    _broadcast(layout_of(param, name), mask.shape[:-1], "mask")\n',
+        "",
+        "one row that is sharded, with several masks",
+        "placements_that_are_refused",
+    ),
 ]

@@ -12,7 +12,7 @@ from torch import Tensor
 from . import checks
 from .distribution import OneHotCategorical, _sharded
 from .grad_method import ReparamGradientStrategy
-from .tensors import is_sharded
+from .tensors import is_sharded, scalar_tensor
 
 
 class MaskedOneHotCategorical(OneHotCategorical):
@@ -115,7 +115,11 @@ class MaskedOneHotCategorical(OneHotCategorical):
 
     def _finite(self, log_probs: Tensor) -> Tensor:
         """`log_probs` with `neg_inf` for -inf."""
-        return log_probs if self.neg_inf == -math.inf else log_probs.masked_fill(log_probs == -math.inf, self.neg_inf)
+        if self.neg_inf == -math.inf:
+            return log_probs
+        # A compiled program is given a tensor, so that another number needs no other program.
+        neg_inf = scalar_tensor(self.neg_inf, log_probs) if torch.compiler.is_compiling() else self.neg_inf
+        return log_probs.masked_fill(log_probs == -math.inf, neg_inf)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> MaskedOneHotCategorical:
         """As of `OneHotCategorical`, of sharded columns too: the mask is expanded with the parameters."""

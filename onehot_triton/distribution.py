@@ -100,8 +100,7 @@ class OneHotCategorical(Distribution):
         if dtype is not None:
             checks.dtype(dtype)
         self.grad_method = checks.grad_method(grad_method)
-        self.relaxed_samples = checks.relaxed_samples(relaxed_samples)
-        self.unimix = checks.unimix(unimix)
+        self.relaxed_samples = checks.relaxed_samples(relaxed_samples, self.grad_method)
         self.dtype = self._default_dtype if dtype is None else dtype
         shape = self._param.shape
         # `is_sharded`, without a call.
@@ -110,6 +109,7 @@ class OneHotCategorical(Distribution):
         super().__init__(shape[:-1], shape[-1:], validate_args=False)
         self._validate_args = checks.resolve(validate_args, self._param)
         device, validate = self._param.device, self._validate_args
+        self.unimix = checks.unimix(unimix, self._param, validate)
         self.temperature = checks.temperature(temperature, shape[:-1], device, validate, self.grad_method)
         self._compute_logits()
         if self._validate_args and self._is_sharded:
@@ -640,12 +640,10 @@ class OneHotCategorical(Distribution):
         options = [f"{self._name}: {tuple(self._param.shape)}"]
         if self.grad_method is not None:
             options.append(f"grad_method: {self.grad_method.name}")
-        if isinstance(self.temperature, Tensor) or self.temperature != 1:
-            options.append(f"temperature: {self.temperature}")
-        if self.relaxed_samples != 1:
-            options.append(f"relaxed_samples: {self.relaxed_samples}")
-        if self.unimix:
-            options.append(f"unimix: {self.unimix}")
+        for name, default in (("temperature", 1), ("relaxed_samples", 1), ("unimix", 0)):
+            value = getattr(self, name)
+            if isinstance(value, Tensor) or value != default:
+                options.append(f"{name}: {tuple(value.shape) if isinstance(value, Tensor) else value}")
         if self.dtype != self._default_dtype:
             options.append(f"dtype: {self.dtype}")
         return f"{type(self).__name__}({', '.join(options)})"

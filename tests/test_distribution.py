@@ -123,8 +123,11 @@ def test_document_example_prints_the_same_numbers(capsys):
     [
         ({}, "OneHotCategorical(logits: (2, 3))"),
         ({"grad_method": RELAXED}, "RelaxedOneHot"),
-        ({"temperature": 0.5}, "temperature: 0.5"),
-        ({"unimix": 0.01}, "unimix: 0.01"),
+        ({"temperature": 0.5, "grad_method": RELAXED}, "temperature: 0.5)"),
+        ({"temperature": torch.ones(2), "grad_method": RELAXED}, "temperature: (2,))"),
+        ({"temperature": torch.tensor(1), "grad_method": RELAXED}, "temperature: ())"),
+        ({"unimix": 0.01}, "unimix: 0.01)"),
+        ({"unimix": torch.tensor(0.01)}, "unimix: ())"),
         ({"dtype": torch.bool}, "dtype: torch.bool"),
     ],
     ids=lambda option: next(iter(option), "") if isinstance(option, dict) else "",

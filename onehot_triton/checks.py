@@ -207,7 +207,7 @@ def unimix(weight: Any, param: Tensor, validate: bool) -> float | Tensor:
     inside = (weight >= 0) & (weight <= 1)
     if validate and not _is_true(inside, f"unimix: expected {expected}"):
         raise _error("unimix", expected, weight.item())
-    return weight.masked_fill(~inside, torch.nan)
+    return weight.masked_fill(inside.logical_not(), torch.nan)
 
 
 def dtype(value: Any) -> None:

@@ -223,7 +223,7 @@ def temperature(
     method: ReparamGradientStrategy | None = ReparamGradientStrategy.RelaxedOneHot,
 ) -> float | Tensor:
     """The temperature, above 0, of ReinMax at least 1, and 1 where the method takes none: as Python's number, or a
-    floating tensor of one element or one that broadcasts to the batch."""
+    tensor of one element or one that broadcasts to the batch."""
     if method in _WITHOUT_TEMPERATURE and (isinstance(value, Tensor) or value != 1):
         expected = (
             f"1 for {_name_of(method)}, since only the gradients of RelaxedOneHot, ReinMax and GappedStraightThrough "
@@ -238,9 +238,7 @@ def temperature(
         if at_least_1 and float(value) < 1:
             raise _error("temperature", "at least 1 for ReinMax", repr(value))
         return float(value)
-    if value.dtype in _INDEX_DTYPES:
-        value = value.float()
-    elif not value.is_floating_point():
+    if not (value.is_floating_point() or value.dtype in _INDEX_DTYPES):
         raise _error("temperature", "a floating or integer tensor", value.dtype)
     _on_device("temperature", value, device)
     if value.numel() != 1 and not _broadcasts_to(value.shape, batch):

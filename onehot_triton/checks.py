@@ -187,8 +187,8 @@ def _name_of(method: ReparamGradientStrategy | None) -> str:
 
 
 def unimix(weight: Any, param: Tensor, validate: bool) -> float | Tensor:
-    """The weight: as Python's number, or of a tensor of one element a copy, 0-d in the compute dtype of `param`. No host
-    waits for the copy; it is NaN in place of a weight outside [0, 1], which makes every row invalid."""
+    """The weight as Python's number; for a tensor of one element a 0-d copy in the compute dtype of `param`, made
+    without a wait for the device. The copy is NaN for a weight outside [0, 1], which makes every row invalid."""
     expected = "a number in [0, 1]"
     if not isinstance(weight, Tensor):
         if not isinstance(weight, _REAL) or not 0 <= float(weight) <= 1:

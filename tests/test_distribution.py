@@ -206,10 +206,10 @@ def test_unimix_as_a_tensor(weight, dtype, kind):
     dist = OneHotCategorical(**{kind: case.ours._param}, unimix=given)
     # It is read where the distribution is made.
     given.zero_()
-    for dist in (dist, dist.expand((2, 3)), pickle.loads(pickle.dumps(dist))):
-        assert_accurate(*(d.entropy() for d in (dist, *case[1:])))
-        torch.testing.assert_close(dist.probs, case.ours.probs)
-        assert dist.unimix.item() == number
+    for same in (dist, dist.expand((2, 3)), pickle.loads(pickle.dumps(dist))):
+        assert_accurate(*(d.entropy() for d in (same, *case[1:])))
+        torch.testing.assert_close(same.probs, case.ours.probs)
+        assert same.unimix.item() == number
 
 
 @pytest.mark.parametrize("weight", [-0.1, 1.5, math.nan])

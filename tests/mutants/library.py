@@ -95,7 +95,9 @@ MUTANTS = [
         BAD,
     ),
     Mutant(CHECKS, "if value != 1 and method is not", "if value == 1 and not", "relaxed samples without effect", BAD),
-    Mutant(CHECKS, "if validate and not _is_true(inside", "if not validate and (inside", "an unimix not looked at", BAD),
+    Mutant(
+        CHECKS, "if validate and not _is_true(inside", "if not validate and (inside", "an unimix not looked at", BAD
+    ),
     Mutant(
         CHECKS,
         "weight.masked_fill(inside.logical_not(), torch.nan)",

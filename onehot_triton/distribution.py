@@ -38,12 +38,14 @@ class OneHotCategorical(Distribution):
             with weight 0 is treated as one with logit -inf.
         grad_method: the gradient of `rsample`; None means PassThrough, and leaves `has_rsample` False. A member of
             TorchRL's enumeration becomes the one of that name here.
-        temperature: of the gradient, for every method but PassThrough, above 0, and for ReinMax at least 1; a tensor
-            broadcasts to the batch. RelaxedOneHot has a gradient in it.
-        relaxed_samples: K, of RelaxedOneHot alone: its gradient is the mean of K that have the draw in common, the
-            gradient's mean and less of its noise (Gumbel-Rao).
+        temperature: of the gradient of RelaxedOneHot, ReinMax and GappedStraightThrough: above 0, for ReinMax at least
+            1. A tensor, floating or integer, broadcasts to the batch. RelaxedOneHot has a gradient in it. It does not
+            change the law of the draws: to sample at a temperature, divide the logits. 1 for other methods.
+        relaxed_samples: K, of RelaxedOneHot: its gradient is the mean of K that have the draw in common, the
+            gradient's mean and less of its noise (Gumbel-Rao). 1 for other methods.
         unimix: e in [0, 1], a number or a tensor of one element: the distribution is (1 - e) softmax(logits) +
-            e / columns, in all that it does (Hafner et al. 2023, https://arxiv.org/abs/2301.04104).
+            e / columns, in all that it does (Hafner et al. 2023, https://arxiv.org/abs/2301.04104). A tensor is read
+            here, and no host waits for it: where nothing is validated, one outside [0, 1] makes every row invalid.
         dtype: of `sample`, `mode` and `enumerate_support`: bool, uint8, a signed integer, or a floating dtype of at
             least 16 bits. None is int64 without a `grad_method`, and the dtype of the parameters with one.
         validate_args: True checks parameters and values, False does not; None checks on a CPU where torch's own default

@@ -23,7 +23,7 @@ class RelaxedOneHotCategorical(Distribution):
     https://arxiv.org/abs/1611.00712; Jang, Gu and Poole 2017, https://arxiv.org/abs/1611.01144).
 
     Args:
-        temperature: above 0; a tensor has one element or broadcasts to the batch. Differentiable.
+        temperature: above 0; a tensor, floating or integer, has one element or broadcasts to the batch. Differentiable.
         probs: [*batch, columns] non-negative weights; or
         logits: [*batch, columns] unnormalised log-probabilities. float16, bfloat16, float32 or float64. A category with
             -inf, or weight 0, has value 0 in every sample.

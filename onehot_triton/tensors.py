@@ -13,7 +13,7 @@ from torch.nn import Parameter
 
 # The `__torch_dispatch__` of a class whose tensors have their values in memory. A class that overrides it (fake,
 # functional and sharded tensors) may have none; one that overrides `__torch_function__`, or nothing, is as any tensor.
-_NO_DISPATCH: Any = Tensor.__torch_dispatch__
+_NO_DISPATCH: Any = Tensor.__torch_dispatch__  # pyright: ignore[reportAttributeAccessIssue]
 # By its name, it would be looked for at each call, in 2 us.
 _VMAP_MODE: Any = torch._C._parse_dispatch_key("VmapMode")
 
@@ -51,7 +51,7 @@ def is_recorded(tensor: Tensor) -> bool:
     return (
         torch.compiler.is_compiling()
         or torch._C._is_tracing()
-        or type(tensor).__torch_dispatch__ is not _NO_DISPATCH
+        or type(tensor).__torch_dispatch__ is not _NO_DISPATCH  # pyright: ignore[reportAttributeAccessIssue]
         or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
     )
 
@@ -90,7 +90,7 @@ def can_look_at(tensor: Tensor) -> bool:
     return (
         tensor.is_cpu
         and not torch.compiler.is_compiling()
-        and type(tensor).__torch_dispatch__ is _NO_DISPATCH
+        and type(tensor).__torch_dispatch__ is _NO_DISPATCH  # pyright: ignore[reportAttributeAccessIssue]
         and peek_interpreter_stack() is None
         and not torch._C._is_tracing()
         and torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is None

@@ -62,13 +62,13 @@ MUTANTS = [
         "tests/test_hard_cases.py -k subclass",
     ),
     _tensors(
-        "        or type(tensor).__torch_dispatch__ is not _NO_DISPATCH\n",
+        "        or type(tensor).__torch_dispatch__ is not _NO_DISPATCH",
         "",
         "fake tensors are checked",
         "tests/test_ways_of_running.py -k fake_tensors",
     ),
     _tensors(
-        "        and type(tensor).__torch_dispatch__ is _NO_DISPATCH\n",
+        "        and type(tensor).__torch_dispatch__ is _NO_DISPATCH",
         "",
         "fake tensors are looked at",
         "tests/test_ways_of_running.py -k fake_tensors",

@@ -131,7 +131,8 @@ def main() -> None:
     for method in (ReparamGradientStrategy.PassThrough, ReparamGradientStrategy.RelaxedOneHot):
         print(method.name)
         torch.manual_seed(0)
-        models[method.name] = Autoencoder(method, args.temperature)
+        temperature = args.temperature if method is ReparamGradientStrategy.RelaxedOneHot else 1.0
+        models[method.name] = Autoencoder(method, temperature)
         curves[method.name] = train(models[method.name], images, test, 100 if args.quick else args.steps)
     if args.out:
         save_pictures(models, curves, test[:10], args.out)

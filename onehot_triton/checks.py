@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import numbers
+import operator
 from collections.abc import Sequence
 from enum import Enum
 from typing import Any
@@ -22,6 +23,8 @@ _SAMPLE_DTYPES = (torch.bool, *_INDEX_DTYPES, *_PARAMETER_DTYPES)
 
 # float first: to find it in an abstract class takes four calls.
 _REAL = (float, numbers.Real)
+_INTEGER = (int, torch.SymInt, numbers.Integral)
+_WITHOUT_TEMPERATURE = (None, ReparamGradientStrategy.PassThrough)
 
 
 def _error(name: str, expected: str, found: Any) -> ValueError:
@@ -207,24 +210,42 @@ def grad_method(method: Any) -> ReparamGradientStrategy | None:
     raise _error("grad_method", f"None, {', '.join(others)} or {last}", repr(method))
 
 
-def relaxed_samples(value: Any) -> int:
-    """A number of samples, as Python's."""
+def relaxed_samples(value: Any, method: ReparamGradientStrategy | None) -> int:
+    """A number of samples, as Python's: more than 1 of RelaxedOneHot alone."""
     if not isinstance(value, numbers.Integral) or isinstance(value, bool) or int(value) < 1:
         raise _error("relaxed_samples", "an integer of at least 1", repr(value))
+    if value != 1 and method is not ReparamGradientStrategy.RelaxedOneHot:
+        expected = f"1 for {_name_of(method)}, since only RelaxedOneHot takes more"
+        raise _error("relaxed_samples", expected, repr(value))
     return int(value)
 
 
-def unimix(weight: Any) -> float:
-    """The weight as a number, from one of Python or NumPy, or from a tensor of one element."""
-    if isinstance(weight, Tensor):
-        if weight.requires_grad:
-            raise _error("unimix", "a number in [0, 1]", "a tensor that requires a gradient, which it would not get")
-        if weight.numel() != 1:
-            raise _error("unimix", "a number in [0, 1]", f"shape {list(weight.shape)}")
-        weight = weight.item()
-    if not isinstance(weight, _REAL) or not 0 <= float(weight) <= 1:
-        raise _error("unimix", "a number in [0, 1]", repr(weight))
-    return float(weight)
+def _name_of(method: ReparamGradientStrategy | None) -> str:
+    return f"grad_method {'None' if method is None else method.name}"
+
+
+def unimix(weight: Any, param: Tensor, validate: bool) -> float | Tensor:
+    """The weight as Python's number; for a tensor of one element a 0-d copy in the compute dtype of `param`, made
+    without a wait for the device. The copy is NaN for a weight outside [0, 1], which makes every row invalid."""
+    expected = "a number in [0, 1]"
+    if not isinstance(weight, Tensor):
+        if not isinstance(weight, _REAL) or not 0 <= float(weight) <= 1:
+            raise _error("unimix", expected, repr(weight))
+        return float(weight)
+    if weight.requires_grad:
+        raise _error("unimix", expected, "a tensor that requires a gradient, which it would not get")
+    if weight.numel() != 1:
+        raise _error("unimix", expected, f"shape {list(weight.shape)}")
+    if weight.dtype not in _SAMPLE_DTYPES:
+        raise _error("unimix", expected, weight.dtype)
+    # A CPU's tensor of one element goes to a kernel as a number does.
+    if not weight.is_cpu:
+        _on_device("unimix", weight, param.device)
+    weight = weight.reshape(()).to(compute_dtype(param.dtype))
+    inside = (weight >= 0) & (weight <= 1)
+    if validate and not _is_true(inside, f"unimix: expected {expected}"):
+        raise _error("unimix", expected, weight.item())
+    return weight.masked_fill(inside.logical_not(), torch.nan)
 
 
 def dtype(value: Any) -> None:
@@ -237,10 +258,17 @@ def temperature(
     batch: torch.Size,
     device: torch.device,
     validate: bool,
-    method: ReparamGradientStrategy | None = None,
+    method: ReparamGradientStrategy | None = ReparamGradientStrategy.RelaxedOneHot,
 ) -> float | Tensor:
-    """The temperature, above 0, and of ReinMax at least 1: as Python's number, or a tensor of one element or one that
-    broadcasts to the batch."""
+    """The temperature, above 0, of ReinMax at least 1, and 1 where the method takes none: as Python's number, or a
+    tensor of one element or one that broadcasts to the batch."""
+    if method in _WITHOUT_TEMPERATURE and (isinstance(value, Tensor) or value != 1):
+        expected = (
+            f"1 for {_name_of(method)}, since only the gradients of RelaxedOneHot, ReinMax and GappedStraightThrough "
+            "take one (to sample at a temperature, divide the logits)"
+        )
+        found = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
+        raise _error("temperature", expected, found)
     at_least_1 = method is ReparamGradientStrategy.ReinMax
     if not isinstance(value, Tensor):
         if not isinstance(value, _REAL) or not 0 < float(value) < math.inf:
@@ -248,8 +276,8 @@ def temperature(
         if at_least_1 and float(value) < 1:
             raise _error("temperature", "at least 1 for ReinMax", repr(value))
         return float(value)
-    if not value.is_floating_point():
-        raise _error("temperature", "a floating tensor", value.dtype)
+    if not (value.is_floating_point() or value.dtype in _INDEX_DTYPES):
+        raise _error("temperature", "a floating or integer tensor", value.dtype)
     _on_device("temperature", value, device)
     if value.numel() != 1 and not _broadcasts_to(value.shape, batch):
         raise _error("temperature", f"a shape that broadcasts to the batch {list(batch)}", list(value.shape))
@@ -276,18 +304,22 @@ def _broadcasts_to(shape: torch.Size, target: torch.Size) -> bool:
 
 
 def sample_shape(shape: int | Sequence[int] | None) -> torch.Size:
-    """`shape` as a torch.Size; None is ()."""
+    """`shape`, of Python's integers or NumPy's, as a torch.Size; None is ()."""
     if shape is None:
         return torch.Size()
     if isinstance(shape, torch.Size):
         return shape
+    sizes = []
     try:
-        size = torch.Size((shape,) if isinstance(shape, int) else shape)
+        for n in shape if isinstance(shape, tuple) or not isinstance(shape, _INTEGER) else (shape,):
+            # An index of a traced program's integer would be its value.
+            sizes.append(n if isinstance(n, (int, torch.SymInt)) else operator.index(n))
     except TypeError:
         raise _error("sample_shape", "None, an int or a sequence of ints", repr(shape)) from None
-    if any(n < 0 for n in size):
-        raise _error("sample_shape", "no negative dimension", list(size))
-    return size
+    for n in sizes:
+        if n < 0:
+            raise _error("sample_shape", "no negative dimension", sizes)
+    return torch.Size(sizes)
 
 
 def generator(value: Any, device: torch.device) -> None:

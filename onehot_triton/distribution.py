@@ -19,7 +19,7 @@ from ._backends import eager
 from ._backends.eager import LOWEST
 from ._backends.interface import Sample
 from .grad_method import ReparamGradientStrategy
-from .tensors import in_transform, is_recorded, is_sharded
+from .tensors import in_transform, is_recorded, is_sharded, scalar_tensor
 
 if TYPE_CHECKING:
     from . import sharded
@@ -42,12 +42,14 @@ class OneHotCategorical(Distribution):
             with weight 0 is treated as one with logit -inf.
         grad_method: the gradient of `rsample`; None means PassThrough, and leaves `has_rsample` False. A member of
             TorchRL's enumeration becomes the one of that name here.
-        temperature: of the gradient, for every method but PassThrough, above 0, and for ReinMax at least 1; a tensor
-            broadcasts to the batch. RelaxedOneHot has a gradient in it.
-        relaxed_samples: K, of RelaxedOneHot alone: its gradient is the mean of K that have the draw in common, the
-            gradient's mean and less of its noise (Gumbel-Rao).
+        temperature: of the gradient of RelaxedOneHot, ReinMax and GappedStraightThrough: above 0, for ReinMax at least
+            1. A tensor, floating or integer, broadcasts to the batch. RelaxedOneHot has a gradient in it. It does not
+            change the law of the draws: to sample at a temperature, divide the logits. 1 for other methods.
+        relaxed_samples: K, of RelaxedOneHot: its gradient is the mean of K that have the draw in common, the
+            gradient's mean and less of its noise (Gumbel-Rao). 1 for other methods.
         unimix: e in [0, 1], a number or a tensor of one element: the distribution is (1 - e) softmax(logits) +
-            e / columns, in all that it does (Hafner et al. 2023, https://arxiv.org/abs/2301.04104).
+            e / columns, in all that it does (Hafner et al. 2023, https://arxiv.org/abs/2301.04104). A tensor is read
+            here, and no host waits for it: where nothing is validated, one outside [0, 1] makes every row invalid.
         dtype: of `sample`, `mode` and `enumerate_support`: bool, uint8, a signed integer, or a floating dtype of at
             least 16 bits. None is int64 without a `grad_method`, and the dtype of the parameters with one.
         neg_inf: a number below 0, -inf included, that `log_prob` and `logits` give where a probability is 0. None:
@@ -111,8 +113,7 @@ class OneHotCategorical(Distribution):
             checks.dtype(dtype)
         self.grad_method = checks.grad_method(grad_method)
         self.has_rsample = self.grad_method is not None
-        self.relaxed_samples = checks.relaxed_samples(relaxed_samples)
-        self.unimix = checks.unimix(unimix)
+        self.relaxed_samples = checks.relaxed_samples(relaxed_samples, self.grad_method)
         self.neg_inf = checks.neg_inf(neg_inf)
         self.dtype = self._default_dtype if dtype is None else dtype
         shape = self._param.shape
@@ -122,6 +123,7 @@ class OneHotCategorical(Distribution):
         super().__init__(shape[:-1], shape[-1:], validate_args=False)
         self._validate_args = checks.resolve(validate_args, self._param)
         device, validate = self._param.device, self._validate_args
+        self.unimix = checks.unimix(unimix, self._param, validate)
         self.temperature = checks.temperature(temperature, shape[:-1], device, validate, self.grad_method)
         self._compute_logits()
         if self._validate_args and self._is_sharded:
@@ -686,12 +688,10 @@ class OneHotCategorical(Distribution):
         options = [f"{self._name}: {tuple(self._param.shape)}"]
         if self.grad_method is not None:
             options.append(f"grad_method: {self.grad_method.name}")
-        if isinstance(self.temperature, Tensor) or self.temperature != 1:
-            options.append(f"temperature: {self.temperature}")
-        if self.relaxed_samples != 1:
-            options.append(f"relaxed_samples: {self.relaxed_samples}")
-        if self.unimix:
-            options.append(f"unimix: {self.unimix}")
+        for name, default in (("temperature", 1), ("relaxed_samples", 1), ("unimix", 0)):
+            value = getattr(self, name)
+            if isinstance(value, Tensor) or value != default:
+                options.append(f"{name}: {tuple(value.shape) if isinstance(value, Tensor) else value}")
         if self.dtype != self._default_dtype:
             options.append(f"dtype: {self.dtype}")
         return f"{type(self).__name__}({', '.join(options)})"
@@ -708,7 +708,11 @@ def _filled(log_probs: Tensor, neg_inf: float) -> Tensor:
     """Give `log_probs` with `neg_inf` in place of -inf, or with the lowest number if their dtype does not reach it."""
     if neg_inf == -math.inf:
         return log_probs
-    return log_probs.masked_fill(log_probs == -math.inf, max(neg_inf, torch.finfo(log_probs.dtype).min))
+    lowest = torch.finfo(log_probs.dtype).min
+    # A compiled program is given a tensor, so that another number needs no other program.
+    compiles = torch.compiler.is_compiling()
+    fill = scalar_tensor(neg_inf, log_probs).clamp_min(lowest) if compiles else max(neg_inf, lowest)
+    return log_probs.masked_fill(log_probs == -math.inf, fill)
 
 
 def _is_same_memory(value: Tensor, other: Tensor) -> bool:

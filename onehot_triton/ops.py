@@ -18,7 +18,7 @@ from ._backends import eager
 from ._backends.interface import Backend, Sample
 from .grad_method import ReparamGradientStrategy
 from .rng import Seed
-from .tensors import batch_sizes, compute_dtype, in_transform, is_differentiated
+from .tensors import batch_sizes, compute_dtype, in_transform, is_differentiated, scalar_tensor
 
 
 def apply(function: type[Function], *args: Any) -> Any:
@@ -325,7 +325,7 @@ def _temperature(temperature: Tensor | float, logits: Tensor) -> Tensor | float:
     if not isinstance(temperature, Tensor):
         if not torch.compiler.is_compiling():
             return temperature
-        temperature = torch.full((), temperature, dtype=dtype, device=logits.device)
+        temperature = scalar_tensor(temperature, logits)
     if temperature.numel() == 1:
         temperature = temperature.reshape(())
     batch = logits.shape[:-1]

@@ -54,13 +54,20 @@ def over_batch_of(mask: Tensor, param: Tensor) -> Tensor:
     return param if param.shape == shape else param.expand(shape)
 
 
-def logits_of(param: Tensor, is_probs: bool, unimix: float, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+def mixes(unimix: float | Tensor) -> bool:
+    """Whether there is something to mix in. A tensor is not looked at: that would wait for it."""
+    return isinstance(unimix, Tensor) or unimix != 0
+
+
+def logits_of(
+    param: Tensor, is_probs: bool, unimix: float | Tensor, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
     """Unnormalised logits of softmax(param), or of param / sum(param), mixed with `unimix` of the uniform distribution.
 
     Args:
         param: [*batch, columns].
         is_probs: whether it is probabilities.
-        unimix: the weight of the uniform distribution, over the categories that `mask` allows.
+        unimix: the weight of the uniform distribution, over the categories that `mask` allows; a tensor is 0-d.
         mask: bool of param's shape; what is False is switched off, whatever the parameter is there.
 
     Returns:
@@ -68,7 +75,8 @@ def logits_of(param: Tensor, is_probs: bool, unimix: float, mask: Tensor | None 
             least, because half precision has too few digits for the logarithm of a small probability.
         mask: the mask where it is still to be applied, by a backend that reads it beside the logits; else None.
     """
-    if not is_probs and unimix == 0:
+    as_given = not (is_probs or mixes(unimix))
+    if as_given:
         if mask is None:
             return param, None
         if backends.of(param).reads_masks:
@@ -77,12 +85,12 @@ def logits_of(param: Tensor, is_probs: bool, unimix: float, mask: Tensor | None 
     if dims:
         logits, _ = logits_of(once(param, dims), is_probs, unimix, None if mask is None else once(mask, dims))
         return again(logits, dims, param.shape[:-1]), None
-    if not is_probs and unimix == 0:
+    if as_given:
         return masked(param, mask), None
     param = param.to(compute_dtype(param.dtype))
     param = param if mask is None else torch.where(mask, param, 0.0 if is_probs else -torch.inf)
     logits = _log(param) if is_probs else param
-    if unimix == 0:
+    if not mixes(unimix):
         return logits, None
     # 0 / 0 where nothing is allowed, which is -inf in the end, as without `unimix`.
     uniform = 1 / logits.shape[-1] if mask is None else mask.to(logits.dtype) / mask.sum(-1, keepdim=True)

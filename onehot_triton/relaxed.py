@@ -13,7 +13,7 @@ from torch.distributions import Distribution, constraints
 from . import _backends as backends
 from . import checks, ops, parameters
 from .distribution import SampleShape, _sharded
-from .tensors import compute_dtype, is_sharded
+from .tensors import compute_dtype, is_sharded, scalar_tensor
 
 
 class RelaxedOneHotCategorical(Distribution):
@@ -23,7 +23,7 @@ class RelaxedOneHotCategorical(Distribution):
     https://arxiv.org/abs/1611.00712; Jang, Gu and Poole 2017, https://arxiv.org/abs/1611.01144).
 
     Args:
-        temperature: above 0; a tensor has one element or broadcasts to the batch. Differentiable.
+        temperature: above 0; a tensor, floating or integer, has one element or broadcasts to the batch. Differentiable.
         probs: [*batch, columns] non-negative weights; or
         logits: [*batch, columns] unnormalised log-probabilities. float16, bfloat16, float32 or float64. A category with
             -inf, or weight 0, has value 0 in every sample.
@@ -60,8 +60,7 @@ class RelaxedOneHotCategorical(Distribution):
         temperature = checks.temperature(temperature, shape[:-1], self._param.device, self._validate_args)
         if torch.compiler.is_compiling() and not isinstance(temperature, Tensor):
             # A compiled program is given a tensor, so that another number needs no other program.
-            dtype = compute_dtype(self._param.dtype)
-            temperature = torch.full((), temperature, dtype=dtype, device=self._param.device)
+            temperature = scalar_tensor(temperature, self._param)
         self.temperature = temperature
         if self._validate_args:
             logits = self._logits().detach()

@@ -381,20 +381,24 @@ def place_mask(mask: Tensor, param: Tensor, name: str, validate: bool) -> tuple[
     return param, _wrap(allowed, layout, columns=True)
 
 
-def logits_of(param: Tensor, is_probs: bool, unimix: float, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
+def logits_of(
+    param: Tensor, is_probs: bool, unimix: float | Tensor, mask: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
     """`parameters.logits_of`, with the mask applied: of a mask beside them, only whole rows would have a use."""
     layout = layout_of(param, "probs" if is_probs else "logits")
-    if mask is None and not is_probs and unimix == 0:
+    mixes = parameters.mixes(unimix)
+    if mask is None and not is_probs and not mixes:
         return param, None
+    unimix = _part(unimix, "unimix", layout, False) if isinstance(unimix, Tensor) else unimix
     x, allowed = _local(param, layout), None if mask is None else _part(mask, "mask", layout, True)
     if layout.vocabulary is None:
         local, left = parameters.logits_of(x, is_probs, unimix, allowed)
         return _wrap(parameters.masked(local, left), layout, columns=True), None
-    if not is_probs and unimix == 0:
+    if not is_probs and not mixes:
         return _wrap(parameters.masked(x, allowed), layout, columns=True), None
     local, left = parameters.logits_of(x.to(compute_dtype(x.dtype)), is_probs, 0.0, allowed)
     local = parameters.masked(local, left)
-    if unimix:
+    if mixes:
         uniform: Any = 1 / layout.shape[-1]
         if allowed is not None:
             count = _total(allowed.sum(-1, dtype=torch.int32), layout.ranks).unsqueeze(-1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import NoneType
 from typing import Any
 
 import torch
@@ -10,6 +11,9 @@ from torch._C._functorch import peek_interpreter_stack
 from torch.autograd import forward_ad
 from torch.nn import Parameter
 
+# The `__torch_dispatch__` of a class whose tensors have their values in memory. A class that overrides it (fake,
+# functional and sharded tensors) may have none; one that overrides `__torch_function__`, or nothing, is as any tensor.
+_NO_DISPATCH: Any = Tensor.__torch_dispatch__  # pyright: ignore[reportAttributeAccessIssue]
 # By its name, it would be looked for at each call, in 2 us.
 _VMAP_MODE: Any = torch._C._parse_dispatch_key("VmapMode")
 
@@ -17,6 +21,15 @@ _VMAP_MODE: Any = torch._C._parse_dispatch_key("VmapMode")
 def compute_dtype(dtype: torch.dtype) -> torch.dtype:
     """The dtype that values of `dtype` are computed in: float32 at least."""
     return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def scalar_tensor(number: float, like: Tensor) -> Tensor:
+    """Make a 0-d tensor, in the compute dtype of `like` and on its device, of a number that may change from one run of
+    a compiled program to the next.
+
+    A product keeps the number a symbol. `torch.full((), number)` would be another program for each value.
+    """
+    return torch.ones((), dtype=compute_dtype(like.dtype), device=like.device) * number
 
 
 def batch_sizes(tensor: Tensor) -> list[int]:
@@ -38,7 +51,7 @@ def is_recorded(tensor: Tensor) -> bool:
     return (
         torch.compiler.is_compiling()
         or torch._C._is_tracing()
-        or type(tensor) not in (Tensor, Parameter)
+        or type(tensor).__torch_dispatch__ is not _NO_DISPATCH  # pyright: ignore[reportAttributeAccessIssue]
         or torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is not None
     )
 
@@ -50,7 +63,7 @@ def is_sharded(tensor: Tensor) -> bool:
 
 def is_plain(tensor: Tensor) -> bool:
     """Whether what is called with `tensor` runs now and as it is: nothing records, transforms or differentiates it, and
-    no profiler or mode watches. A non-strict export shows in the type or as a mode."""
+    no profiler, mode or `__torch_function__` watches. A non-strict export shows in the type or as a mode."""
     return (
         not torch.compiler.is_dynamo_compiling()
         and type(tensor) in (Tensor, Parameter)
@@ -67,7 +80,8 @@ def is_plain(tensor: Tensor) -> bool:
 
 def in_transform() -> bool:
     """Whether a transform of torch.func (vmap, grad) is active: then a tensor may have no values to look at."""
-    return peek_interpreter_stack() is not None
+    # Not `is None`: torch.compile, which traces this, gives an object of that type that is another one.
+    return not isinstance(peek_interpreter_stack(), NoneType)
 
 
 def can_look_at(tensor: Tensor) -> bool:
@@ -76,7 +90,7 @@ def can_look_at(tensor: Tensor) -> bool:
     return (
         tensor.is_cpu
         and not torch.compiler.is_compiling()
-        and type(tensor) in (Tensor, Parameter)
+        and type(tensor).__torch_dispatch__ is _NO_DISPATCH  # pyright: ignore[reportAttributeAccessIssue]
         and peek_interpreter_stack() is None
         and not torch._C._is_tracing()
         and torch._C._get_dispatch_mode(torch._C._TorchDispatchModeKey.PROXY) is None

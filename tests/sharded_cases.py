@@ -402,14 +402,16 @@ def subclasses_and_options(rank: int, world: int) -> None:
     mask = _fixed(3, 7, seed=1) > -0.5
     mask[:, 2] = True
     wider = torch.stack([mask, mask.flip(0)])
+    weight = _placed(torch.tensor(0.1), mesh, Replicate())
     for placement in (Shard(-1), Shard(0), Replicate()):
         x, probs = _placed(full, mesh, placement), _placed(full.exp(), mesh, placement)
         pairs = [
             (OneHotCategorical(probs=probs), OneHotCategorical(probs=full.exp())),
             (OneHotCategorical(x, unimix=0.1), OneHotCategorical(full, unimix=0.1)),
+            (OneHotCategorical(x, unimix=torch.tensor(0.1)), OneHotCategorical(full, unimix=0.1)),
             (MaskedOneHotCategorical(x, mask=mask), MaskedOneHotCategorical(full, mask=mask)),
             (
-                MaskedOneHotCategorical(x, mask=_placed(mask, mesh, placement), unimix=0.1, neg_inf=-9.0),
+                MaskedOneHotCategorical(x, mask=_placed(mask, mesh, placement), unimix=weight, neg_inf=-9.0),
                 MaskedOneHotCategorical(full, mask=mask, unimix=0.1, neg_inf=-9.0),
             ),
             (OneHotCategorical(probs=probs.floor()), OneHotCategorical(probs=full.exp().floor())),
@@ -829,7 +831,7 @@ def _columns(x: Any, eye: Any, index: Tensor, mask: Tensor, temperature: Tensor)
 def _subclasses(x: Any, eye: Any, index: Tensor, mask: Tensor, temperature: Tensor) -> Any:
     from onehot_triton import MaskedOneHotCategorical, RelaxedOneHotCategorical
 
-    masked = MaskedOneHotCategorical(x, mask=mask, unimix=0.1)
+    masked = MaskedOneHotCategorical(x, mask=mask, unimix=temperature.detach() / 7)
     soft = RelaxedOneHotCategorical(temperature, logits=x)
     density = soft.log_prob((x.exp() + 1) / 9)
     return masked.mask, masked.logits, masked.log_prob(eye), density, soft.probs, soft.logits, soft.rsample()
@@ -936,6 +938,33 @@ def compiled_programs_are_one_graph(rank: int, world: int) -> None:
         torch._dynamo.reset()
         compiled = torch.compile(program, fullgraph=True, backend="eager")
         _same_as_uncompiled(program, compiled, _inputs((4, 7), mesh, placement))
+
+
+@case(2)
+def another_number_is_no_other_program(rank: int, world: int) -> None:
+    from torch.distributed.tensor import Shard
+
+    from onehot_triton import MaskedOneHotCategorical, OneHotCategorical, ReparamGradientStrategy
+
+    mesh, mask = _mesh(world), torch.arange(6) < 5
+    x, g = (_placed(_fixed(2, 6, seed=seed), mesh, Shard(-1)) for seed in (1, 2))
+    x.requires_grad_()
+
+    def program(x: Any, t: float) -> Any:
+        logits = MaskedOneHotCategorical(x.detach(), mask=mask, neg_inf=-t, unimix=t - 1).logits
+        return OneHotCategorical(x, grad_method=ReparamGradientStrategy.ReinMax, temperature=t).rsample(), logits
+
+    torch._dynamo.reset()
+    compiled = torch.compile(program, fullgraph=True, backend="aot_eager")
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for t in (1.5, 1.25, 1.75):
+            found = []
+            for function in (program, compiled):
+                torch.manual_seed(3)
+                drawn, logits = function(x, t)
+                found.append((drawn.detach(), logits, *torch.autograd.grad(drawn, x, g)))
+            for one, other in zip(*found, strict=True):
+                _same(one, other)
 
 
 @case(2)

@@ -38,7 +38,8 @@ def dist(x: Tensor | None, **options: Any) -> OneHotCategorical:
 
 
 def rsample(x: Tensor, method: ReparamGradientStrategy, shape: tuple[int, ...] = ()) -> None:
-    dist(x, grad_method=method, temperature=0.5).rsample(shape).sum().backward()
+    temperature = 1.0 if method is PASS_THROUGH else 0.5
+    dist(x, grad_method=method, temperature=temperature).rsample(shape).sum().backward()
 
 
 def masked(x: Tensor) -> None:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import shutil
 from collections import Counter
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +16,13 @@ from torch._inductor.virtualized import V
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
 
-from onehot_triton import OneHotCategorical, RelaxedOneHotCategorical, ReparamGradientStrategy, use_backend
+from onehot_triton import (
+    MaskedOneHotCategorical,
+    OneHotCategorical,
+    RelaxedOneHotCategorical,
+    ReparamGradientStrategy,
+)
+from onehot_triton._backends import cpu
 
 METHODS = [ReparamGradientStrategy.PassThrough, ReparamGradientStrategy.RelaxedOneHot]
 
@@ -103,27 +112,79 @@ def test_dynamo_finds_no_graph_break_in_the_cuda_branch(method: ReparamGradientS
     assert operators(graphs[0])["sample"] == 1
 
 
+def straight_through(method: str, **options: int) -> Callable[[Tensor, float], Tensor]:
+    options |= {"validate_args": False}
+    return lambda x, t: OneHotCategorical(
+        x, grad_method=ReparamGradientStrategy[method], temperature=t, **options
+    ).rsample()
+
+
+def density(x: Tensor, t: float) -> Tensor:
+    return RelaxedOneHotCategorical(t, logits=x).log_prob(torch.linspace(0.1, 0.3, 5))
+
+
+def masked_logits(x: Tensor, t: float) -> Tensor:
+    return MaskedOneHotCategorical(x, mask=torch.arange(5) < 4, neg_inf=-t).logits
+
+
+# A float that changes from call to call, between 1 and 2.
+OF_A_FLOAT: dict[str, Callable[[Tensor, float], Tensor]] = {
+    **{method: straight_through(method) for method in ("RelaxedOneHot", "ReinMax", "GappedStraightThrough")},
+    "Gumbel-Rao": straight_through("RelaxedOneHot", relaxed_samples=2),
+    "sample": lambda x, t: OneHotCategorical(x, grad_method=METHODS[1], temperature=t).sample(),
+    "soft": lambda x, t: RelaxedOneHotCategorical(t, logits=x).rsample(),
+    "density": density,
+    "neg_inf": masked_logits,
+    "unimix": lambda x, t: OneHotCategorical(x, unimix=t - 1).logits,
+}
+NUMBERS = (1.5, 1.25, 1.75, 1.1, 1.9)
+
+
+def result_and_gradient(function: Callable[..., Tensor], x: Tensor, t: Any) -> list[Tensor]:
+    torch.manual_seed(1)
+    out = function(x, t)
+    grad = torch.arange(float(out.numel())).view(out.shape)
+    return [out.detach(), *(torch.autograd.grad(out, x, grad) if out.requires_grad else ())]
+
+
 @pytest.mark.skipif(torch.cuda.is_available(), reason="interprets the kernels")
-def test_another_temperature_is_no_other_program() -> None:
-    """A number is a symbol from its second value on."""
-    graphs = []
-
-    def backend(module: torch.fx.GraphModule, _: list) -> torch.fx.GraphModule:
-        graphs.append(module)
-        return module
-
-    def soft(x: Tensor, temperature: float) -> Tensor:
-        dist = RelaxedOneHotCategorical(temperature, logits=x, validate_args=False)
-        hard = OneHotCategorical(x, grad_method=METHODS[1], temperature=temperature, validate_args=False)
-        return dist.log_prob(dist.rsample()) + hard.rsample().sum(-1)
-
+@pytest.mark.parametrize("with_gradient", [True, False], ids=["gradient", "no_grad"])
+@pytest.mark.parametrize("name", OF_A_FLOAT)
+@pytest.mark.interpreted(with_gradient=[True], name=["RelaxedOneHot", "ReinMax", "GappedStraightThrough", "soft"])
+def test_another_number_is_no_other_program(
+    name: str, with_gradient: bool, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A number is a constant of the first program, a symbol of the second, and there is no third; AOT, which makes
+    constants of symbols, included. Each number gives what it gives as a tensor, or, where nothing is drawn that a
+    compiled program draws in its own way, in an eager program."""
+    # Small batches have ways of their own to draw.
+    monkeypatch.setattr(cpu, "_SMALL", 0)
+    function, x = OF_A_FLOAT[name], torch.randn(2, 5, requires_grad=True)
     torch._dynamo.reset()
-    logits = torch.randn(2, 5, requires_grad=True)
-    compiled = torch.compile(soft, fullgraph=True, backend=backend)
-    with use_backend("triton"):
-        for temperature in (0.5, 0.6, 0.7, 0.8):
-            compiled(logits, temperature)
-    assert len(graphs) == 2
+    compiled = torch.compile(function, fullgraph=True, backend="aot_eager")
+    as_eager = name in ("density", "neg_inf", "unimix") or (backend == "eager" and name in ("ReinMax", "sample"))
+    with torch._dynamo.config.patch(recompile_limit=2), torch.set_grad_enabled(with_gradient):
+        found = [result_and_gradient(compiled, x, t) for t in NUMBERS]
+    torch._dynamo.reset()
+    expected = function if as_eager else torch.compile(function, fullgraph=True, backend="aot_eager")
+    with torch.set_grad_enabled(with_gradient):
+        for t, of_t in zip(NUMBERS, found, strict=True):
+            given = t if as_eager else torch.tensor(t)
+            torch.testing.assert_close(of_t, result_and_gradient(expected, x, given))
+
+
+@pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="needs a C++ compiler")
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
+def test_another_number_is_no_other_program_of_inductor() -> None:
+    def densities(x: Tensor, t: float) -> Tensor:
+        return torch.cat([density(x, t), masked_logits(x, t).flatten()])
+
+    x = torch.randn(2, 5, requires_grad=True)
+    torch._dynamo.reset()
+    compiled = torch.compile(densities, fullgraph=True)
+    with torch._dynamo.config.patch(recompile_limit=2):
+        for t in NUMBERS[:4]:
+            torch.testing.assert_close(result_and_gradient(compiled, x, t), result_and_gradient(densities, x, t))
 
 
 # On a GPU -------------------------------------------------------------------------------------------------------------

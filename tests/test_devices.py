@@ -196,6 +196,18 @@ def test_the_temperature_of_a_draw_on_another_device() -> None:
         )
 
 
+def test_a_unimix_of_another_gpu() -> None:
+    """One of the CPU is a number to a kernel."""
+
+    def dist(device: str) -> OneHotCategorical:
+        return OneHotCategorical(torch.empty(2, 3, device="cuda:1"), unimix=torch.empty(1, device=device))
+
+    with FakeTensorMode():
+        assert dist("cpu").probs.device == torch.device("cuda:1")
+        with pytest.raises(ValueError, match=r"^unimix: expected a tensor on cuda:1, .* on cuda:0$"):
+            dist("cuda:0")
+
+
 def test_a_generator_of_another_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
     # A torch without CUDA makes no generator of a GPU.
     monkeypatch.setattr(torch, "Generator", Generator)

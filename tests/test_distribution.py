@@ -123,8 +123,11 @@ def test_document_example_prints_the_same_numbers(capsys):
     [
         ({}, "OneHotCategorical(logits: (2, 3))"),
         ({"grad_method": RELAXED}, "RelaxedOneHot"),
-        ({"temperature": 0.5}, "temperature: 0.5"),
-        ({"unimix": 0.01}, "unimix: 0.01"),
+        ({"temperature": 0.5, "grad_method": RELAXED}, "temperature: 0.5)"),
+        ({"temperature": torch.ones(2), "grad_method": RELAXED}, "temperature: (2,))"),
+        ({"temperature": torch.tensor(1), "grad_method": RELAXED}, "temperature: ())"),
+        ({"unimix": 0.01}, "unimix: 0.01)"),
+        ({"unimix": torch.tensor(0.01)}, "unimix: ())"),
         ({"dtype": torch.bool}, "dtype: torch.bool"),
     ],
     ids=lambda option: next(iter(option), "") if isinstance(option, dict) else "",
@@ -191,6 +194,53 @@ def test_unimix_1_is_uniform():
     dist = OneHotCategorical(torch.randn(3, COLUMNS), unimix=1.0)
     torch.testing.assert_close(dist.probs, torch.full((3, COLUMNS), 1 / COLUMNS))
     torch.testing.assert_close(dist.entropy(), torch.full((3,), math.log(COLUMNS)))
+
+
+@each_kind
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("weight", [torch.tensor(0.1), torch.tensor([[0.1]]), torch.tensor(1)], ids=repr)
+def test_unimix_as_a_tensor(weight, dtype, kind):
+    given = weight.to(dtype if weight.is_floating_point() else weight.dtype, copy=True)
+    number = given.item()
+    case = make(kind, (2, 3), dtype, number)
+    dist = OneHotCategorical(**{kind: case.ours._param}, unimix=given)
+    # It is read where the distribution is made.
+    given.zero_()
+    for same in (dist, dist.expand((2, 3)), pickle.loads(pickle.dumps(dist))):
+        assert_accurate(*(d.entropy() for d in (same, *case[1:])))
+        torch.testing.assert_close(same.probs, case.ours.probs)
+        assert same.unimix.item() == number
+
+
+@pytest.mark.parametrize("weight", [-0.1, 1.5, math.nan])
+def test_a_bad_unimix_that_is_not_looked_at_makes_every_row_invalid(weight):
+    dist = OneHotCategorical(torch.randn(3, COLUMNS), unimix=torch.tensor(weight), validate_args=False)
+    assert dist.log_prob_index(torch.tensor(0)).isnan().all()
+    assert (dist.sample_index() == -1).all()
+
+
+def test_unimix_of_a_map_and_of_a_compiled_program():
+    x, weights = torch.randn(2, COLUMNS, requires_grad=True), torch.tensor([0.0, 0.3, 0.9, 1.0, 0.1])
+
+    def score(weight: Any, x: Tensor = x, **options: Any) -> Tensor:
+        dist = MaskedOneHotCategorical(x, mask=torch.arange(COLUMNS) > 0, unimix=weight, **options)
+        return dist.log_prob_index(torch.tensor([2, 1])).sum() + dist.entropy().sum()
+
+    def results(function: Any, weight: Any) -> list[Tensor]:
+        out = function(weight)
+        return [out.detach(), *torch.autograd.grad(out, x)]
+
+    compiled = torch.compile(score, fullgraph=True, backend="aot_eager")
+    mapped = torch.vmap(score)(weights)
+    of_gradients = torch.vmap(torch.func.grad(score, argnums=1), (0, None))(weights, x.detach())
+    with torch._dynamo.config.patch(recompile_limit=1):
+        for weight, value, grad in zip(weights, mapped, of_gradients, strict=True):
+            expected = results(score, weight.item())
+            torch.testing.assert_close(results(compiled, weight), expected)
+            torch.testing.assert_close([value.detach(), grad], expected)
+    torch._dynamo.reset()
+    with pytest.raises(RuntimeError, match=r"unimix: expected a number in \[0, 1\]"):
+        torch.compile(score, fullgraph=True, backend="aot_eager")(torch.tensor(1.5), validate_args=True)
 
 
 def test_unimix_gives_every_category_a_share():

@@ -22,7 +22,14 @@ from scipy import stats
 from torch import Tensor
 from torch import distributions as D
 
-from onehot_triton import MaskedOneHotCategorical, OneHotCategorical, ReparamGradientStrategy, rng, use_backend
+from onehot_triton import (
+    MaskedOneHotCategorical,
+    OneHotCategorical,
+    RelaxedOneHotCategorical,
+    ReparamGradientStrategy,
+    rng,
+    use_backend,
+)
 from onehot_triton._backends import cpu, small
 
 INF, NAN = math.inf, math.nan
@@ -323,7 +330,9 @@ def bad_things(validate: bool | None) -> list[Callable[[], object]]:
     dist = OneHotCategorical(torch.zeros(3), validate_args=validate)
     return [
         lambda: OneHotCategorical(torch.tensor([NAN, 0.0]), validate_args=validate),
-        lambda: OneHotCategorical(torch.zeros(1, 3), temperature=torch.tensor([0.0]), validate_args=validate),
+        lambda: OneHotCategorical(
+            torch.zeros(1, 3), grad_method=RELAXED, temperature=torch.tensor([0.0]), validate_args=validate
+        ),
         lambda: dist.log_prob(torch.ones(3)),
         lambda: dist.log_prob_index(torch.tensor(3)),
     ]
@@ -779,8 +788,94 @@ def test_numbers_of_numpy_and_torch(number):
     for name in ("unimix", "temperature"):
         options: Any = {name: number}
         dist = OneHotCategorical(x, **options, grad_method=RELAXED)
-        torch.testing.assert_close(dist.probs, OneHotCategorical(x, **{name: 0.5}).probs)
+        torch.testing.assert_close(dist.probs, OneHotCategorical(x, **{name: 0.5}, grad_method=RELAXED).probs)
         assert dist.rsample().shape == (3, 5)
+
+
+@pytest.mark.parametrize("number", [np.int64(2), torch.tensor(2), torch.tensor([2, 2, 2])], ids=repr)
+def test_an_integer_is_a_temperature(number, backend):
+    x, grad = torch.randn(3, 5, requires_grad=True), torch.randn(2, 3, 5)
+
+    def gradients(temperature: Any) -> list[Tensor]:
+        found = []
+        for method in list(ReparamGradientStrategy)[1:]:
+            torch.manual_seed(0)
+            drawn = OneHotCategorical(x, grad_method=method, temperature=temperature).rsample((2,))
+            found += torch.autograd.grad(drawn, x, grad)
+        torch.manual_seed(0)
+        soft = RelaxedOneHotCategorical(temperature, logits=x)
+        return [*found, *torch.autograd.grad(soft.log_prob(soft.rsample()).sum(), x)]
+
+    for found, expected in zip(gradients(number), gradients(2.0), strict=True):
+        torch.testing.assert_close(found, expected)
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        (np.int64(2), (2,)),
+        (np.int64(0), (0,)),
+        ((np.int32(2), 3), (2, 3)),
+        ([np.uint8(2), np.int64(3)], (2, 3)),
+        (np.array([2, 3]), (2, 3)),
+    ],
+    ids=repr,
+)
+def test_sample_shapes_of_numpy(shape, expected):
+    dist = OneHotCategorical(torch.zeros(4, 5))
+    for drawn in (
+        dist.sample(shape),
+        dist.rsample(shape),
+        RelaxedOneHotCategorical(1, logits=dist.logits).sample(shape),
+    ):
+        assert drawn.shape == (*expected, 4, 5)
+        # Not NumPy's, which torch.Size would keep.
+        assert all(type(n) is int for n in drawn.shape)
+
+
+class Weights(Tensor):
+    """A subclass that says what it is, and no more."""
+
+
+class NamedParameter(torch.nn.Parameter):
+    pass
+
+
+class Traced(Tensor):
+    """A subclass that is told of each call."""
+
+    @classmethod
+    def __torch_function__(cls, func, types, args=(), kwargs=None):
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+SUBCLASSES: dict[str, Callable[[Tensor], Tensor]] = {
+    "subclass": lambda x: x.as_subclass(Weights),
+    "subclass with __torch_function__": lambda x: x.as_subclass(Traced),
+    "parameter": NamedParameter,
+}
+
+
+@pytest.mark.parametrize("make", SUBCLASSES.values(), ids=SUBCLASSES)
+@pytest.mark.parametrize("rows", [3, 3000], ids=["small", "large"])
+def test_a_subclass_is_checked_and_computed_of_as_a_tensor(make, rows):
+    x = torch.randn(rows, 40)
+    bad = x.clone()
+    bad[1, 2] = NAN
+    with pytest.raises(ValueError, match=r"logits: expected neither NaN nor \+inf, found nan at \[1, 2\]"):
+        OneHotCategorical(make(bad))
+    ours, plain = (OneHotCategorical(p, grad_method=ReparamGradientStrategy.PassThrough) for p in (make(x), x))
+    with pytest.raises(ValueError, match="value: expected one-hot rows"):
+        ours.log_prob(torch.ones(rows, 40))
+    with pytest.raises(ValueError, match=r"index: expected 0 \.\. 39, found 40"):
+        ours.log_prob_index(torch.tensor(40))
+    draws = []
+    for dist in (ours, plain):
+        torch.manual_seed(0)
+        draw = dist.rsample((2,))
+        draws.append((draw, dist.log_prob(draw), dist.entropy()))
+    for found, expected in zip(*draws, strict=True):
+        torch.testing.assert_close(found.detach().as_subclass(Tensor), expected)
 
 
 def test_a_draw_that_is_not_one_hot_is_still_an_error():
@@ -920,6 +1015,22 @@ BAD_INPUT: dict[str, tuple[Callable[[], object], str]] = {
         lambda: OneHotCategorical(ZEROS, unimix=wrong("a")),
         "unimix: expected a number in [0, 1], found 'a'",
     ),
+    "unimix tensor above 1": (
+        lambda: OneHotCategorical(ZEROS, unimix=torch.tensor(1.5)),
+        "unimix: expected a number in [0, 1], found 1.5",
+    ),
+    "unimix tensor NaN": (
+        lambda: OneHotCategorical(ZEROS, unimix=torch.tensor([NAN])),
+        "unimix: expected a number in [0, 1], found nan",
+    ),
+    "unimix of each row": (
+        lambda: OneHotCategorical(ZEROS, unimix=torch.zeros(2)),
+        "unimix: expected a number in [0, 1], found shape [2]",
+    ),
+    "complex unimix": (
+        lambda: OneHotCategorical(ZEROS, unimix=torch.tensor(0.1j)),
+        "unimix: expected a number in [0, 1], found torch.complex64",
+    ),
     "dtype by name": (
         lambda: OneHotCategorical(ZEROS, dtype=wrong("int64")),
         f"dtype: expected {DTYPES}, found 'int64'",
@@ -929,39 +1040,62 @@ BAD_INPUT: dict[str, tuple[Callable[[], object], str]] = {
         f"dtype: expected {DTYPES}, found torch.complex64",
     ),
     "temperature 0": (
-        lambda: OneHotCategorical(ZEROS, temperature=0),
+        lambda: OneHotCategorical(ZEROS, grad_method=RELAXED, temperature=0),
         "temperature: expected a finite number above 0, found 0",
     ),
     "temperature below 0": (
-        lambda: OneHotCategorical(ZEROS, temperature=-1.0),
+        lambda: OneHotCategorical(ZEROS, grad_method=RELAXED, temperature=-1.0),
         "temperature: expected a finite number above 0, found -1.0",
     ),
     "temperature infinite": (
-        lambda: OneHotCategorical(ZEROS, temperature=INF),
+        lambda: OneHotCategorical(ZEROS, grad_method=RELAXED, temperature=INF),
         "temperature: expected a finite number above 0, found inf",
     ),
     "temperature NaN": (
-        lambda: OneHotCategorical(ZEROS, temperature=NAN),
+        lambda: OneHotCategorical(ZEROS, grad_method=RELAXED, temperature=NAN),
         "temperature: expected a finite number above 0, found nan",
     ),
     "temperature no number": (
-        lambda: OneHotCategorical(ZEROS, temperature=wrong("hot")),
+        lambda: OneHotCategorical(ZEROS, grad_method=RELAXED, temperature=wrong("hot")),
         "temperature: expected a finite number above 0, found 'hot'",
     ),
-    "integer temperature tensor": (
-        lambda: OneHotCategorical(ZEROS, temperature=torch.tensor(1)),
-        "temperature: expected a floating tensor, found torch.int64",
+    "bool temperature tensor": (
+        lambda: OneHotCategorical(ZEROS, grad_method=RELAXED, temperature=torch.tensor(True)),
+        "temperature: expected a floating or integer tensor, found torch.bool",
+    ),
+    "temperature that no gradient takes": (
+        lambda: OneHotCategorical(ZEROS, temperature=0.1),
+        "temperature: expected 1 for grad_method None, since only the gradients of RelaxedOneHot, ReinMax and "
+        "GappedStraightThrough take one (to sample at a temperature, divide the logits), found 0.1",
+    ),
+    "temperature tensor that no gradient takes": (
+        lambda: MaskedOneHotCategorical(
+            ZEROS,
+            mask=ZEROS == 0,
+            grad_method=ReparamGradientStrategy.PassThrough,
+            temperature=torch.ones(2, requires_grad=True),
+        ),
+        "temperature: expected 1 for grad_method PassThrough, since only the gradients of RelaxedOneHot, ReinMax and "
+        "GappedStraightThrough take one (to sample at a temperature, divide the logits), found a tensor of shape [2]",
+    ),
+    "relaxed samples without a gradient": (
+        lambda: OneHotCategorical(ZEROS, relaxed_samples=8),
+        "relaxed_samples: expected 1 for grad_method None, since only RelaxedOneHot takes more, found 8",
+    ),
+    "relaxed samples of another gradient": (
+        lambda: OneHotCategorical(ZEROS, grad_method=ReparamGradientStrategy.ReinMax, relaxed_samples=2),
+        "relaxed_samples: expected 1 for grad_method ReinMax, since only RelaxedOneHot takes more, found 2",
     ),
     "temperature of another batch": (
-        lambda: OneHotCategorical(ZEROS, temperature=torch.ones(3)),
+        lambda: OneHotCategorical(ZEROS, grad_method=RELAXED, temperature=torch.ones(3)),
         "temperature: expected a shape that broadcasts to the batch [2], found [3]",
     ),
     "temperature of too many dimensions": (
-        lambda: OneHotCategorical(ZEROS, temperature=torch.ones(2, 2)),
+        lambda: OneHotCategorical(ZEROS, grad_method=RELAXED, temperature=torch.ones(2, 2)),
         "temperature: expected a shape that broadcasts to the batch [2], found [2, 2]",
     ),
     "temperature tensor 0": (
-        lambda: OneHotCategorical(ZEROS, temperature=torch.tensor(0.0)),
+        lambda: OneHotCategorical(ZEROS, grad_method=RELAXED, temperature=torch.tensor(0.0)),
         "temperature: expected finite numbers above 0, found 0.0 at []",
     ),
     "sparse logits": (
@@ -977,11 +1111,11 @@ BAD_INPUT: dict[str, tuple[Callable[[], object], str]] = {
         "unimix: expected a number in [0, 1], found a tensor that requires a gradient, which it would not get",
     ),
     "temperature NaN in a row": (
-        lambda: OneHotCategorical(ZEROS, temperature=torch.tensor([1.0, NAN])),
+        lambda: OneHotCategorical(ZEROS, grad_method=RELAXED, temperature=torch.tensor([1.0, NAN])),
         "temperature: expected finite numbers above 0, found nan at [1]",
     ),
     "temperature infinite in a row": (
-        lambda: OneHotCategorical(ZEROS, temperature=torch.tensor([1.0, INF])),
+        lambda: OneHotCategorical(ZEROS, grad_method=RELAXED, temperature=torch.tensor([1.0, INF])),
         "temperature: expected finite numbers above 0, found inf at [1]",
     ),
     "sample_shape by name": (

@@ -79,6 +79,7 @@ OPERATIONS: dict[str, Callable[[Tensor], Any]] = {
     "soft, a tensor": lambda x: soft(x, torch.empty(8, device=x.device).exp()),
     "probs": lambda x: step(OneHotCategorical(probs=x.exp(), grad_method=RELAXED)),
     "unimix": lambda x: step(OneHotCategorical(x, unimix=0.01, grad_method=RELAXED)),
+    "unimix, a tensor": lambda x: step(OneHotCategorical(x, unimix=x.detach().amax().sigmoid(), grad_method=RELAXED)),
     "masked": lambda x: step(MaskedOneHotCategorical(x, mask=x > 0, grad_method=RELAXED)),
     "log_prob_index": lambda x: OneHotCategorical(x).log_prob_index(x.detach().argmax(-1)),
     "moments": lambda x: OneHotCategorical(x).variance + OneHotCategorical(x).probs,

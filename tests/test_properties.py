@@ -58,10 +58,15 @@ def parameters(draw: st.DrawFn, columns: st.SearchStrategy[int] = columns) -> tu
 def distributions(draw: st.DrawFn, columns: st.SearchStrategy[int] = columns) -> OneHotCategorical:
     kind, x = draw(parameters(columns))
     method = draw(st.sampled_from([None, *ReparamGradientStrategy]))
+    temperatures = {
+        None: [1.0],
+        ReparamGradientStrategy.PassThrough: [1.0],
+        ReparamGradientStrategy.ReinMax: [1.0, 1.5, 3.0],
+    }
     return OneHotCategorical(
         **{kind: x},
         grad_method=method,
-        temperature=draw(st.sampled_from([1.0, 3.0, 1.5 if method is ReparamGradientStrategy.ReinMax else 0.1])),
+        temperature=draw(st.sampled_from(temperatures.get(method, [1.0, 3.0, 0.1]))),
         unimix=draw(st.sampled_from([0.0, 0.0, 0.01, 1.0])),
         dtype=draw(sample_dtypes),
         validate_args=draw(st.sampled_from([None, False])),

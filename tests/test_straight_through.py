@@ -251,8 +251,8 @@ def test_transforms(method, backend):
 @pytest.mark.parametrize("method", [*NEW, RELAXED], ids=lambda method: method.name)
 def test_compiled_in_one_graph(method):
     def draw(x: Tensor) -> Tensor:
-        options: dict[str, Any] = {"grad_method": method, "temperature": 1.5, "relaxed_samples": 3}
-        return OneHotCategorical(x, validate_args=False, **options).rsample()
+        options: dict[str, Any] = {"grad_method": method, "temperature": 1.5, "validate_args": False}
+        return OneHotCategorical(x, relaxed_samples=3 if method is RELAXED else 1, **options).rsample()
 
     torch._dynamo.reset()
     compiled = torch.compile(draw, fullgraph=True, backend="aot_eager", dynamic=True)

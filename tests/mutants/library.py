@@ -128,14 +128,6 @@ MUTANTS = [
     Mutant(CHECKS, "0 <= float(weight) <= 1", "0 <= float(weight)", "a share of more than 1", BAD, function="unimix"),
     Mutant(
         CHECKS,
-        "any(n < 0 for n in size)",
-        "any(n < -1 for n in size)",
-        "a dimension of -1",
-        BAD,
-        function="sample_shape",
-    ),
-    Mutant(
-        CHECKS,
         "len(shape) <= len(target) and all(",
         "all(",
         "a temperature of too many dimensions",
@@ -347,14 +339,6 @@ MUTANTS = [
             "index": "index",
             "generator": "generator",
         }.items()
-    ),
-    Mutant(
-        RELAXED,
-        "if torch.compiler.is_compiling() and not isinstance(temperature, Tensor):",
-        "if False:",
-        "a compiled density for each temperature",
-        "tests/test_compile.py -k another_temperature",
-        function="RelaxedOneHotCategorical.__init__",
     ),
     Mutant(
         RELAXED,
@@ -782,7 +766,7 @@ MUTANTS = [
     ),
     Mutant(
         DISTRIBUTION,
-        "max(neg_inf, torch.finfo(log_probs.dtype).min)",
+        "max(neg_inf, lowest)",
         "neg_inf",
         "a neg_inf beyond half precision",
         ZERO,
@@ -857,5 +841,60 @@ MUTANTS = [
         "",
         "a mask of another device",
         "tests/test_devices.py -k 'two_devices and mask'",
+    ),
+    Mutant(CHECKS, "if n < 0:", "if n < -1:", "a dimension of -1", BAD),
+    Mutant(
+        CHECKS,
+        "n if isinstance(n, (int, torch.SymInt)) else operator.index(n)",
+        "n",
+        "NumPy's integers in a shape",
+        "tests/test_hard_cases.py -k shapes_of_numpy",
+    ),
+    Mutant(CHECKS, "in _WITHOUT_TEMPERATURE and (", "is True and (", "a temperature without effect", BAD),
+    Mutant(
+        CHECKS,
+        "(isinstance(value, Tensor) or value != 1)",
+        "not isinstance(value, Tensor) and value != 1",
+        "a tensor of temperatures without effect",
+        BAD,
+    ),
+    Mutant(CHECKS, "if value != 1 and method is not", "if value == 1 and not", "relaxed samples without effect", BAD),
+    Mutant(
+        CHECKS, "if validate and not _is_true(inside", "if not validate and (inside", "an unimix not looked at", BAD
+    ),
+    Mutant(
+        CHECKS,
+        "weight.masked_fill(inside.logical_not(), torch.nan)",
+        "weight.clone()",
+        "an unimix above 1 gives numbers",
+        "tests/test_distribution.py -k bad_unimix",
+    ),
+    Mutant(
+        CHECKS,
+        "weight.reshape(()).to(compute_dtype(param.dtype))",
+        "weight.reshape(())",
+        "1 - unimix in bfloat16",
+        "tests/test_distribution.py -k unimix_as_a_tensor",
+    ),
+    Mutant(
+        CHECKS,
+        '        _on_device("unimix", weight, param.device)\n',
+        "        pass\n",
+        "an unimix of another GPU",
+        "tests/test_devices.py -k unimix",
+    ),
+    Mutant(
+        DISTRIBUTION,
+        "scalar_tensor(neg_inf, log_probs).clamp_min(lowest) if compiles else max(neg_inf, lowest)",
+        "max(neg_inf, lowest)",
+        "a compiled program for each neg_inf",
+        "tests/test_compile.py -k 'another_number and neg_inf'",
+    ),
+    Mutant(
+        RELAXED,
+        "if torch.compiler.is_compiling() and not isinstance(temperature, Tensor):",
+        "if False:",
+        "a compiled density for each temperature",
+        "tests/test_compile.py -k 'another_number and density'",
     ),
 ]

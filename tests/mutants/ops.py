@@ -29,6 +29,8 @@ _cpu, _small, _formulas, _kernels, _choice = (
 _ops, _library, _rng, _parameters = (_in(f"{name}.py") for name in ("ops", "library", "rng", "parameters"))
 _blocks, _checks = _in("blocks.py"), _in("checks.py")
 
+_blocks, _checks, _tensors = (_in(f"{name}.py") for name in ("blocks", "checks", "tensors"))
+
 MUTANTS = [
     # The temperature as a number
     _ops(
@@ -36,13 +38,6 @@ MUTANTS = [
         "        if False:\n            return temperature",
         "a launch that fills a tensor with the temperature",
         "tests/test_no_waiting.py -k 'waits_or_copies and (soft or RelaxedOneHot)'",
-        function="_temperature",
-    ),
-    _ops(
-        "        if not torch.compiler.is_compiling():\n            return temperature",
-        "        if True:\n            return temperature",
-        "a compiled program for each temperature",
-        "tests/test_compile.py -k another_temperature",
         function="_temperature",
     ),
     _kernels(
@@ -897,5 +892,41 @@ MUTANTS = [
         "is_compiling())",
         "a search in sums for ONNX",
         eager("onnx_draws"),
+    ),
+    _ops(
+        "        if not torch.compiler.is_compiling():\n            return temperature",
+        "        if True:\n            return temperature",
+        "a compiled program for each temperature",
+        "tests/test_compile.py -k 'another_number and triton'",
+    ),
+    _tensors(
+        "torch.ones((), dtype=compute_dtype(like.dtype), device=like.device) * number",
+        "torch.full((), number, dtype=compute_dtype(like.dtype), device=like.device)",
+        "a compiled program for each temperature",
+        "tests/test_compile.py -k 'another_number and ReinMax'",
+    ),
+    _tensors(
+        "not isinstance(peek_interpreter_stack(), NoneType)",
+        "peek_interpreter_stack() is not None",
+        "every compiled program counts as one in a transform",
+        "tests/test_compile.py -k 'another_number and no_grad'",
+    ),
+    _tensors(
+        "type(tensor).__torch_dispatch__ is not _NO_DISPATCH",
+        "type(tensor) not in (Tensor, torch.nn.Parameter)",
+        "subclasses are not checked",
+        "tests/test_hard_cases.py -k subclass",
+    ),
+    _tensors(
+        "        or type(tensor).__torch_dispatch__ is not _NO_DISPATCH",
+        "",
+        "fake tensors are checked",
+        "tests/test_ways_of_running.py -k fake_tensors",
+    ),
+    _tensors(
+        "        and type(tensor).__torch_dispatch__ is _NO_DISPATCH",
+        "",
+        "fake tensors are looked at",
+        "tests/test_ways_of_running.py -k fake_tensors",
     ),
 ]

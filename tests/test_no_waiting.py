@@ -88,6 +88,7 @@ OPERATIONS: dict[str, Callable[[Tensor], Any]] = {
 }
 OTHERS: dict[str, Callable[[Tensor], Any]] = {
     "mode": lambda x: OneHotCategorical(x).mode,
+    "rmode": lambda x: OneHotCategorical(x).rmode,
     "indices": lambda x: MaskedOneHotCategorical(x, indices=x.detach().topk(3).indices, padding_value=-1).sample(),
     "support": lambda x: OneHotCategorical(x).enumerate_support(),
 }

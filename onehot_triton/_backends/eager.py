@@ -467,14 +467,14 @@ def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     a row counts by its square. A category that p lacks therefore has the term q, not 0.
     """
     p, q = log_p.exp(), log_q.exp()
-    p_is_0, q_is_0 = log_p == -torch.inf, log_q == -torch.inf
-    either = p_is_0 | q_is_0
+    q_is_0 = log_q == -torch.inf
+    either_is_0 = q_is_0 | (log_p == -torch.inf)
     # A branch that is not taken gets arguments of which its derivative is finite: 0 times infinity would be NaN.
-    d = (log_q - log_p).masked_fill(either, 0.0)
-    is_near = (d.abs() < 1) & ~either
-    near = d.masked_fill(~is_near, 0.0)
-    far = q - p - (p * d).masked_fill(q_is_0 & ~p_is_0, -torch.inf)
-    return torch.where(is_near, p * (near.expm1() - near), far).sum(-1)
+    d = (log_q - log_p).masked_fill(either_is_0, 0.0)
+    is_far = either_is_0 | (d.abs() >= 1)
+    near = d.masked_fill(is_far, 0.0)
+    far = q - p - (p * d).masked_fill(q_is_0 & (log_p != -torch.inf), -torch.inf)
+    return torch.where(is_far, far, p * (near.expm1() - near)).sum(-1)
 
 
 def log_prob_and_entropy(

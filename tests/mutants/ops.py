@@ -845,30 +845,6 @@ MUTANTS = [
         "the gradient of a mode without its mask",
         gradients("rmode_is"),
     ),
-    _formulas(
-        "is_near = (d.abs() < 1) & ~either",
-        "is_near = d.abs() < 1",
-        "a divergence without q where p has no mass",
-        distribution("kl"),
-    ),
-    _formulas(
-        "d.abs() < 1",
-        "d.abs() < 0",
-        "a small divergence lost in q - p - p d",
-        distribution("kl"),
-    ),
-    _formulas(
-        "near = d.masked_fill(~is_near, 0.0)",
-        "near = d",
-        "0 times an exponential that overflows, in the gradient of a divergence",
-        distribution("kl"),
-    ),
-    _formulas(
-        "(p * d).masked_fill(q_is_0 & ~p_is_0, -torch.inf)",
-        "p * d",
-        "a finite divergence where q alone is 0",
-        distribution("kl"),
-    ),
     _parameters(
         "param.expand(shape)\n",
         "param.expand(shape).contiguous()\n",
@@ -928,5 +904,29 @@ MUTANTS = [
         "",
         "fake tensors are looked at",
         "tests/test_ways_of_running.py -k fake_tensors",
+    ),
+    _formulas(
+        "is_far = either_is_0 | (d.abs() >= 1)",
+        "is_far = d.abs() >= 1",
+        "a divergence without q where p has no mass",
+        distribution("kl"),
+    ),
+    _formulas(
+        "d.abs() >= 1",
+        "d.abs() >= 0",
+        "a small divergence lost in q - p - p d",
+        distribution("kl"),
+    ),
+    _formulas(
+        "near = d.masked_fill(is_far, 0.0)",
+        "near = d",
+        "0 times an exponential that overflows, in the gradient of a divergence",
+        distribution("kl"),
+    ),
+    _formulas(
+        "(p * d).masked_fill(q_is_0 & (log_p != -torch.inf), -torch.inf)",
+        "p * d",
+        "a finite divergence where q alone is 0",
+        distribution("kl"),
     ),
 ]

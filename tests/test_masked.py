@@ -625,7 +625,7 @@ def test_second_derivative_of_a_draw_of_an_empty_row_is_0(method):
     leaf, weight = x.clone().requires_grad_(), torch.randn(4, 6, dtype=x.dtype, requires_grad=True)
     with use_backend("triton"):
         drawn = MaskedOneHotCategorical(leaf, mask=mask, validate_args=False, grad_method=method).rsample()
-        loss = torch.where(mask.any(-1, keepdim=True), drawn, 0.0).mul(weight).sum(-1).square().sum()
+        loss = torch.where(mask.any(-1), (drawn * weight).sum(-1), 0.0).square().sum()
         (first,) = torch.autograd.grad(loss, leaf, create_graph=True)
         of_leaf, of_weight = torch.autograd.grad(first.square().sum(), (leaf, weight))
     for found in (first, of_leaf, of_weight):

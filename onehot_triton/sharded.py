@@ -31,7 +31,16 @@ from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 from . import _backends as backends
 from . import ops, parameters, rng
-from ._backends.eager import GAP, GROUP, LOWEST, for_each_sample, one_hot, with_derivative_of
+from ._backends.eager import (
+    GAP,
+    GROUP,
+    LOWEST,
+    for_each_sample,
+    one_hot,
+    relaxed_constant,
+    relaxed_limit,
+    with_derivative_of,
+)
 from .grad_method import ReparamGradientStrategy
 from .rng import Seed
 from .tensors import compute_dtype, is_differentiated
@@ -692,14 +701,16 @@ def _place(number: Tensor, layout: Layout, first_group: int) -> Tensor:
     return rng.seed_of_place(Seed(number, first_row=first_row), first_group)
 
 
-def relaxed_sample(logits: Tensor, temperature: Tensor | float, draw: ops.Draw) -> DTensor:
-    """softmax((logits + Gumbel) / temperature), placed as the logits, with gradients in both."""
+def relaxed_sample(logits: Tensor, temperature: Tensor | float, draw: ops.Draw, log: bool = False) -> DTensor:
+    """softmax((logits + Gumbel) / temperature), placed as the logits, with gradients in both; of `log`, its logarithm
+    in float32 at least."""
     layout = layout_of(logits, "logits")
     x, lead = _rows(_local(logits, layout), True), draw.sample_shape
     t = _temperature(temperature, layout)
     seed = _seed(x, layout, draw.generator)
     if layout.vocabulary is None:
-        function: Callable[..., Tensor] = lambda seed, x, t: ops.relaxed_sample(x, t, _flat(draw), seed)  # noqa: E731
+        seed = Seed(_number(seed, x.device)) if log else seed
+        function: Callable[..., Tensor] = lambda seed, x, t: ops.relaxed_sample(x, t, _flat(draw), seed, log)  # noqa: E731
         runs = _by_runs(function, layout, seed, x, t) if x.shape[0] else [function(seed, x, t)]
         y = torch.cat(runs, 1)
     else:
@@ -710,7 +721,11 @@ def relaxed_sample(logits: Tensor, temperature: Tensor | float, draw: ops.Draw) 
             t = t.unsqueeze(-1) if t.dim() else t
         # In the noise's float64: of a large float32 logit and a Gumbel variate, the sum would lose the latter.
         z = (x.to(e.dtype).clamp_min(-1e20) - e.neg().log()) / t
-        y = _log_softmax(z, layout).exp().to(x.dtype)
+        log_y = _log_softmax(z, layout)
+        if log:
+            y = log_y.masked_fill((x == -torch.inf) & ~log_y.isnan(), -torch.inf).to(compute_dtype(x.dtype))
+        else:
+            y = log_y.exp().to(x.dtype)
     return _wrap(y.reshape(*lead, *layout.local), layout, lead, True)
 
 
@@ -912,23 +927,88 @@ def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     return _wrap(_total(part, None if layout.vocabulary is None else layout.ranks), layout)
 
 
-def relaxed_log_prob(logits: Tensor, temperature: Tensor | float, value: Tensor) -> Tensor:
-    """The density of `RelaxedOneHotCategorical.log_prob`, [..., *batch]."""
+class _LogSum(Function):
+    """log sum exp of the scores where `in_sum`, [..., 1], over all shards, which is known: `log_sum`."""
+
+    @staticmethod
+    def forward(score, in_sum, log_sum, ranks):
+        return log_sum.view_as(log_sum)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        score, in_sum, _, ctx.ranks = inputs
+        ctx.save_for_backward(score, in_sum, output)
+
+    @staticmethod
+    def backward(ctx, grad):
+        score, in_sum, log_sum = ctx.saved_tensors
+        p = (torch.where(in_sum, score, -torch.inf) - _spread(log_sum, ctx.ranks)).exp()
+        return p * _spread(grad, ctx.ranks), None, None, None
+
+
+def _relaxed_sums(score: Tensor, on: Tensor, zero: Tensor, ranks: Ranks) -> tuple[Tensor, Tensor, Tensor]:
+    """Of whole rows, from those of the shards: the log sum exp of the scores, of zeros alone where there are any, NaN
+    where the row is invalid; and the numbers of categories that are on and of zeros, in the scores' dtype."""
+    m, s, _ = _shard_sums(torch.where(torch.where(zero.any(-1, keepdim=True), zero, on), score, -torch.inf))
+    word = torch.int64 if score.dtype == torch.float64 else torch.int32
+    ms, totals, zeros, n = _gather([m, s, zero.sum(-1, dtype=word), on.sum(-1, dtype=word)], ranks)
+    # Beside a zero of another shard, a shard without one does not count.
+    left_out = (zeros == 0) & (zeros.sum(0) > 0)
+    sums, _ = _join(ms.masked_fill(left_out, -torch.inf), totals.masked_fill(left_out, 0.0))
+    return sums.maximum + sums.log_sum, n.sum(0).to(score.dtype), zeros.sum(0).to(score.dtype)
+
+
+def relaxed_log_prob(
+    logits: Tensor, temperature: Tensor | float, value: Tensor, of_log: bool = False, tolerance: float | None = None
+) -> Tensor:
+    """The density of `eager.relaxed_log_prob`, [..., *batch], of `value`, or, of `of_log`, of its exponential. Where a
+    `tolerance` of the sum of a row is given, a ValueError on every rank for a value that is none."""
     layout = layout_of(logits, "logits")
-    ranks = None if layout.vocabulary is None else layout.ranks
-    t = _temperature(temperature, layout)
+    batch, t = layout.local[:-1], _temperature(temperature, layout)
     x, layout, front = _expanded(logits, layout, value.shape[:-1], "value")
-    dtype, columns = compute_dtype(x.dtype), layout.shape[-1]
-    log_y = _part(value, "value", layout, True).to(dtype).log()
-    if isinstance(t, Tensor):
-        t = t.to(dtype)
-        t = t.view(layout.local[:-1]) if t.dim() else t
-        column_t, log_t = _spread(t, ranks).unsqueeze(-1), t.log()
-    else:
-        column_t, log_t = t, math.log(t)
-    log_p = _log_softmax(x.to(dtype) - column_t * log_y, layout)
-    out = _total((log_p - log_y).sum(-1), ranks) + (columns - 1) * log_t + math.lgamma(columns)
-    return _wrap(out, layout, front)
+    value = _part(value, "value", layout, True)
+    if tolerance is not None:
+        _check_relaxed(x.detach(), value.detach(), layout, of_log, tolerance)
+    if isinstance(t, Tensor) and t.dim():
+        t = t.view(batch)
+    if layout.vocabulary is None:
+        return _wrap(ops.relaxed_log_prob(x, t, value, of_log), layout, front)
+    ranks, dtype = layout.ranks, compute_dtype(x.dtype)
+    x, log_y = x.to(dtype), value.to(dtype) if of_log else ops.log_of_value(value, dtype)
+    t = t.to(dtype) if isinstance(t, Tensor) else t
+    column_t = _spread(t, ranks).unsqueeze(-1) if isinstance(t, Tensor) else t
+    # As in `eager.relaxed_log_prob`; whether a row is valid is known when all ranks have been heard.
+    on, empty = x != -torch.inf, log_y == -torch.inf
+    zero, outside = on & empty, (~on & ~empty).any(-1)
+    log_y = torch.where(on & ~empty, log_y, 0.0)
+    score = torch.where(on, x, 0.0) - column_t * log_y
+    known, n, zeros = _relaxed_sums(score.detach(), on, zero, ranks)
+    score = torch.where((n == 0).unsqueeze(-1), x, score)
+    in_sum = torch.where(zeros.unsqueeze(-1) > 0, zero, on)
+    log_sum = ops.apply(_LogSum, score, in_sum, known.unsqueeze(-1), ranks).squeeze(-1)
+    part = torch.where(on, score - known.unsqueeze(-1), 0.0).sum(-1)
+    part = part if of_log else part - log_y.sum(-1)
+    total = _total(part.masked_fill(outside, -torch.inf), ranks)
+    # n times the logarithm of the sum is in `total`, term by term; here is its derivative, of which no rank need hear.
+    density = total - n * (log_sum - known) + relaxed_constant(n, t)
+    infinite, limit = relaxed_limit(n, zeros, t, of_log)
+    is_outside = total.detach() == -torch.inf
+    limit = limit.masked_fill(is_outside, -torch.inf)
+    density = torch.where((infinite | is_outside) & ~density.isnan(), limit, density)
+    return _wrap(density, layout, front)
+
+
+def _check_relaxed(x: Tensor, value: Tensor, layout: Layout, of_log: bool, tolerance: float) -> None:
+    """`checks.relaxed_value`, of which all ranks hear."""
+    y = value.to(compute_dtype(value.dtype))
+    y = y.exp() if of_log else y
+    outside = (x == -torch.inf) & (value != (-torch.inf if of_log else 0))
+    total = y.masked_fill(~(y >= 0) | outside, torch.nan).sum(-1)
+    if layout.vocabulary is not None:
+        total = _gather([total], layout.ranks)[0].sum(0)
+    what = "the logarithm of a point of the simplex" if of_log else "a point of the simplex"
+    bad = ~((total - 1).abs() <= tolerance)
+    _raise_if(bad, layout, "value", f"{what} in every row, without mass where a category is off", "another")
 
 
 # The last draw --------------------------------------------------------------------------------------------------------

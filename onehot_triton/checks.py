@@ -295,18 +295,20 @@ def one_hot(value: Tensor, index: Tensor) -> None:
         )
 
 
-def sum_tolerance(value: Tensor, param: Tensor) -> float:
-    """By how much the sum of a row of relaxed values may miss 1.
+def sum_tolerance(value: Tensor, param: Tensor, columns: int, temperature: Tensor | float) -> Tensor | float:
+    """By how much the sum of a row of relaxed values may miss 1: a number, or one for each row of the temperature.
 
     Rounding to the coarser dtype of the two moves each value by a part of itself, and loses it below the last subnormal
-    number. A softmax of float32 over n columns adds some sqrt(n) roundings. At least torch's own 1e-6.
+    number. A softmax of float32 over n columns adds some sqrt(n) roundings, and a kernel rounds scores, which the
+    temperature divides. At least torch's own 1e-6.
     """
-    columns, dtypes = value.shape[-1], [torch.finfo(t.dtype) for t in (value, param) if t.is_floating_point()]
+    dtypes = [torch.finfo(t.dtype) for t in (value, param) if t.is_floating_point()]
+    eps = torch.finfo(compute_dtype(value.dtype)).eps
     rounding = max(d.eps * (1 + columns * d.tiny / 2) for d in dtypes)
-    return max(1e-6, rounding + torch.finfo(compute_dtype(value.dtype)).eps * math.sqrt(columns))
+    return max(1e-6, rounding + eps * math.sqrt(columns)) + 4 * eps / temperature
 
 
-def relaxed_value(value: Tensor, logits: Tensor, param: Tensor, of_log: bool) -> None:
+def relaxed_value(value: Tensor, logits: Tensor, param: Tensor, temperature: Tensor | float, of_log: bool) -> None:
     """Check that every row of `value` [..., columns] is a point of the simplex with 0 where a category is off, or, of
     `of_log`, its logarithm.
 
@@ -314,12 +316,16 @@ def relaxed_value(value: Tensor, logits: Tensor, param: Tensor, of_log: bool) ->
         value: its leading dimensions broadcast against the batch.
         logits: [*batch, columns], -inf where a category is off.
         param: what the user gave; values may be as coarse as its dtype.
+        temperature: a number, or a tensor that broadcasts to the batch.
     """
+    if isinstance(temperature, Tensor) and temperature.numel() == 1:
+        temperature = temperature.reshape(())
     value, y = value.detach(), value.detach().to(compute_dtype(value.dtype))
     y = y.exp() if of_log else y
     outside = (logits == -torch.inf) & (value != (-torch.inf if of_log else 0))
-    negative, total, tolerance = ~(y >= 0), y.sum(-1), sum_tolerance(value, param)
-    good = ~negative.any(-1) & ~outside.any(-1) & ((total - 1).abs() <= tolerance)
+    negative, total = ~(y >= 0), y.sum(-1)
+    is_near = (total - 1).abs() <= sum_tolerance(value, param, value.shape[-1], temperature)
+    good = ~negative.any(-1) & ~outside.any(-1) & is_near
     what = "the logarithm of a point of the simplex" if of_log else "a point of the simplex"
     if _is_true(good.all(), f"value: expected {what} in every row, without mass where a category is off"):
         return

@@ -113,10 +113,9 @@ class _Relaxed(Distribution):
         checks.value_shape(value, self._batch_shape, self._event_shape, self._param.device)
         logits, validate = self._logits(), self._validate_args
         if is_sharded(self._param):
-            tolerance = checks.sum_tolerance(value, self._param) if validate else None
-            return _sharded().relaxed_log_prob(logits, self.temperature, value, self._of_log, tolerance)
+            return _sharded().relaxed_log_prob(logits, self.temperature, value, self._of_log, validate)
         if validate:
-            checks.relaxed_value(value, logits.detach(), self._param, self._of_log)
+            checks.relaxed_value(value, logits.detach(), self._param, self.temperature, self._of_log)
         return ops.relaxed_log_prob(logits, self.temperature, value, self._of_log)
 
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Any:

@@ -30,7 +30,7 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 from . import _backends as backends
-from . import ops, parameters, rng
+from . import checks, ops, parameters, rng
 from ._backends.eager import (
     GAP,
     GROUP,
@@ -959,18 +959,17 @@ def _relaxed_sums(score: Tensor, on: Tensor, zero: Tensor, ranks: Ranks) -> tupl
 
 
 def relaxed_log_prob(
-    logits: Tensor, temperature: Tensor | float, value: Tensor, of_log: bool = False, tolerance: float | None = None
+    logits: Tensor, temperature: Tensor | float, value: Tensor, of_log: bool = False, validate: bool = False
 ) -> Tensor:
-    """The density of `eager.relaxed_log_prob`, [..., *batch], of `value`, or, of `of_log`, of its exponential. Where a
-    `tolerance` of the sum of a row is given, a ValueError on every rank for a value that is none."""
+    """The density of `ops.relaxed_log_prob`, [..., *batch]."""
     layout = layout_of(logits, "logits")
     batch, t = layout.local[:-1], _temperature(temperature, layout)
     x, layout, front = _expanded(logits, layout, value.shape[:-1], "value")
     value = _part(value, "value", layout, True)
-    if tolerance is not None:
-        _check_relaxed(x.detach(), value.detach(), layout, of_log, tolerance)
     if isinstance(t, Tensor) and t.dim():
         t = t.view(batch)
+    if validate:
+        _check_relaxed(x.detach(), value.detach(), t, layout, of_log)
     if layout.vocabulary is None:
         return _wrap(ops.relaxed_log_prob(x, t, value, of_log), layout, front)
     ranks, dtype = layout.ranks, compute_dtype(x.dtype)
@@ -998,7 +997,7 @@ def relaxed_log_prob(
     return _wrap(density, layout, front)
 
 
-def _check_relaxed(x: Tensor, value: Tensor, layout: Layout, of_log: bool, tolerance: float) -> None:
+def _check_relaxed(x: Tensor, value: Tensor, t: Tensor | float, layout: Layout, of_log: bool) -> None:
     """`checks.relaxed_value`, of which all ranks hear."""
     y = value.to(compute_dtype(value.dtype))
     y = y.exp() if of_log else y
@@ -1006,6 +1005,7 @@ def _check_relaxed(x: Tensor, value: Tensor, layout: Layout, of_log: bool, toler
     total = y.masked_fill(~(y >= 0) | outside, torch.nan).sum(-1)
     if layout.vocabulary is not None:
         total = _gather([total], layout.ranks)[0].sum(0)
+    tolerance = checks.sum_tolerance(value, x, layout.shape[-1], t.detach() if isinstance(t, Tensor) else t)
     what = "the logarithm of a point of the simplex" if of_log else "a point of the simplex"
     bad = ~((total - 1).abs() <= tolerance)
     _raise_if(bad, layout, "value", f"{what} in every row, without mass where a category is off", "another")

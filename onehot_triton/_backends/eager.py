@@ -429,10 +429,10 @@ def relaxed_log_prob(logits: Tensor, temperature: Tensor | float, log_y: Tensor,
     + sum_j (s_j - logsumexp s), and that of y less sum_j log y_j (Maddison et al. 2017, equations 25 and 10). Where
     m of the y_j are 0, only they are left in the logsumexp, and the terms with log 0 have the factor of
     `relaxed_limit`."""
-    # No category of an invalid row is off, so that the row stays NaN.
-    on = (logits != -torch.inf) | ~logits.detach().amax(-1, keepdim=True).isfinite()
-    empty = log_y == -torch.inf
-    zero, outside = on & empty, (~on & ~empty).any(-1)
+    # No category of an invalid row is off, and no value 0, so that the row stays NaN.
+    valid, empty = logits.detach().amax(-1, keepdim=True).isfinite(), log_y == -torch.inf
+    on = (logits != -torch.inf) | ~valid
+    zero, outside = on & empty & valid, (~on & ~empty).any(-1)
     n, zeros = on.sum(-1).to(log_y.dtype), zero.sum(-1).to(log_y.dtype)
     t = temperature.unsqueeze(-1) if isinstance(temperature, Tensor) else temperature
     # What is infinite is taken out beforehand: its derivative times 0 would be NaN.

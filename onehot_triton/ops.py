@@ -596,9 +596,9 @@ class _LogOfValue(Function):
     def backward(ctx, grad):
         (value,) = ctx.saved_tensors
         largest = torch.finfo(value.dtype).max
-        # By a value of another dtype, 1e-7 in float16 would be divided in float16.
+        # Not in float16, where 1 / y ends at 65504.
         y = value.to(grad.dtype)
-        return (grad / torch.where(y == 0, torch.inf, y)).clamp(-largest, largest).to(value.dtype), None
+        return (grad / y.masked_fill(y == 0, torch.inf)).clamp(-largest, largest).to(value.dtype), None
 
 
 def log_of_value(value: Tensor, dtype: torch.dtype) -> Tensor:

@@ -928,28 +928,30 @@ def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
 
 
 class _LogSum(Function):
-    """log sum exp of the scores where `in_sum`, [..., 1], over all shards, which is known: `log_sum`."""
+    """The log sum exp of scores over all shards, [..., 1], which is known, with its derivative in those of this one.
+    Those that are `left_out` have none."""
 
     @staticmethod
-    def forward(score, in_sum, log_sum, ranks):
+    def forward(score, left_out, log_sum, ranks):
         return log_sum.view_as(log_sum)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        score, in_sum, _, ctx.ranks = inputs
-        ctx.save_for_backward(score, in_sum, output)
+        score, left_out, _, ctx.ranks = inputs
+        ctx.save_for_backward(score, left_out, output)
 
     @staticmethod
     def backward(ctx, grad):
-        score, in_sum, log_sum = ctx.saved_tensors
-        p = (torch.where(in_sum, score, -torch.inf) - _spread(log_sum, ctx.ranks)).exp()
+        score, left_out, log_sum = ctx.saved_tensors
+        p = (score.masked_fill(left_out, -torch.inf) - _spread(log_sum, ctx.ranks)).exp()
         return p * _spread(grad, ctx.ranks), None, None, None
 
 
 def _relaxed_sums(score: Tensor, on: Tensor, zero: Tensor, ranks: Ranks) -> tuple[Tensor, Tensor, Tensor]:
     """Of whole rows, from those of the shards: the log sum exp of the scores, of zeros alone where there are any, NaN
     where the row is invalid; and the numbers of categories that are on and of zeros, in the scores' dtype."""
-    m, s, _ = _shard_sums(torch.where(torch.where(zero.any(-1, keepdim=True), zero, on), score, -torch.inf))
+    here = torch.where(zero.any(-1, keepdim=True), zero, on)
+    m, s, _ = _shard_sums(score.masked_fill(here.logical_not(), -torch.inf))
     word = torch.int64 if score.dtype == torch.float64 else torch.int32
     ms, totals, zeros, n = _gather([m, s, zero.sum(-1, dtype=word), on.sum(-1, dtype=word)], ranks)
     # Beside a zero of another shard, a shard without one does not count.
@@ -976,16 +978,23 @@ def relaxed_log_prob(
     x, log_y = x.to(dtype), value.to(dtype) if of_log else ops.log_of_value(value, dtype)
     t = t.to(dtype) if isinstance(t, Tensor) else t
     column_t = _spread(t, ranks).unsqueeze(-1) if isinstance(t, Tensor) else t
-    # As in `eager.relaxed_log_prob`; whether a row is valid is known when all ranks have been heard.
-    on, empty = x != -torch.inf, log_y == -torch.inf
-    zero, outside = on & empty, (~on & ~empty).any(-1)
-    log_y = torch.where(on & ~empty, log_y, 0.0)
-    score = torch.where(on, x, 0.0) - column_t * log_y
-    known, n, zeros = _relaxed_sums(score.detach(), on, zero, ranks)
-    score = torch.where((n == 0).unsqueeze(-1), x, score)
-    in_sum = torch.where(zeros.unsqueeze(-1) > 0, zero, on)
-    log_sum = ops.apply(_LogSum, score, in_sum, known.unsqueeze(-1), ranks).squeeze(-1)
-    part = torch.where(on, score - known.unsqueeze(-1), 0.0).sum(-1)
+    # As in `eager.relaxed_log_prob`.
+    off, empty = x == -torch.inf, log_y == -torch.inf
+    on = off.logical_not()
+    zero, outside = on & empty, (off & empty.logical_not()).any(-1)
+
+    def scores(off: Tensor) -> tuple[Tensor, Tensor]:
+        finite = log_y.masked_fill(off | empty, 0.0)
+        return finite, x.masked_fill(off, 0.0) - column_t * finite
+
+    with torch.no_grad():
+        known, n, zeros = _relaxed_sums(scores(off)[1], on, zero, ranks)
+    # No category of an invalid row is off, so that its gradient is NaN.
+    off = off & known.isfinite().unsqueeze(-1)
+    log_y, score = scores(off)
+    left_out = torch.where(zeros.unsqueeze(-1) > 0, zero, on).logical_not()
+    log_sum = ops.apply(_LogSum, score, left_out, known.unsqueeze(-1), ranks).squeeze(-1)
+    part = (score - known.unsqueeze(-1)).masked_fill(off, 0.0).sum(-1)
     part = part if of_log else part - log_y.sum(-1)
     total = _total(part.masked_fill(outside, -torch.inf), ranks)
     # n times the logarithm of the sum is in `total`, term by term; here is its derivative, of which no rank need hear.
@@ -993,7 +1002,7 @@ def relaxed_log_prob(
     infinite, limit = relaxed_limit(n, zeros, t, of_log)
     is_outside = total.detach() == -torch.inf
     limit = limit.masked_fill(is_outside, -torch.inf)
-    density = torch.where((infinite | is_outside) & ~density.isnan(), limit, density)
+    density = torch.where((infinite | is_outside) & (density == density), limit, density)
     return _wrap(density, layout, front)
 
 

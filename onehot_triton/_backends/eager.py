@@ -407,7 +407,7 @@ def with_gradient_of(drawn: Sample, y: Tensor) -> Sample:
 
 
 def relaxed_limit(n: Tensor, zeros: Tensor, temperature: Tensor | float, of_log: bool) -> tuple[Tensor, Tensor]:
-    """Where zeros make the density of a relaxed value infinite, and its limit there, +inf or -inf.
+    """Tell where zeros make the density of a relaxed value infinite, and its limit there, +inf or -inf.
 
     m zeros that go to 0 together add ((n - m) t - m) log 0 to the log-density of y, and (n - m) t log 0 to that of
     log y.
@@ -418,10 +418,10 @@ def relaxed_limit(n: Tensor, zeros: Tensor, temperature: Tensor | float, of_log:
         temperature: t, which broadcasts against them.
         of_log: whether the density is that of log y.
     """
+    t = temperature.detach() if isinstance(temperature, Tensor) else temperature
     # A division, since the nearest number to m / (n - m) is a temperature that users give.
-    critical = torch.zeros_like(zeros) if of_log else zeros / (n - zeros)
-    limit = torch.where(temperature < critical, torch.inf, -torch.inf)
-    return (zeros > 0) & (temperature != critical), limit
+    critical = zeros * 0 if of_log else zeros / (n - zeros)
+    return (zeros > 0) & (critical != t), (critical - t) * torch.inf
 
 
 def relaxed_log_prob(logits: Tensor, temperature: Tensor | float, log_y: Tensor, of_log: bool) -> Tensor:
@@ -431,20 +431,20 @@ def relaxed_log_prob(logits: Tensor, temperature: Tensor | float, log_y: Tensor,
     `relaxed_limit`."""
     # No category of an invalid row is off, and no value 0, so that the row stays NaN.
     valid, empty = logits.detach().amax(-1, keepdim=True).isfinite(), log_y == -torch.inf
-    on = (logits != -torch.inf) | ~valid
-    zero, outside = on & empty & valid, (~on & ~empty).any(-1)
+    off = (logits == -torch.inf) & valid
+    on = off.logical_not()
+    zero, outside = on & valid & empty, (off & empty.logical_not()).any(-1)
     n, zeros = on.sum(-1).to(log_y.dtype), zero.sum(-1).to(log_y.dtype)
     t = temperature.unsqueeze(-1) if isinstance(temperature, Tensor) else temperature
     # What is infinite is taken out beforehand: its derivative times 0 would be NaN.
-    log_y = torch.where(on & ~empty, log_y, 0.0)
-    score = torch.where(on, logits, 0.0) - t * log_y
-    in_sum = torch.where(zeros.unsqueeze(-1) > 0, zero, on)
-    log_sum = torch.where(in_sum, score, -torch.inf).logsumexp(-1, keepdim=True)
-    density = torch.where(on, score - log_sum, 0.0).sum(-1) + relaxed_constant(n, temperature)
+    log_y = log_y.masked_fill(off | empty, 0.0)
+    score = logits.masked_fill(off, 0.0) - t * log_y
+    left_out = torch.where(zeros.unsqueeze(-1) > 0, zero, on).logical_not()
+    log_sum = score.masked_fill(left_out, -torch.inf).logsumexp(-1, keepdim=True)
+    density = (score - log_sum).masked_fill(off, 0.0).sum(-1) + relaxed_constant(n, temperature)
     density = density if of_log else density - log_y.sum(-1)
     infinite, limit = relaxed_limit(n, zeros, temperature, of_log)
-    limit = limit.masked_fill(outside, -torch.inf)
-    return torch.where((infinite | outside) & ~density.isnan(), limit, density)
+    return torch.where((infinite | outside) & (density == density), limit.masked_fill(outside, -torch.inf), density)
 
 
 def relaxed_constant(n: Tensor, temperature: Tensor | float) -> Tensor:

@@ -305,6 +305,15 @@ def _temperature(temperature: Tensor | float, logits: Tensor) -> Tensor | float:
     return temperature.to(dtype).expand(batch).reshape(math.prod(batch))
 
 
+def constant_where_empty(temperature: Tensor | float, logits: Tensor) -> Tensor | float:
+    """`temperature`, without a gradient in rows of `logits` [*batch, columns] that are all -inf: nothing is drawn from
+    them, and what they would add to the gradient is NaN."""
+    if not (isinstance(temperature, Tensor) and is_differentiated(temperature)):
+        return temperature
+    is_empty = (logits.detach() != -torch.inf).any(-1).logical_not()
+    return torch.where(is_empty, temperature.detach(), temperature)
+
+
 class _Relaxed(Function):
     """softmax((x + Gumbel) / t), or its logarithm. The backward needs the sample alone, not the noise."""
 
@@ -353,7 +362,8 @@ def relaxed_sample(
     """
     backend = eager if log else backends.of(logits)
     seed = backend.new_seed(logits, draw.generator) if seed is None else seed
-    args = _temperature(temperature, logits), seed.tensor, seed.key, seed.offset, seed.first_row, backend, draw, log
+    t = _temperature(constant_where_empty(temperature, logits), logits)
+    args = t, seed.tensor, seed.key, seed.offset, seed.first_row, backend, draw, log
     return _Relaxed.forward(logits, *args) if backend.records(logits, True) else apply(_Relaxed, logits, *args)
 
 
@@ -579,8 +589,8 @@ def rsample_log_prob_and_entropy(logits: Tensor, mask: Tensor | None, draw: Draw
 
 
 class _LogOfValue(Function):
-    """log y in `dtype`, -inf where y is 0. The derivative is 0 there, and elsewhere never infinite: y times it, which
-    is the derivative in the scores, would be NaN where 1 / y overflows."""
+    """log y in `dtype`, -inf where y is 0. The derivative is 0 there, and where y is NaN. Elsewhere it is never infinite:
+    y times it, which is the derivative in the scores, would be NaN where 1 / y overflows."""
 
     generate_vmap_rule = True
 
@@ -598,7 +608,7 @@ class _LogOfValue(Function):
         largest = torch.finfo(value.dtype).max
         # Not in float16, where 1 / y ends at 65504.
         y = value.to(grad.dtype)
-        return (grad / y.masked_fill(y == 0, torch.inf)).clamp(-largest, largest).to(value.dtype), None
+        return (grad / y.masked_fill((y > 0).logical_not(), torch.inf)).clamp(-largest, largest).to(value.dtype), None
 
 
 def log_of_value(value: Tensor, dtype: torch.dtype) -> Tensor:

@@ -717,15 +717,14 @@ def relaxed_sample(logits: Tensor, temperature: Tensor | float, draw: ops.Draw, 
         place = _place(_number(seed, x.device), layout, layout.first_group)
         e = rng.noise_again(place)((math.prod(lead), *x.shape), None)
         if isinstance(t, Tensor):
-            t = _spread(t.to(e.dtype), layout.ranks)
-            t = t.unsqueeze(-1) if t.dim() else t
-        # In the noise's float64: of a large float32 logit and a Gumbel variate, the sum would lose the latter.
-        z = (x.to(e.dtype).clamp_min(-1e20) - e.neg().log()) / t
-        log_y = _log_softmax(z, layout)
-        if log:
-            y = log_y.masked_fill((x == -torch.inf) & ~log_y.isnan(), -torch.inf).to(compute_dtype(x.dtype))
-        else:
-            y = log_y.exp().to(x.dtype)
+            t = torch.as_tensor(ops.constant_where_empty(_spread(t.to(e.dtype), layout.ranks), x)).unsqueeze(-1)
+        # In the noise's float64: of a large float32 logit and a Gumbel variate, the sum would lose the latter. What is
+        # infinite comes last: its derivative times 0 would be NaN.
+        off = x == -torch.inf
+        z = (x.to(e.dtype).masked_fill(off, 0.0) - e.neg().log()) / t
+        log_y = _log_softmax(z.masked_fill(off, -torch.inf), layout)
+        log_y = log_y.masked_fill(log_y == -torch.inf, -torch.inf)
+        y = log_y.to(compute_dtype(x.dtype)) if log else log_y.exp().to(x.dtype)
     return _wrap(y.reshape(*lead, *layout.local), layout, lead, True)
 
 
@@ -983,9 +982,11 @@ def relaxed_log_prob(
     on = off.logical_not()
     zero, outside = on & empty, (off & empty.logical_not()).any(-1)
 
+    nothing = on.any(-1, keepdim=True).logical_not()
+
     def scores(off: Tensor) -> tuple[Tensor, Tensor]:
-        finite = log_y.masked_fill(off | empty, 0.0)
-        return finite, x.masked_fill(off, 0.0) - column_t * finite
+        finite = log_y.masked_fill(off | empty | nothing, 0.0)
+        return finite, x.masked_fill(off, 0.0) - (column_t * finite).masked_fill(nothing, 0.0)
 
     with torch.no_grad():
         known, n, zeros = _relaxed_sums(scores(off)[1], on, zero, ranks)

@@ -501,6 +501,14 @@ def relaxed_densities_are_those_of_whole_rows(rank: int, world: int) -> None:
         q = g - whole.exp() * g.sum()
         _same(dx, (q / t.detach().unsqueeze(-1)).sum(0), 1e-4)
         _same(dt, -(q * whole.masked_fill(whole == -inf, 0.0)).sum((0, 2)) / t.detach(), 1e-4)
+        idle = RelaxedOneHotCategorical(t, logits=x, mask=torch.tensor([[True], [False], [True]]), validate_args=False)
+        for law in (idle, idle.base_dist):
+            y = law.rsample()
+            for out in (y, law.log_prob(y.detach())):
+                assert out.full_tensor()[1].isnan().all()
+                grads = torch.autograd.grad(out.full_tensor()[[0, 2]].clamp(-1e3, 1e3).square().sum(), (x, t))
+                assert all(_whole(grad).isfinite().all() for grad in grads)
+        y = soft.sample((2,))
         wrong = y.detach().full_tensor().clone()
         wrong[1, 2] = torch.tensor([0.5, 0.0, 0.0, 0.0, 0.0, 0.5, 0.0])
         _refused(partial(soft.log_prob, wrong), "value: ", "[1, 2]")

@@ -468,6 +468,30 @@ def test_a_row_that_is_invalid_stays_nan(way):
         assert (grad[1] == 0).all()
 
 
+@each_kind
+@pytest.mark.parametrize("form", ["0-d", "rows of the batch"])
+def test_a_row_that_a_mask_leaves_empty_has_no_gradient(form, kind, backend):
+    """Where its loss is left out, as for an agent that does not act: in the parameters, the temperature, the value."""
+    param = parameter(kind, (3,), torch.float32).requires_grad_()
+    t = TEMPERATURES[form].clone().requires_grad_()
+    mask = torch.tensor([[True, False, True, True, True], [False] * 5, [True] * 5])
+    dist = RelaxedOneHotCategorical(t, **{kind: param}, mask=mask, validate_args=False)
+    acts = mask.any(-1)
+    for law in (dist, dist.base_dist):
+        drawn = law.rsample((2,))
+        assert drawn[:, 1].isnan().all()
+        assert not drawn[:, acts].isnan().any()
+        value = drawn.detach().requires_grad_()
+        log_prob = law.log_prob(value)
+        assert log_prob.isnan().equal((~acts).expand(2, 3))
+        finite = drawn.masked_fill(drawn == -INF, 0.0)
+        assert torch.autograd.grad(log_prob[:, acts].sum(), param, retain_graph=True)[0].isfinite().all()
+        loss = torch.where(acts, finite.square().sum(-1), 0.0).sum() + torch.where(acts, log_prob, 0.0).sum()
+        for grad in torch.autograd.grad(loss, (param, t, value)):
+            assert grad.isfinite().all()
+            assert (grad != 0).any()
+
+
 @pytest.mark.parametrize(
     ("temperature", "shape", "dtype"),
     [(0.05, (20, 100), dtype) for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64)]

@@ -430,15 +430,18 @@ def relaxed_log_prob(logits: Tensor, temperature: Tensor | float, log_y: Tensor,
     m of the y_j are 0, only they are left in the logsumexp, and the terms with log 0 have the factor of
     `relaxed_limit`."""
     # No category of an invalid row is off, and no value 0, so that the row stays NaN.
-    valid, empty = logits.detach().amax(-1, keepdim=True).isfinite(), log_y == -torch.inf
+    top, empty = logits.detach().amax(-1, keepdim=True), log_y == -torch.inf
+    valid = top.isfinite()
     off = (logits == -torch.inf) & valid
     on = off.logical_not()
     zero, outside = on & valid & empty, (off & empty.logical_not()).any(-1)
     n, zeros = on.sum(-1).to(log_y.dtype), zero.sum(-1).to(log_y.dtype)
     t = temperature.unsqueeze(-1) if isinstance(temperature, Tensor) else temperature
-    # What is infinite is taken out beforehand: its derivative times 0 would be NaN.
-    log_y = log_y.masked_fill(off | empty, 0.0)
-    score = logits.masked_fill(off, 0.0) - t * log_y
+    # What is infinite is taken out beforehand: its derivative times 0 would be NaN. A row of -inf alone, as a mask can
+    # leave it, gives neither value nor temperature a gradient.
+    nothing = top == -torch.inf
+    log_y = log_y.masked_fill(off | empty | nothing, 0.0)
+    score = logits.masked_fill(off, 0.0) - (t * log_y).masked_fill(nothing, 0.0)
     left_out = torch.where(zeros.unsqueeze(-1) > 0, zero, on).logical_not()
     log_sum = score.masked_fill(left_out, -torch.inf).logsumexp(-1, keepdim=True)
     density = (score - log_sum).masked_fill(off, 0.0).sum(-1) + relaxed_constant(n, temperature)

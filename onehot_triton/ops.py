@@ -589,7 +589,7 @@ def rsample_log_prob_and_entropy(logits: Tensor, mask: Tensor | None, draw: Draw
 
 
 class _LogOfValue(Function):
-    """log y in `dtype`, -inf where y is 0. The derivative is 0 there, and where y is NaN. Elsewhere it is never infinite:
+    """log y in `dtype`, -inf where y is 0. The derivative is 0 there, as where y is NaN, and elsewhere never infinite:
     y times it, which is the derivative in the scores, would be NaN where 1 / y overflows."""
 
     generate_vmap_rule = True

@@ -469,7 +469,11 @@ def relaxed_densities_are_those_of_whole_rows(rank: int, world: int) -> None:
                 assert expected[1, 5] == -inf
                 assert expected[0, 4].isfinite()
                 assert expected[1, 4] == inf
-    # Of one row, and a temperature of its own, the value of several.
+    # Of rows, and a temperature for each, several values.
+    t = torch.tensor([[0.5, 2.0]])
+    whole, y = _fixed(1, 2, 7), _fixed(3, 2, 7, seed=9).softmax(-1)
+    x = _placed(whole, mesh, Shard(-1))
+    _same(RelaxedOneHotCategorical(t, logits=x).log_prob(y), RelaxedOneHotCategorical(t, logits=whole).log_prob(y))
     x = _placed(_fixed(1, 7), mesh, Shard(-1))
     y, t = _fixed(3, 7, seed=9).softmax(-1), torch.tensor([0.5])
     _same(

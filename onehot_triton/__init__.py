@@ -5,9 +5,10 @@ from ._version import __version__
 from .distribution import OneHotCategorical
 from .grad_method import ReparamGradientStrategy
 from .masked import MaskedOneHotCategorical
-from .relaxed import RelaxedOneHotCategorical
+from .relaxed import ExpRelaxedOneHotCategorical, RelaxedOneHotCategorical
 
 __all__ = [
+    "ExpRelaxedOneHotCategorical",
     "MaskedOneHotCategorical",
     "OneHotCategorical",
     "RelaxedOneHotCategorical",

@@ -365,6 +365,53 @@ def one_hot(value: Tensor, index: Tensor) -> None:
         )
 
 
+def sum_tolerance(value: Tensor, param: Tensor, columns: int, temperature: Tensor | float) -> Tensor | float:
+    """By how much the sum of a row of relaxed values may miss 1: a number, or one for each row of the temperature.
+
+    Rounding to the coarser dtype of the two moves each value by a part of itself, and loses it below the last subnormal
+    number. A softmax of float32 over n columns adds some sqrt(n) roundings, and a kernel rounds scores, which the
+    temperature divides. At least torch's own 1e-6.
+    """
+    dtypes = [torch.finfo(t.dtype) for t in (value, param) if t.is_floating_point()]
+    eps = torch.finfo(compute_dtype(value.dtype)).eps
+    rounding = max(d.eps * (1 + columns * d.tiny / 2) for d in dtypes)
+    return max(1e-6, rounding + eps * math.sqrt(columns)) + 4 * eps / temperature
+
+
+def relaxed_value(value: Tensor, logits: Tensor, param: Tensor, temperature: Tensor | float, of_log: bool) -> None:
+    """Check that every row of `value` [..., columns] is a point of the simplex with 0 where a category is off, or, of
+    `of_log`, its logarithm.
+
+    Args:
+        value: its leading dimensions broadcast against the batch.
+        logits: [*batch, columns], -inf where a category is off.
+        param: what the user gave; values may be as coarse as its dtype.
+        temperature: a number, or a tensor that broadcasts to the batch.
+    """
+    if isinstance(temperature, Tensor) and temperature.numel() == 1:
+        temperature = temperature.reshape(())
+    value, y = value.detach(), value.detach().to(compute_dtype(value.dtype))
+    y = y.exp() if of_log else y
+    outside = (logits == -torch.inf) & (value != (-torch.inf if of_log else 0))
+    negative, total = ~(y >= 0), y.sum(-1)
+    is_near = (total - 1).abs() <= sum_tolerance(value, param, value.shape[-1], temperature)
+    good = ~negative.any(-1) & ~outside.any(-1) & is_near
+    what = "the logarithm of a point of the simplex" if of_log else "a point of the simplex"
+    if _is_true(good.all(), f"value: expected {what} in every row, without mass where a category is off"):
+        return
+    for bad, expected in (
+        (negative, "no NaN" if of_log else "values >= 0"),
+        (outside, f"{'-inf' if of_log else 0} where a category is off"),
+    ):
+        if bad.any():
+            at = _first(bad)
+            raise _error("value", expected, f"{value.expand(bad.shape)[tuple(at)].item()} at {at}")
+    at = _first(~good)
+    total = total.expand(good.shape)[tuple(at)].item()
+    expected = "rows whose exponentials sum to 1" if of_log else "rows that sum to 1"
+    raise _error("value", expected, f"a sum of {total} at {at}")
+
+
 def index(value: Any, batch: torch.Size, columns: int, device: torch.device, validate: bool) -> None:
     if not isinstance(value, Tensor) or value.dtype not in _INDEX_DTYPES:
         raise _error("index", "an integer tensor", value.dtype if isinstance(value, Tensor) else type(value).__name__)

@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from . import checks, parameters
-from .distribution import OneHotCategorical, _sharded
+from .distribution import OneHotCategorical
 from .grad_method import ReparamGradientStrategy
-from .tensors import is_sharded
 
 if TYPE_CHECKING:
     import numpy as np
@@ -80,12 +79,7 @@ class MaskedOneHotCategorical(OneHotCategorical):
             allowed = _mask_of(allowed, padding_value, param.shape[-1])
         else:
             allowed = checks.mask(allowed, param, validate_args)
-        if is_sharded(param):
-            validate = checks.resolve(validate_args, param)
-            param, self._mask = _sharded().place_mask(allowed, param, kind, validate)
-        else:
-            param = parameters.over_batch_of(allowed, param)
-            self._mask = allowed.expand(param.shape)
+        param, self._mask = parameters.with_mask(param, kind, allowed, validate_args)
         super().__init__(
             param if kind == "logits" else None,
             param if kind == "probs" else None,

@@ -18,7 +18,7 @@ from ._backends import eager
 from ._backends.interface import Backend, Sample
 from .grad_method import ReparamGradientStrategy
 from .rng import Seed
-from .tensors import batch_sizes, compute_dtype, in_transform, is_differentiated, scalar_tensor
+from .tensors import batch_sizes, compute_dtype, in_transform, is_differentiated, loses_functions, scalar_tensor
 
 
 def apply(function: type[Function], *args: Any) -> Any:
@@ -337,27 +337,28 @@ def constant_where_empty(temperature: Tensor | float, logits: Tensor) -> Tensor 
     them, and what they would add to the gradient is NaN. A kernel that reads a mask leaves such rows out itself."""
     if not (isinstance(temperature, Tensor) and is_differentiated(temperature)):
         return temperature
-    empty = logits.detach().amax(-1) == -torch.inf
-    return torch.where(empty, temperature.detach(), temperature)
+    is_empty = (logits.detach() != -torch.inf).any(-1).logical_not()
+    return torch.where(is_empty, temperature.detach(), temperature)
 
 
 class _Relaxed(Function):
-    """softmax((x + Gumbel) / t). Its backward needs the sample alone, not the noise."""
+    """softmax((x + Gumbel) / t), or its logarithm. The backward needs the sample alone, not the noise."""
 
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(logits, temperature, seed_tensor, key, offset, first_row, backend, draw):
+    def forward(logits, temperature, seed_tensor, key, offset, first_row, backend, draw, log):
         seed = Seed(seed_tensor, key, offset, draw.generator, first_row)
-        out = backend.relaxed(_rows(logits), temperature, math.prod(draw.sample_shape), seed)
+        relaxed = eager.log_relaxed if log else backend.relaxed
+        out = relaxed(_rows(logits), temperature, math.prod(draw.sample_shape), seed)
         return _shaped(out, *draw.sample_shape, *logits.shape)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        logits, temperature, *_, ctx.backend, _ = inputs
+        logits, temperature, *_, ctx.backend, _, ctx.log = inputs
         tensor, ctx.temperature = (temperature, None) if isinstance(temperature, Tensor) else (None, temperature)
         ctx.save_for_backward(tensor, output)
-        ctx.batch = logits.shape[:-1]
+        ctx.batch, ctx.dtype = logits.shape[:-1], logits.dtype
 
     @staticmethod
     def backward(ctx, grad):
@@ -366,11 +367,14 @@ class _Relaxed(Function):
         columns = y.shape[-1]
         shape = math.prod(y.shape[: y.dim() - 1 - len(ctx.batch)]), math.prod(ctx.batch), columns
         y, grad = _shaped(y, *shape), _shaped(grad, *shape)
-        dx, dt = _of_backward(ctx.backend).soft_grad(y, grad, temperature, ctx.needs_input_grad[1])
-        return _shaped(dx, *ctx.batch, columns), dt, None, None, None, None, None, None
+        soft_grad = eager.log_soft_grad if ctx.log else _of_backward(ctx.backend).soft_grad
+        dx, dt = soft_grad(y, grad, temperature, ctx.needs_input_grad[1])
+        return _shaped(dx, *ctx.batch, columns).to(ctx.dtype), dt, None, None, None, None, None, None, None
 
 
-def relaxed_sample(logits: Tensor, temperature: Tensor | float, draw: Draw, seed: Seed | None = None) -> Tensor:
+def relaxed_sample(
+    logits: Tensor, temperature: Tensor | float, draw: Draw, seed: Seed | None = None, log: bool = False
+) -> Tensor:
     """A point of the simplex, softmax((logits + Gumbel) / temperature), in the logits' dtype.
 
     Args:
@@ -378,13 +382,15 @@ def relaxed_sample(logits: Tensor, temperature: Tensor | float, draw: Draw, seed
         temperature: a number, or a tensor that broadcasts to the batch.
         draw: what is wanted, but for a dtype.
         seed: in place of a new one of the draw's generator.
+        log: gives the point's logarithm, in float32 at least. No kernel computes that, so the seed has no key.
 
     Returns:
         [*sample_shape, *batch, columns], with gradients in the logits and the temperature.
     """
-    backend = backends.of(logits)
+    backend = eager if log else backends.of(logits)
     seed = backend.new_seed(logits, draw.generator) if seed is None else seed
-    args = _temperature(temperature, logits), seed.tensor, seed.key, seed.offset, seed.first_row, backend, draw
+    t = _temperature(constant_where_empty(temperature, logits), logits)
+    args = t, seed.tensor, seed.key, seed.offset, seed.first_row, backend, draw, log
     return _Relaxed.forward(logits, *args) if backend.records(logits, True) else apply(_Relaxed, logits, *args)
 
 
@@ -607,3 +613,56 @@ def rsample_log_prob_and_entropy(logits: Tensor, mask: Tensor | None, draw: Draw
     args = logits, mask, None, None, False, seed.tensor, seed.key, seed.offset, backend, draw
     one_hot, log_prob, entropy, index, logsumexp = apply(_LogProbAndEntropy, *args)
     return Sample(one_hot, index, logsumexp, False, None), log_prob, entropy
+
+
+class _LogOfValue(Function):
+    """log y in `dtype`, -inf where y is 0. The derivative is 0 there, as where y is NaN, and elsewhere never infinite:
+    y times it, which is the derivative in the scores, would be NaN where 1 / y overflows."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(value, dtype):
+        return value.to(dtype).log()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.save_for_backward(inputs[0])
+
+    @staticmethod
+    def backward(ctx, grad):
+        (value,) = ctx.saved_tensors
+        largest = torch.finfo(value.dtype).max
+        # Not in float16, where 1 / y ends at 65504.
+        y = value.to(grad.dtype)
+        return (grad / y.masked_fill((y > 0).logical_not(), torch.inf)).clamp(-largest, largest).to(value.dtype), None
+
+
+def log_of_value(value: Tensor, dtype: torch.dtype) -> Tensor:
+    """log y of relaxed values, in `dtype`."""
+    if not loses_functions():
+        return apply(_LogOfValue, value, dtype)
+    zero = value == 0
+    return value.to(dtype).masked_fill(zero, 1.0).log().masked_fill(zero, -torch.inf)
+
+
+def relaxed_log_prob(logits: Tensor, temperature: Tensor | float, value: Tensor, of_log: bool = False) -> Tensor:
+    """The log-density of relaxed values.
+
+    Args:
+        logits: [*batch, columns].
+        temperature: a number, or a tensor that broadcasts to the batch.
+        value: [..., columns], y; its leading dimensions broadcast against the batch.
+        of_log: `value` is log y, and so is what the density is of.
+
+    Returns:
+        The broadcast leading dimensions, in the compute dtype.
+    """
+    dtype = compute_dtype(logits.dtype)
+    t = temperature
+    if isinstance(t, Tensor):
+        t = t.to(dtype)
+        t = t.reshape(()) if t.numel() == 1 else t
+    log_y = value.to(dtype) if of_log else log_of_value(value, dtype)
+    logits = logits.to(dtype)
+    return backends.of(logits).relaxed_log_prob(logits, t, log_y, of_log)

@@ -7,9 +7,10 @@ from torch import Tensor
 from torch.autograd import Function
 
 from . import _backends as backends
+from . import checks
 from ._backends.eager import masked
 from .ops import again, apply, once, repeated
-from .tensors import batch_sizes, compute_dtype, loses_functions
+from .tensors import batch_sizes, compute_dtype, is_sharded, loses_functions
 
 
 class _Log(Function):
@@ -52,6 +53,17 @@ def over_batch_of(mask: Tensor, param: Tensor) -> Tensor:
         return param
     shape = torch.broadcast_shapes(mask.shape, param.shape)
     return param if param.shape == shape else param.expand(shape)
+
+
+def with_mask(param: Tensor, name: str, mask: Tensor, validate_args: bool | None) -> tuple[Tensor, Tensor]:
+    """Give the parameters, over the batch that they make with a checked mask, and the mask in their shape and place."""
+    if is_sharded(param):
+        # Not at the top: its import takes seconds, which only users of DTensors need.
+        from . import sharded
+
+        return sharded.place_mask(mask, param, name, checks.resolve(validate_args, param))
+    param = over_batch_of(mask, param)
+    return param, mask.expand(param.shape)
 
 
 def mixes(unimix: float | Tensor) -> bool:

@@ -31,9 +31,18 @@ from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
 from . import _backends as backends
-from . import ops, parameters, rng
+from . import checks, ops, parameters, rng
 from ._backends import eager
-from ._backends.eager import GAP, GROUP, LOWEST, for_each_sample, one_hot, with_derivative_of
+from ._backends.eager import (
+    GAP,
+    GROUP,
+    LOWEST,
+    for_each_sample,
+    one_hot,
+    relaxed_constant,
+    relaxed_limit,
+    with_derivative_of,
+)
 from ._backends.interface import Sample
 from .grad_method import ReparamGradientStrategy
 from .rng import Seed
@@ -720,25 +729,30 @@ def _place(number: Tensor, layout: Layout, first_group: int) -> Tensor:
     return rng.seed_of_place(Seed(number, first_row=first_row), first_group)
 
 
-def relaxed_sample(logits: Tensor, temperature: Tensor | float, draw: ops.Draw) -> DTensor:
-    """softmax((logits + Gumbel) / temperature), placed as the logits, with gradients in both."""
+def relaxed_sample(logits: Tensor, temperature: Tensor | float, draw: ops.Draw, log: bool = False) -> DTensor:
+    """softmax((logits + Gumbel) / temperature), placed as the logits, with gradients in both; of `log`, its logarithm
+    in float32 at least."""
     layout = layout_of(logits, "logits")
     x, lead = _rows(_local(logits, layout), True), draw.sample_shape
     t = _temperature(temperature, layout)
     seed = _seed(x, layout, draw.generator)
     if layout.vocabulary is None:
-        function: Callable[..., Tensor] = lambda seed, x, t: ops.relaxed_sample(x, t, _flat(draw), seed)  # noqa: E731
+        seed = Seed(_number(seed, x.device)) if log else seed
+        function: Callable[..., Tensor] = lambda seed, x, t: ops.relaxed_sample(x, t, _flat(draw), seed, log)  # noqa: E731
         runs = _by_runs(function, layout, seed, x, t) if x.shape[0] else [function(seed, x, t)]
         y = torch.cat(runs, 1)
     else:
         place = _place(_number(seed, x.device), layout, layout.first_group)
         e = rng.noise_again(place)((math.prod(lead), *x.shape), None)
         if isinstance(t, Tensor):
-            t = _spread(t.to(e.dtype), layout.ranks)
-            t = t.unsqueeze(-1) if t.dim() else t
-        # In the noise's float64: of a large float32 logit and a Gumbel variate, the sum would lose the latter.
-        z = (x.to(e.dtype).clamp_min(-1e20) - e.neg().log()) / t
-        y = _log_softmax(z, layout).exp().to(x.dtype)
+            t = torch.as_tensor(ops.constant_where_empty(_spread(t.to(e.dtype), layout.ranks), x)).unsqueeze(-1)
+        # In the noise's float64: of a large float32 logit and a Gumbel variate, the sum would lose the latter. What is
+        # infinite comes last: its derivative times 0 would be NaN.
+        off = x == -torch.inf
+        z = (x.to(e.dtype).masked_fill(off, 0.0) - e.neg().log()) / t
+        log_y = _log_softmax(z.masked_fill(off, -torch.inf), layout)
+        log_y = log_y.masked_fill(log_y == -torch.inf, -torch.inf)
+        y = log_y.to(compute_dtype(x.dtype)) if log else log_y.exp().to(x.dtype)
     return _wrap(y.reshape(*lead, *layout.local), layout, lead, True)
 
 
@@ -959,23 +973,99 @@ def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
     return _wrap(_total(part, None if layout.vocabulary is None else layout.ranks), layout)
 
 
-def relaxed_log_prob(logits: Tensor, temperature: Tensor | float, value: Tensor) -> Tensor:
-    """The density of `RelaxedOneHotCategorical.log_prob`, [..., *batch]."""
+class _LogSum(Function):
+    """The log sum exp of scores over all shards, [..., 1], which is known, with its derivative in those of this one.
+    Those that are `left_out` have none."""
+
+    @staticmethod
+    def forward(score, left_out, log_sum, ranks):
+        return log_sum.view_as(log_sum)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        score, left_out, _, ctx.ranks = inputs
+        ctx.save_for_backward(score, left_out, output)
+
+    @staticmethod
+    def backward(ctx, grad):
+        score, left_out, log_sum = ctx.saved_tensors
+        p = (score.masked_fill(left_out, -torch.inf) - _spread(log_sum, ctx.ranks)).exp()
+        return p * _spread(grad, ctx.ranks), None, None, None
+
+
+def _relaxed_sums(score: Tensor, on: Tensor, zero: Tensor, ranks: Ranks) -> tuple[Tensor, Tensor, Tensor]:
+    """Of whole rows, from those of the shards: the log sum exp of the scores, of zeros alone where there are any, NaN
+    where the row is invalid; and the numbers of categories that are on and of zeros, in the scores' dtype."""
+    here = torch.where(zero.any(-1, keepdim=True), zero, on)
+    m, s, _ = _shard_sums(score.masked_fill(here.logical_not(), -torch.inf))
+    word = torch.int64 if score.dtype == torch.float64 else torch.int32
+    ms, totals, zeros, n = _gather([m, s, zero.sum(-1, dtype=word), on.sum(-1, dtype=word)], ranks)
+    # Beside a zero of another shard, a shard without one does not count.
+    left_out = (zeros == 0) & (zeros.sum(0) > 0)
+    sums, _ = _join(ms.masked_fill(left_out, -torch.inf), totals.masked_fill(left_out, 0.0))
+    return sums.maximum + sums.log_sum, n.sum(0).to(score.dtype), zeros.sum(0).to(score.dtype)
+
+
+def relaxed_log_prob(
+    logits: Tensor, temperature: Tensor | float, value: Tensor, of_log: bool = False, validate: bool = False
+) -> Tensor:
+    """The density of `ops.relaxed_log_prob`, [..., *batch]."""
     layout = layout_of(logits, "logits")
-    ranks = None if layout.vocabulary is None else layout.ranks
-    t = _temperature(temperature, layout)
+    batch, t = layout.local[:-1], _temperature(temperature, layout)
     x, layout, front = _expanded(logits, layout, value.shape[:-1], "value")
-    dtype, columns = compute_dtype(x.dtype), layout.shape[-1]
-    log_y = _part(value, "value", layout, True).to(dtype).log()
-    if isinstance(t, Tensor):
-        t = t.to(dtype)
-        t = t.view(layout.local[:-1]) if t.dim() else t
-        column_t, log_t = _spread(t, ranks).unsqueeze(-1), t.log()
-    else:
-        column_t, log_t = t, math.log(t)
-    log_p = _log_softmax(x.to(dtype) - column_t * log_y, layout)
-    out = _total((log_p - log_y).sum(-1), ranks) + (columns - 1) * log_t + math.lgamma(columns)
-    return _wrap(out, layout, front)
+    value = _part(value, "value", layout, True)
+    if isinstance(t, Tensor) and t.dim():
+        t = t.view(batch)
+    if validate:
+        _check_relaxed(x.detach(), value.detach(), t, layout, of_log)
+    if layout.vocabulary is None:
+        return _wrap(ops.relaxed_log_prob(x, t, value, of_log), layout, front)
+    ranks, dtype = layout.ranks, compute_dtype(x.dtype)
+    x, log_y = x.to(dtype), value.to(dtype) if of_log else ops.log_of_value(value, dtype)
+    t = t.to(dtype) if isinstance(t, Tensor) else t
+    column_t = _spread(t, ranks).unsqueeze(-1) if isinstance(t, Tensor) else t
+    # As in `eager.relaxed_log_prob`.
+    off, empty = x == -torch.inf, log_y == -torch.inf
+    on = off.logical_not()
+    zero, outside = on & empty, (off & empty.logical_not()).any(-1)
+
+    nothing = on.any(-1, keepdim=True).logical_not()
+
+    def scores(off: Tensor) -> tuple[Tensor, Tensor]:
+        finite = log_y.masked_fill(off | empty | nothing, 0.0)
+        return finite, x.masked_fill(off, 0.0) - (column_t * finite).masked_fill(nothing, 0.0)
+
+    with torch.no_grad():
+        known, n, zeros = _relaxed_sums(scores(off)[1], on, zero, ranks)
+    # No category of an invalid row is off, so that its gradient is NaN.
+    off = off & known.isfinite().unsqueeze(-1)
+    log_y, score = scores(off)
+    left_out = torch.where(zeros.unsqueeze(-1) > 0, zero, on).logical_not()
+    log_sum = ops.apply(_LogSum, score, left_out, known.unsqueeze(-1), ranks).squeeze(-1)
+    part = (score - known.unsqueeze(-1)).masked_fill(off, 0.0).sum(-1)
+    part = part if of_log else part - log_y.sum(-1)
+    total = _total(part.masked_fill(outside, -torch.inf), ranks)
+    # n times the logarithm of the sum is in `total`, term by term; here is its derivative, of which no rank need hear.
+    density = total - n * (log_sum - known) + relaxed_constant(n, t)
+    infinite, limit = relaxed_limit(n, zeros, t, of_log)
+    is_outside = total.detach() == -torch.inf
+    limit = limit.masked_fill(is_outside, -torch.inf)
+    density = torch.where((infinite | is_outside) & (density == density), limit, density)
+    return _wrap(density, layout, front)
+
+
+def _check_relaxed(x: Tensor, value: Tensor, t: Tensor | float, layout: Layout, of_log: bool) -> None:
+    """`checks.relaxed_value`, of which all ranks hear."""
+    y = value.to(compute_dtype(value.dtype))
+    y = y.exp() if of_log else y
+    outside = (x == -torch.inf) & (value != (-torch.inf if of_log else 0))
+    total = y.masked_fill(~(y >= 0) | outside, torch.nan).sum(-1)
+    if layout.vocabulary is not None:
+        total = _gather([total], layout.ranks)[0].sum(0)
+    tolerance = checks.sum_tolerance(value, x, layout.shape[-1], t.detach() if isinstance(t, Tensor) else t)
+    what = "the logarithm of a point of the simplex" if of_log else "a point of the simplex"
+    bad = ~((total - 1).abs() <= tolerance)
+    _raise_if(bad, layout, "value", f"{what} in every row, without mass where a category is off", "another")
 
 
 # The last draw --------------------------------------------------------------------------------------------------------

@@ -481,6 +481,117 @@ def subclasses_and_options(rank: int, world: int) -> None:
         _same(grad.full_tensor().sum(-1), torch.zeros(3))
 
 
+@case(2, 3)
+def relaxed_densities_are_those_of_whole_rows(rank: int, world: int) -> None:
+    """With categories that are off and values that are 0, on one shard or on all; the gradients, too."""
+    from torch.distributed.tensor import Replicate, Shard
+
+    from onehot_triton import RelaxedOneHotCategorical
+
+    mesh, inf = _mesh(world), torch.inf
+    full, value = _fixed(6, 7).double(), _fixed(2, 6, 7, seed=8).double()
+    mask = torch.ones(6, 7, dtype=torch.bool)
+    # The first shard has nothing; a row has one category; a row is left empty; a row has no distribution.
+    mask[0, :4], mask[1, 1:], mask[2] = False, False, False
+    full[0, :4] = torch.nan
+    full[3] = -inf
+    value = value.masked_fill(~mask, -inf)
+    # Zeros: of one shard, and of all, of which one, in each row of its own number.
+    value[0, 4, 6], value[1, 4, 1:5], value[1, 5, ::2] = -inf, -inf, -inf
+    value = value.softmax(-1).nan_to_num(0.0)
+    # Mass where a category is off.
+    value[1, 0] = value[1, 5]
+    temperature = torch.tensor([0.5, 1.0, 2.0, 0.7, 1 / 6, 1.4], dtype=torch.float64)
+    for placement in (Shard(-1), Shard(0)):
+        for of_log in (False, True):
+            found: list[Any] = []
+            for is_sharded in (True, False):
+                x, y, t = full.clone(), value.log() if of_log else value.clone(), temperature.clone().requires_grad_()
+                x, y = (
+                    (_placed(x, mesh, placement), _placed(y, mesh, Shard(2 if placement == Shard(-1) else 1)))
+                    if is_sharded
+                    else (x, y)
+                )
+                x, y = x.requires_grad_(), y.requires_grad_()
+                soft = RelaxedOneHotCategorical(t, logits=x, mask=mask, validate_args=False)
+                out = (soft.base_dist if of_log else soft).log_prob(y)
+                weight = torch.linspace(-1, 1, 12).double().reshape(2, 6)
+                weight = (
+                    _placed(weight, mesh, Shard(1) if placement == Shard(0) else Replicate()) if is_sharded else weight
+                )
+                first = torch.autograd.grad(
+                    (out * weight).nan_to_num(0.0, 0.0, 0.0).sum(), (x, y, t), create_graph=True
+                )
+                found.append((out, *first))
+                # Of rows that have no infinite number.
+                rows = torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0, 0.0]).double().unsqueeze(-1)
+                rows = _placed(rows, mesh, Shard(0) if placement == Shard(0) else Replicate()) if is_sharded else rows
+                if world == 2 and placement == Shard(-1):
+                    again = (first[0].nan_to_num(0.0) * rows).square().sum()
+                    found[-1] += torch.autograd.grad(again, x)
+            for one, other in zip(*found, strict=True):
+                one = _whole(one)
+                assert torch.equal(one.isnan(), other.isnan()), (of_log, placement, one, other)
+                _same(one.nan_to_num(0.0), other.nan_to_num(0.0), 1e-10)
+            expected = found[1][0]
+            assert expected[:, 2:4].isnan().all()
+            if not of_log:
+                assert expected[1, 0] == -inf
+                # m = 4 of 7 are 0, 3 t > m; 1 of 7, 6 t = m; and 4 of 7, 3 t < m.
+                assert expected[1, 5] == -inf
+                assert expected[0, 4].isfinite()
+                assert expected[1, 4] == inf
+    # Of rows, and a temperature for each, several values.
+    t = torch.tensor([[0.5, 2.0]])
+    whole, y = _fixed(1, 2, 7), _fixed(3, 2, 7, seed=9).softmax(-1)
+    x = _placed(whole, mesh, Shard(-1))
+    _same(RelaxedOneHotCategorical(t, logits=x).log_prob(y), RelaxedOneHotCategorical(t, logits=whole).log_prob(y))
+    x = _placed(_fixed(1, 7), mesh, Shard(-1))
+    y, t = _fixed(3, 7, seed=9).softmax(-1), torch.tensor([0.5])
+    _same(
+        RelaxedOneHotCategorical(t, logits=x).log_prob(y), RelaxedOneHotCategorical(t, logits=_fixed(1, 7)).log_prob(y)
+    )
+    for placement in (Shard(-1), Shard(0)):
+        x, allowed = _placed(_fixed(3, 7), mesh, placement).requires_grad_(), torch.arange(7) != 5
+        t = torch.tensor([0.001, 0.5, 2.0], requires_grad=True)
+        soft = RelaxedOneHotCategorical(
+            t, logits=x, mask=_placed(allowed.expand(3, 7), mesh, placement), validate_args=True
+        )
+        assert soft.mask.placements == x.placements
+        y = soft.rsample((2,))
+        assert y.full_tensor()[..., 5].eq(0).all()
+        assert not soft.log_prob(y).full_tensor().isnan().any()
+        log_y = soft.base_dist.rsample((2,))
+        assert log_y.placements == y.placements
+        whole = log_y.full_tensor()
+        assert whole[..., 5].eq(-inf).all()
+        assert whole.min(-1).values.ne(whole[..., :5].min()).any()
+        _same(whole.logsumexp(-1), torch.zeros(2, 3))
+        out = soft.base_dist.log_prob(log_y)
+        assert out.full_tensor().isfinite().all()
+        weighed = _placed(torch.arange(7.0).expand(2, 3, 7), mesh, y.placements[0])
+        loss = (log_y.masked_fill(log_y == -inf, 0.0) * weighed).sum()
+        dx, dt = torch.autograd.grad(loss, (x, t))
+        # dL/dx = q / t, dL/dt = -<q, log y> / t, q = g - y sum g.
+        g = torch.arange(7.0) * allowed
+        q = g - whole.exp() * g.sum()
+        _same(dx, (q / t.detach().unsqueeze(-1)).sum(0), 1e-4)
+        _same(dt, -(q * whole.masked_fill(whole == -inf, 0.0)).sum((0, 2)) / t.detach(), 1e-4)
+        idle = RelaxedOneHotCategorical(t, logits=x, mask=torch.tensor([[True], [False], [True]]), validate_args=False)
+        for law in (idle, idle.base_dist):
+            y = law.rsample()
+            for out in (y, law.log_prob(y.detach())):
+                assert out.full_tensor()[1].isnan().all()
+                grads = torch.autograd.grad(out.full_tensor()[[0, 2]].clamp(-1e3, 1e3).square().sum(), (x, t))
+                assert all(_whole(grad).isfinite().all() for grad in grads)
+        y = soft.sample((2,))
+        wrong = y.detach().full_tensor().clone()
+        wrong[1, 2] = torch.tensor([0.5, 0.0, 0.0, 0.0, 0.0, 0.5, 0.0])
+        _refused(partial(soft.log_prob, wrong), "value: ", "[1, 2]")
+        wrong[1, 2, 5] = 0.0
+        _refused(partial(soft.log_prob, wrong), "value: ", "[1, 2]")
+
+
 @case(2, 4)
 def collectives_and_bytes(rank: int, world: int) -> None:
     """Those that docs/scaling.md says, of so many rows and draws: nothing grows with the columns."""
@@ -571,7 +682,14 @@ def collectives_and_bytes(rank: int, world: int) -> None:
         draw = check(lambda: gumbel.rsample((draws,)), 1, 0, 16)
         check(gradient(draw), 1, 0, 8)
         soft_value = draw.detach()
-        check(lambda: gumbel.log_prob(soft_value), 2, 0, 12)
+        density = check(lambda: gumbel.log_prob(soft_value), 2, 4, 16)
+        check(lambda: torch.autograd.grad(density.to_local().sum(), x), 0)
+        law = check(lambda: gumbel.base_dist, 0)
+        draw = check(lambda: law.rsample((draws,)), 1, 0, 16)
+        check(gradient(draw), 1, 0, 8)
+        check(lambda: law.log_prob(draw.detach()), 2, 4, 16)
+        checked = RelaxedOneHotCategorical(0.5, logits=x, validate_args=True)
+        check(lambda: checked.log_prob(soft_value), 4, 4, 16 + 4, 8)
         gumbel = RelaxedOneHotCategorical(torch.tensor(0.5, requires_grad=True), logits=x)
         draw = check(lambda: gumbel.rsample((draws,)), 1, 0, 16)
         # Beside the draws', one sum of the temperature's gradient.

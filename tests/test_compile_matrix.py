@@ -159,6 +159,11 @@ ONE_CALL: dict[str, Callable[[Tensor], Tensor]] = {
     "masked_logits": lambda x: MaskedOneHotCategorical(x, mask=x < 1).logits,
     "relaxed_rsample": lambda x: RelaxedOneHotCategorical(0.5, logits=x).rsample(),
     "relaxed_log_prob": lambda x: RelaxedOneHotCategorical(0.5, logits=x).log_prob(x.softmax(-1)),
+    "relaxed_mask": lambda x: RelaxedOneHotCategorical(0.5, logits=x, mask=x < 1).log_prob(
+        x.masked_fill(x >= 1, -torch.inf).softmax(-1)
+    ),
+    "log_relaxed_rsample": lambda x: RelaxedOneHotCategorical(0.5, logits=x).base_dist.rsample(),
+    "log_relaxed_log_prob": lambda x: RelaxedOneHotCategorical(0.5, logits=x).base_dist.log_prob(x.log_softmax(-1)),
 }
 
 

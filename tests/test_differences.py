@@ -465,3 +465,28 @@ def test_straight_through_class() -> None:
     _, ours = gradient(lambda x: OneHotCategorical(x, grad_method=PASS_THROUGH), g)
     torch.testing.assert_close(ours, theirs)
     torch.testing.assert_close(ours, torchrl)
+
+
+def test_relaxed_zeros() -> None:
+    y, t = torch.tensor([0.4, 0.6, 0.0]), torch.tensor(0.5)
+    off = torch.tensor([0.3, 1.0, -torch.inf])
+    assert D.RelaxedOneHotCategorical(t, logits=off).log_prob(y).isnan()
+    assert D.RelaxedOneHotCategorical(t, probs=off.exp()).log_prob(y).isnan()
+    others = D.RelaxedOneHotCategorical(t, logits=off[:2]).log_prob(y[:2])
+    torch.testing.assert_close(RelaxedOneHotCategorical(t, logits=off).log_prob(y), others)
+    low = {"temperature": torch.tensor(0.05), "logits": torch.zeros(200, 100), "validate_args": False}
+    theirs, ours = D.RelaxedOneHotCategorical(**low), RelaxedOneHotCategorical(**low)
+    draw = theirs.sample()
+    assert theirs.log_prob(draw).isnan().double().mean() > 0.5
+    assert not ours.log_prob(draw).isnan().any()
+    assert ours.base_dist.log_prob(ours.base_dist.sample()).isfinite().all()
+
+
+def test_log_relaxed_dtype() -> None:
+    logits = torch.zeros(20, 100, dtype=torch.float16)
+    theirs = D.RelaxedOneHotCategorical(torch.tensor(1e-4).half(), logits=logits).base_dist.sample()
+    assert theirs.dtype == torch.float16
+    assert theirs.isinf().any()
+    ours = RelaxedOneHotCategorical(1e-4, logits=logits).base_dist.sample()
+    assert ours.dtype == torch.float32
+    assert ours.isfinite().all()

@@ -66,7 +66,8 @@ def step(dist: Any) -> Tensor:
 def soft(x: Tensor, temperature: float | Tensor) -> Tensor:
     dist = RelaxedOneHotCategorical(temperature, logits=x)
     draw = dist.rsample((2,))
-    return draw.sum() + dist.log_prob(draw).sum()
+    log_draw = dist.base_dist.rsample()
+    return draw.sum() + dist.log_prob(draw).sum() + dist.base_dist.log_prob(log_draw).sum()
 
 
 OPERATIONS: dict[str, Callable[[Tensor], Any]] = {

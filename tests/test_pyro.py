@@ -206,6 +206,15 @@ def test_a_straight_through_draw_is_one_hot_with_the_gradient_of_the_relaxed_one
     assert torch.autograd.grad((log_prob.sum(), draw.square().sum()), cold._param)[0].isfinite().all()
 
 
+def test_a_category_that_is_off_has_no_mass_in_a_straight_through_draw() -> None:
+    logits = torch.zeros(64, 5)
+    logits[:, 3] = -torch.inf
+    law = PyroStraightThrough(0.05, logits=logits, validate_args=True)
+    draw: Any = law.rsample()
+    assert (draw._unquantize[:, 3] == 0).all()
+    assert law.log_prob(draw).isfinite().all()
+
+
 @pytest.mark.parametrize("cls", [PyroRelaxed, PyroStraightThrough])
 def test_a_relaxed_latent_trains(cls: Any) -> None:
     def model() -> None:

@@ -64,13 +64,21 @@ MEMBERS: dict[str, Callable[[Tensor], Tensor]] = {
     "sample_and_log_prob": lambda x: torch.stack([weighted(y).sum() for y in certain(x).sample_and_log_prob()]),
     "rsample_and_log_prob": lambda x: certain(x).rsample_and_log_prob()[1],
     "relaxed log_prob": lambda x: relaxed(x).log_prob(torch.linspace(-1, 1, x.shape[-1], dtype=x.dtype).softmax(-1)),
+    "relaxed log_prob with a mask": lambda x: relaxed(x, torch.arange(x.shape[-1]) != 2).log_prob(half(x)),
+    "log_prob of log y": lambda x: relaxed(x, torch.arange(x.shape[-1]) != 2).base_dist.log_prob(half(x).log()),
 }
 # What the eager program draws is nothing that another has to draw.
 DRAWN = list(MEMBERS).index("rsample")
 
 
-def relaxed(x: Tensor) -> RelaxedOneHotCategorical:
-    return RelaxedOneHotCategorical(torch.tensor(0.7), logits=x, validate_args=False)
+def relaxed(x: Tensor, mask: Tensor | None = None) -> RelaxedOneHotCategorical:
+    return RelaxedOneHotCategorical(torch.tensor(0.7), logits=x, mask=mask, validate_args=False)
+
+
+def half(x: Tensor) -> Tensor:
+    """A point of the simplex, 0 at category 2."""
+    at = torch.arange(x.shape[-1])
+    return torch.linspace(-1, 1, x.shape[-1], dtype=x.dtype).masked_fill(at == 2, -torch.inf).softmax(-1)
 
 
 def all_members(x: Tensor) -> Tensor:
@@ -232,7 +240,7 @@ def test_jacfwd_jacrev_and_hessian():
     torch.testing.assert_close(torch.func.hessian(entropy)(x), second)
 
 
-@pytest.mark.parametrize("kind", ["RelaxedOneHot", "RelaxedOneHotCategorical"])
+@pytest.mark.parametrize("kind", ["RelaxedOneHot", "RelaxedOneHotCategorical", "ExpRelaxedOneHotCategorical"])
 def test_tangents_of_relaxed_draws(kind):
     """A draw given its seed is a function; the tangent and the gradient of that function agree."""
     x, v = torch.randn(2, 3, 8, dtype=torch.float64)
@@ -242,7 +250,8 @@ def test_tangents_of_relaxed_draws(kind):
         torch.manual_seed(5)
         if kind == "RelaxedOneHot":
             return Relaxed()(x, t)
-        return RelaxedOneHotCategorical(t, logits=x, validate_args=False).rsample()
+        dist = RelaxedOneHotCategorical(t, logits=x, validate_args=False)
+        return (dist if kind == "RelaxedOneHotCategorical" else dist.base_dist).rsample()
 
     value, tangent, *_ = torch.func.jvp(draw, (x, t), (v, tv))
     weight = torch.randn_like(value)

@@ -635,3 +635,15 @@ def log_prob_and_entropy_grad(
         if result is d:
             out[part] = d
     return out if mask is None else torch.where(mask, out, 0.0)
+
+
+def relaxed_log_prob(logits: Tensor, temperature: Tensor | float, log_y: Tensor, of_log: bool) -> Tensor:
+    """In a third of the calls where no category is off and no value is 0."""
+    looks = can_look_at(logits) and can_look_at(log_y)
+    if not looks or not math.isfinite(logits.detach().sum().item() + log_y.detach().sum().item()):
+        return eager.relaxed_log_prob(logits, temperature, log_y, of_log)
+    columns = logits.shape[-1]
+    score = logits - eager.by_row(temperature, log_y.dtype) * log_y
+    log_t = temperature.log() if isinstance(temperature, Tensor) else math.log(temperature)
+    density = log_softmax(score).sum(-1) + (columns - 1) * log_t + math.lgamma(columns)
+    return density if of_log else density - log_y.sum(-1)

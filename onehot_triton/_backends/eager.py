@@ -7,6 +7,8 @@ differentiable operations, gradients too, so second derivatives follow from it.
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -165,6 +167,12 @@ def relaxed_with(logits: Tensor, temperature: Tensor | float, draws: int, noise:
 
 def relaxed(logits: Tensor, temperature: Tensor | float, draws: int, seed: Seed) -> Tensor:
     return relaxed_with(logits, temperature, draws, rng.noise_from(logits.device, seed))
+
+
+def log_relaxed(logits: Tensor, temperature: Tensor | float, draws: int, seed: Seed) -> Tensor:
+    """log y of `relaxed`, in the compute dtype: finite where y itself is 0 in it, and -inf where a category is off."""
+    z = relaxed_scores(logits, temperature, draws, rng.noise_from(logits.device, seed))
+    return log_softmax(z).masked_fill(shifted(logits) == -torch.inf, -torch.inf)
 
 
 # Straight-through gradients -------------------------------------------------------------------------------------------
@@ -350,6 +358,16 @@ def soft_grad(
     return dz.sum(0).to(out_dtype), -(dz * log_y).sum((0, 2)) if with_temperature else None
 
 
+def log_soft_grad(
+    log_y: Tensor, grad: Tensor, temperature: Tensor | float, with_temperature: bool = False
+) -> tuple[Tensor, Tensor | None]:
+    """`soft_grad` of log y: dz = g - y sum g."""
+    off = log_y == -torch.inf
+    grad = grad.masked_fill(off, 0.0)
+    dz = (grad - log_y.exp() * grad.sum(-1, keepdim=True)) / by_row(temperature, log_y.dtype)
+    return dz.sum(0), -(dz * log_y.masked_fill(off, 0.0)).sum((0, 2)) if with_temperature else None
+
+
 def perturbed(logits: Tensor, draws: int, seed: Seed) -> Tensor:
     """x - max x + Gumbel, [draws, rows, columns] in the dtype of the noise: the Gumbel variate of E is -log E."""
     e = rng.exponential((draws, *logits.shape), logits.device, seed.generator)
@@ -395,6 +413,56 @@ def with_gradient_of(drawn: Sample, y: Tensor) -> Sample:
 
 
 # Densities ------------------------------------------------------------------------------------------------------------
+
+
+def relaxed_limit(n: Tensor, zeros: Tensor, temperature: Tensor | float, of_log: bool) -> tuple[Tensor, Tensor]:
+    """Tell where zeros make the density of a relaxed value infinite, and its limit there, +inf or -inf.
+
+    m zeros that go to 0 together add ((n - m) t - m) log 0 to the log-density of y, and (n - m) t log 0 to that of
+    log y.
+
+    Args:
+        n: the number of categories that are on, per row, in the compute dtype.
+        zeros: m, the number of those whose value is 0, likewise.
+        temperature: t, which broadcasts against them.
+        of_log: whether the density is that of log y.
+    """
+    t = temperature.detach() if isinstance(temperature, Tensor) else temperature
+    # A division, since the nearest number to m / (n - m) is a temperature that users give.
+    critical = zeros * 0 if of_log else zeros / (n - zeros)
+    return (zeros > 0) & (critical != t), (critical - t) * torch.inf
+
+
+def relaxed_log_prob(logits: Tensor, temperature: Tensor | float, log_y: Tensor, of_log: bool) -> Tensor:
+    """With n categories that are on and s_j = x_j - t log y_j, the log-density of log y is log Gamma(n) + (n - 1) log t
+    + sum_j (s_j - logsumexp s), and that of y less sum_j log y_j (Maddison et al. 2017, equations 25 and 10). Where
+    m of the y_j are 0, only they are left in the logsumexp, and the terms with log 0 have the factor of
+    `relaxed_limit`."""
+    # No category of an invalid row is off, and no value 0, so that the row stays NaN.
+    top, empty = logits.detach().amax(-1, keepdim=True), log_y == -torch.inf
+    valid = top.isfinite()
+    off = (logits == -torch.inf) & valid
+    on = off.logical_not()
+    zero, outside = on & valid & empty, (off & empty.logical_not()).any(-1)
+    n, zeros = on.sum(-1).to(log_y.dtype), zero.sum(-1).to(log_y.dtype)
+    t = temperature.unsqueeze(-1) if isinstance(temperature, Tensor) else temperature
+    # What is infinite is taken out beforehand: its derivative times 0 would be NaN. A row of -inf alone, as a mask can
+    # leave it, gives neither value nor temperature a gradient.
+    nothing = top == -torch.inf
+    log_y = log_y.masked_fill(off | empty | nothing, 0.0)
+    score = logits.masked_fill(off, 0.0) - (t * log_y).masked_fill(nothing, 0.0)
+    left_out = torch.where(zeros.unsqueeze(-1) > 0, zero, on).logical_not()
+    log_sum = score.masked_fill(left_out, -torch.inf).logsumexp(-1, keepdim=True)
+    density = (score - log_sum).masked_fill(off, 0.0).sum(-1) + relaxed_constant(n, temperature)
+    density = density if of_log else density - log_y.sum(-1)
+    infinite, limit = relaxed_limit(n, zeros, temperature, of_log)
+    return torch.where((infinite | outside) & (density == density), limit.masked_fill(outside, -torch.inf), density)
+
+
+def relaxed_constant(n: Tensor, temperature: Tensor | float) -> Tensor:
+    """log Gamma(n) + (n - 1) log t."""
+    log_t = temperature.log() if isinstance(temperature, Tensor) else math.log(temperature)
+    return torch.lgamma(n) + (n - 1) * log_t
 
 
 def columns_at(index: Tensor) -> Tensor:

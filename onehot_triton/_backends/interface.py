@@ -263,3 +263,14 @@ class Backend(Protocol):
         """sum_s g_s (onehot(k_s) - p) - g_H p (log p + H), [rows, columns], for `grad_log_prob` [draws, rows] and
         `grad_entropy` [rows], and beside them PassThrough's p (g - <p, g>) where there is a `grad` [rows, columns]."""
         ...
+
+    def relaxed_log_prob(self, logits: Tensor, temperature: Tensor | float, log_y: Tensor, of_log: bool) -> Tensor:
+        """The log-density of a soft sample y, or of log y if `of_log`, for autograd to record.
+
+        Args:
+            logits: [*batch, columns] in the compute dtype, -inf where a category is off.
+            temperature: a number, or a tensor of that dtype that broadcasts to the batch.
+            log_y: [..., columns] of that dtype, -inf where y is 0; its leading dimensions broadcast against the batch.
+            of_log: whether the density is that of log y.
+        """
+        ...

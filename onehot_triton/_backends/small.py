@@ -34,6 +34,7 @@ from .cpu import (  # noqa: F401
     reinmax_grad,
     relaxed,
     relaxed_grad,
+    relaxed_log_prob,
     relaxes_first,
     shard_race,
     soft_grad,

@@ -10,7 +10,7 @@ from .. import rng
 from ..library import called
 from ..rng import Seed
 from ..tensors import compute_dtype
-from .eager import argmax, one_hot, rsample_log_prob_and_entropy, straight_through  # noqa: F401
+from .eager import argmax, one_hot, relaxed_log_prob, rsample_log_prob_and_entropy, straight_through  # noqa: F401
 from .interface import Sample, ShardRace
 
 reads_masks = True

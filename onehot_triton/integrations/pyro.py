@@ -167,8 +167,9 @@ class RelaxedOneHotCategoricalStraightThrough(RelaxedOneHotCategorical):
         """One-hot draws in the parameters' dtype, [*sample_shape, *batch, columns], with the gradient of the relaxed
         sample, `draw._unquantize`. Args are those of `onehot_triton.RelaxedOneHotCategorical.rsample`."""
         soft = super().rsample(sample_shape, generator=generator)
-        # Off 0, so that the density is finite, by so little that a row still sums to 1.
-        soft = soft.clamp(min=torch.finfo(soft.dtype).eps / soft.shape[-1])
+        # Above 0 where a category is on, so that the density is finite, by so little that a row still sums to 1.
+        least = torch.finfo(soft.dtype).eps / soft.shape[-1]
+        soft = soft.clamp(min=least).masked_fill(self._logits() == -torch.inf, 0.0)
         hard = torch.zeros_like(soft).scatter(-1, soft.argmax(-1, keepdim=True), 1.0)
         # What is added is 0, and has the gradient.
         draw: Any = hard + (soft - soft.detach())

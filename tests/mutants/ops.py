@@ -804,7 +804,7 @@ MUTANTS = [
         "tests/test_masked.py -k 'second_derivative_of_a_draw_of_an_empty_row'",
     ),
     _ops(
-        "return torch.where(empty, temperature.detach(), temperature)",
+        "return torch.where(is_empty, temperature.detach(), temperature)",
         "return temperature",
         "a row that a mask leaves empty makes a learned temperature's gradient NaN",
         "tests/test_masked.py -k 'empty_row_has_no_part'",

@@ -157,4 +157,34 @@ MUTANTS = [
         "one row that is sharded, with several masks",
         "placements_that_are_refused",
     ),
+    _row(
+        "    left_out = (zeros == 0) & (zeros.sum(0) > 0)\n",
+        "    left_out = zeros < 0\n",
+        "a shard without a zero counts beside one of another",
+        "relaxed_densities",
+    ),
+    _row(
+        "density = total - n * (log_sum - known)",
+        "density = total - 0 * n * (log_sum - known)",
+        "the derivative of the logarithm of the sum left out",
+        "relaxed_densities",
+    ),
+    _row(
+        "off = off & known.isfinite().unsqueeze(-1)",
+        "off = off & True",
+        "an invalid row without a gradient of NaN",
+        "relaxed_densities",
+    ),
+    _row(
+        "t = t.view(batch)",
+        "t = t.view(layout.local[:-1])",
+        "the temperature of a row has no value of several",
+        "relaxed_densities",
+    ),
+    _row(
+        "y.masked_fill(~(y >= 0) | outside, torch.nan)",
+        "y.masked_fill(~(y >= 0), torch.nan)",
+        "mass where a category is off is no fault of a value",
+        "relaxed_densities",
+    ),
 ]

@@ -379,15 +379,15 @@ MUTANTS = [
     # integrations/
     Mutant(
         TORCHRL,
-        "by_repr[str(cls).lower()] = cls",
-        "by_repr[str(cls)] = cls",
+        '"distributions_maps")[str(cls).lower()] = cls',
+        '"distributions_maps")[str(cls)] = cls',
         "a name that is looked up in small letters",
         "tests/test_torchrl.py -k register",
     ),
     Mutant(
         TORCHRL,
-        "by_type[cls] = True",
-        "by_type[cls] = False",
+        '"HAS_ENTROPY")[cls] = True',
+        '"HAS_ENTROPY")[cls] = False',
         "an entropy that is sampled",
         "tests/test_torchrl.py -k register",
     ),
@@ -397,6 +397,20 @@ MUTANTS = [
         "InteractionType.MEAN",
         "the mean for the mode",
         "tests/test_torchrl.py -k 'register or independent'",
+    ),
+    Mutant(
+        TORCHRL,
+        "    return names.get(name, names.get(f\"_{name}\", {}))",
+        "    return getattr(module, name, {})",
+        "a table read by the name that is deprecated",
+        "tests/test_torchrl.py -k 'private or gone'",
+    ),
+    Mutant(
+        TORCHRL,
+        "names.get(name, names.get(f\"_{name}\", {}))",
+        "names.get(name, {})",
+        "a table under its private name left out",
+        "tests/test_torchrl.py -k 'private or gone'",
     ),
     # __main__.py
     Mutant(DEMO, "return 1 if off else 0", "return 0", "a status that is always 0", STATUS),

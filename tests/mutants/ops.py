@@ -49,6 +49,25 @@ MUTANTS = [
         "the number not passed on",
         "tests/test_relaxed.py tests/test_gradients.py -k triton",
     ),
+    # Recording
+    _ops(
+        "(function.backward)}",
+        "(lambda ctx, *grads: function.backward(ctx, *(torch.zeros(()) if g is None else g for g in grads)))}",
+        "gradients of zeros for results that no loss takes",
+        "tests/test_host_path.py -k 'what_is_recorded and both'",
+    ),
+    _ops(
+        "return type(function.__name__, (Function,), members)",
+        'return type("Combined", (Function,), members)',
+        "nodes of the graph that are all called the same",
+        "tests/test_host_path.py -k what_is_recorded",
+    ),
+    _ops(
+        "super(Function, _combined(function)).apply(*args)",
+        "function.apply(*args)",
+        "arguments that are bound at each call",
+        "tests/test_host_path.py -k train_step",
+    ),
     # The eager path
     _formulas(
         "weight.sum(-1).isnan()",

@@ -387,7 +387,7 @@ def logits_of(param: Tensor, is_probs: bool, unimix: float, mask: Tensor | None 
 def check_rows(logits: Tensor, name: str) -> None:
     """Raises, on every rank, where a row on any of them is no distribution."""
     layout = layout_of(logits, name)
-    x = _local(logits.detach(), layout)
+    x = _local(logits, layout).detach()
     m = _shard_sums(x)[0]
     if layout.vocabulary is not None:
         m = _gather([m], layout.ranks)[0].amax(0)
@@ -489,7 +489,7 @@ def _in_shape(one_hot: Tensor | None, index: Tensor, known: Known | None, draw: 
 def sample(logits: Tensor, draw: ops.Draw) -> Drawn:
     """Draws from softmax(logits), without a gradient."""
     layout = layout_of(logits, "logits")
-    x = _rows(_local(logits.detach(), layout), True)
+    x = _rows(_local(logits, layout).detach(), True)
     seed = _seed(x, layout, draw.generator)
     draws = math.prod(draw.sample_shape)
     if layout.vocabulary is None:
@@ -717,7 +717,7 @@ def relaxed_sample(logits: Tensor, temperature: Tensor | float, draw: ops.Draw) 
 def mode(logits: Tensor, dtype: torch.dtype) -> DTensor:
     """One 1 at the first maximum of each row, placed as the logits; all zero in a row that is no distribution."""
     layout = layout_of(logits, "logits")
-    x = _rows(_local(logits.detach(), layout), True)
+    x = _rows(_local(logits, layout).detach(), True)
     rows, n = x.shape
     at = backends.of(x).argmax(x) if n else torch.zeros(rows, dtype=torch.int64, device=x.device)
     best = x.gather(-1, at.unsqueeze(-1)).squeeze(-1) if n else x.new_full((rows,), -torch.inf)

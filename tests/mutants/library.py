@@ -400,14 +400,14 @@ MUTANTS = [
     ),
     Mutant(
         TORCHRL,
-        "    return names.get(name, names.get(f\"_{name}\", {}))",
+        '    return names.get(name, names.get(f"_{name}", {}))',
         "    return getattr(module, name, {})",
         "a table read by the name that is deprecated",
         "tests/test_torchrl.py -k 'private or gone'",
     ),
     Mutant(
         TORCHRL,
-        "names.get(name, names.get(f\"_{name}\", {}))",
+        'names.get(name, names.get(f"_{name}", {}))',
         "names.get(name, {})",
         "a table under its private name left out",
         "tests/test_torchrl.py -k 'private or gone'",

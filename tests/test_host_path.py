@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import _collections_abc
+import os
 import sys
 from collections import Counter
 from collections.abc import Callable
@@ -24,8 +26,11 @@ GAPPED = ReparamGradientStrategy.GappedStraightThrough
 # Triton's launch, and how a CPU asks whether it interprets.
 OTHERS = (
     *(f"{triton.__path__[0]}/{part}" for part in ("runtime", "backends", "knobs")),
+    # The second names are those of Python 3.10.
     "<frozen os>",
+    os.__file__,
     "<frozen _coll",
+    _collections_abc.__file__,
 )
 
 

@@ -3,10 +3,13 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OLDER := $(VENV)/triton-3.6.0
-PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install -c constraints.txt
+CONSTRAINTS := constraints.txt
+PIP := $(BIN)/python -m pip --quiet --disable-pip-version-check install -c $(CONSTRAINTS)
+# An environment with another torch, beside .venv.
+COMPAT = .compat/torch-$(TORCH)-$(notdir $(PYTHON))
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-quick mutants lint conformance bench bench-gpu ptx static-cost docs build clean
+.PHONY: help demo test test-quick compat mutants lint conformance bench bench-gpu ptx static-cost docs build clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -26,6 +29,13 @@ QUICK := tests/test_api_reference.py tests/test_distribution.py tests/test_maske
 
 test-quick: $(VENV)/.test ## run the tests of the eager path; ARGS=tests/test_x.py adds a file
 	$(BIN)/python -m pytest -n auto --maxprocesses 4 -k "not triton and not compiled" $(QUICK) $(ARGS)
+
+# Without a pin of its own, Triton is the one that this torch requires.
+compat: ## run the suite with another torch: make compat TORCH=2.15.0 PYTHON=python3.13 ARGS="-k name"
+	@test -n "$(TORCH)" || { echo "make compat TORCH=2.15.0: which torch?"; exit 2; }
+	@mkdir -p $(COMPAT)
+	@sed -e 's/^torch==.*/torch==$(TORCH)/' -e '/^triton==/d' constraints.txt > $(COMPAT)/constraints.txt
+	@$(MAKE) --no-print-directory test VENV=$(COMPAT) CONSTRAINTS=$(COMPAT)/constraints.txt
 
 lint: $(VENV)/.test ## run ruff and pyright
 	$(BIN)/ruff check .
@@ -65,7 +75,7 @@ build: $(VENV)/.test ## build a wheel and an sdist in dist
 	$(BIN)/python -m build --no-isolation
 
 clean: ## remove the environment and every cache
-	rm -rf $(VENV) build dist *.egg-info .benchmarks .hypothesis .pytest_cache .ruff_cache
+	rm -rf $(VENV) .compat build dist *.egg-info .benchmarks .hypothesis .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 # The library, editable. Without build isolation setuptools is not downloaded a second time. torch warns without NumPy.

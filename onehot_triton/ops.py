@@ -6,6 +6,7 @@ backend takes (`backends/interface.py`).
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any, NamedTuple
 
@@ -28,10 +29,27 @@ def apply(function: type[Function], *args: Any) -> Any:
     if in_transform() or torch.compiler.is_compiling():
         return function.apply(*args)
     if torch.is_grad_enabled() and _any_requires_grad(args):
-        # Function.apply itself first binds the arguments to the signature of `forward`, 13 us, to find defaults
-        # (https://github.com/pytorch/pytorch/issues/189573).
-        return super(Function, function).apply(*args)  # pyright: ignore
+        # The `apply` of torch 2.13 and older unwraps dead wrappers of transforms first, in Python.
+        return super(Function, _combined(function)).apply(*args)  # pyright: ignore
     return function.forward(*args)  # pyright: ignore
+
+
+@functools.cache
+def _combined(function: type[Function]) -> type[Function]:
+    """The same Function in torch's combined form, whose `forward` takes `ctx`.
+
+    torch.func and vmap need the separate form, with a `setup_context`. For that form `apply` binds the arguments to the
+    signature of `forward` at each call, to find defaults, which costs more than the rest of the recording
+    (https://github.com/pytorch/pytorch/issues/189573).
+    """
+
+    def forward(ctx: Any, *args: Any) -> Any:
+        output = function.forward(*args)
+        function.setup_context(ctx, args, output)
+        return output
+
+    members = {"forward": staticmethod(forward), "backward": staticmethod(function.backward)}
+    return type(function.__name__, (Function,), members)
 
 
 def _any_requires_grad(args: tuple[Any, ...]) -> bool:

@@ -49,11 +49,11 @@ class _Relaxed(Distribution):
             temperature = scalar_tensor(temperature, self._param)
         self.temperature = temperature
         if self._validate_args:
-            logits = self._logits().detach()
+            logits = self._logits()
             if is_sharded(logits):
                 _sharded().check_rows(logits, self._name)
             else:
-                checks.rows(logits, self._param, self._name, self._mask)
+                checks.rows(logits.detach(), self._param, self._name, self._mask)
 
     def _logits(self) -> Tensor:
         """Unnormalised logits, -inf where a category is off."""

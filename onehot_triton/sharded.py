@@ -420,7 +420,7 @@ def logits_of(
 def check_rows(logits: Tensor, name: str) -> None:
     """Raises, on every rank, where a row on any of them is no distribution."""
     layout = layout_of(logits, name)
-    x = _local(logits.detach(), layout)
+    x = _local(logits, layout).detach()
     m = _shard_sums(x)[0]
     if layout.vocabulary is not None:
         m = _gather([m], layout.ranks)[0].amax(0)
@@ -522,7 +522,7 @@ def _in_shape(one_hot: Tensor | None, index: Tensor, known: Known | None, draw: 
 def sample(logits: Tensor, draw: ops.Draw) -> Drawn:
     """Draws from softmax(logits), without a gradient."""
     layout = layout_of(logits, "logits")
-    x = _rows(_local(logits.detach(), layout), True)
+    x = _rows(_local(logits, layout).detach(), True)
     seed = _seed(x, layout, draw.generator)
     draws = math.prod(draw.sample_shape)
     if layout.vocabulary is None:
@@ -759,7 +759,7 @@ def relaxed_sample(logits: Tensor, temperature: Tensor | float, draw: ops.Draw, 
 def mode(logits: Tensor, dtype: torch.dtype) -> DTensor:
     """Give one 1 at the first maximum per row, placed as the logits; an invalid row is all zero."""
     layout = layout_of(logits, "logits")
-    x = _rows(_local(logits.detach(), layout), True)
+    x = _rows(_local(logits, layout).detach(), True)
     if layout.vocabulary is None:
         at = ops.mode(x, None)
     else:

@@ -715,6 +715,25 @@ def collectives_and_bytes(rank: int, world: int) -> None:
 
 
 @case(2)
+def no_function_binds_its_arguments(rank: int, world: int) -> None:
+    """By `inspect.signature`, which costs more than the rest of what autograd records."""
+    from torch.distributed.tensor import Shard
+
+    from onehot_triton import OneHotCategorical, ReparamGradientStrategy
+
+    for placement, name in itertools.product((Shard(0), Shard(1)), ("PassThrough", *_GRADIENTS)):
+        x = _placed(_fixed(4, 6), _mesh(world), placement).requires_grad_()
+        with pytest.MonkeyPatch.context() as monkeypatch:
+            # DTensor asks for signatures, of its own and once, too.
+            for turn in range(2):
+                dist_ = OneHotCategorical(x, grad_method=ReparamGradientStrategy[name])
+                drawn = dist_.rsample()
+                (drawn.square().sum() + dist_.log_prob(drawn).sum() + dist_.entropy().sum()).backward()
+                if turn == 0:
+                    monkeypatch.setattr("inspect.signature", None)
+
+
+@case(2)
 def what_is_changed_in_place_is_not_the_last_draw(rank: int, world: int) -> None:
     """The logits or the draw, as a whole or this rank's part alone."""
     from torch.distributed.tensor import Shard

@@ -54,8 +54,6 @@ def test_a_traced_cuda_sample_is_one_kernel_and_one_seed(columns: int) -> None:
     assert seed in kernel.args
 
 
-# What inductor's passes import.
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 def test_the_seeds_of_a_compiled_program_are_inductors_own() -> None:
     """Without a generator: the overload of torch.randint that has one is a kernel of torch's for each draw."""
 

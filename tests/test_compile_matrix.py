@@ -232,8 +232,6 @@ def test_the_compiled_relaxed_gradient_is_that_of_its_draw(columns: int, monkeyp
 
 
 @pytest.mark.skipif(shutil.which("g++") is None and shutil.which("clang++") is None, reason="needs a C++ compiler")
-# A part of torch that Inductor imports uses a deprecated other part.
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 def test_inductor() -> None:
     """PassThrough's is among the members of test_ways_of_differentiating.py."""
     compiled = torch.compile(step, fullgraph=True, dynamic=True)

@@ -286,8 +286,6 @@ def test_a_draw_with_both_under_vmap_and_compile(backend: str) -> None:
     torch.testing.assert_close(y.grad, expected[0])
 
 
-# Torch's own: forward mode scripts something when it is first used.
-@pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning")
 def test_a_draw_with_both_in_forward_mode(backend: str) -> None:
     x, v = torch.randn(2, 3, 6).double()
     with forward_ad.dual_level():

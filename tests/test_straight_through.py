@@ -20,8 +20,6 @@ NEW = [REINMAX, GAPPED]
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
-    # Torch's own: forward mode scripts something when it is first used.
-    pytest.mark.filterwarnings("ignore:.torch.jit:DeprecationWarning"),
 ]
 ESTIMATORS: dict[str, dict[str, Any]] = {
     "ReinMax": {"grad_method": REINMAX},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import warnings
 from collections.abc import Iterator
 from functools import partial
 from typing import Any
@@ -25,6 +26,7 @@ from tensordict.nn import (
     set_interaction_type,
 )
 from tensordict.nn import distributions as tensordict_distributions
+from tensordict.nn import probabilistic as tensordict_probabilistic
 from torchrl.data import OneHot
 from torchrl.modules import MLP, ProbabilisticActor, ValueOperator
 from torchrl.modules import MaskedOneHotCategorical as TheirMaskedOneHotCategorical
@@ -34,7 +36,7 @@ from torchrl.modules.distributions.utils import has_analytic_entropy, has_analyt
 from torchrl.objectives import A2CLoss, ClipPPOLoss, DiscreteSACLoss, KLPENPPOLoss, PPOLoss, SoftUpdate
 
 from onehot_triton import MaskedOneHotCategorical, OneHotCategorical, ReparamGradientStrategy
-from onehot_triton.integrations.torchrl import NAMES, register
+from onehot_triton.integrations.torchrl import NAMES, _table, register
 
 # Importing TorchRL turned it off, for every test of this process.
 Distribution.set_default_validate_args(__debug__)
@@ -55,18 +57,25 @@ def validation_as_torchrl_leaves_it() -> None:
     Distribution.set_default_validate_args(False)
 
 
+def tables() -> list[dict[Any, Any]]:
+    """Every table that `register` writes to, under whatever name this version of TorchRL or tensordict has it."""
+    return [
+        _table(torchrl_distributions, "HAS_ENTROPY"),
+        _table(torchrl_distributions, "distributions_maps"),
+        _table(tensordict_distributions, "distributions_maps"),
+        _table(tensordict_probabilistic, "DETERMINISTIC_REGISTER"),
+    ]
+
+
 @pytest.fixture
 def forgotten() -> Iterator[None]:
     """Nothing registered, before and after."""
 
-    from tensordict.nn import probabilistic as tensordict_probabilistic
-
     def forget() -> None:
-        for name, cls in NAMES.items():
-            torchrl_distributions.HAS_ENTROPY.pop(cls, None)
-            torchrl_distributions.distributions_maps.pop(str(cls).lower(), None)
-            tensordict_distributions.distributions_maps.pop(name.lower(), None)
-            tensordict_probabilistic.DETERMINISTIC_REGISTER.pop(cls, None)
+        for table in tables():
+            for name, cls in NAMES.items():
+                for key in (cls, str(cls).lower(), name.lower()):
+                    table.pop(key, None)
 
     forget()
     yield
@@ -112,25 +121,49 @@ def test_a_missing_torchrl_is_one_line_that_names_the_extra(monkeypatch: pytest.
 
 
 def test_register_enters_the_classes_into_every_table(forgotten: None) -> None:
-    from tensordict.nn.probabilistic import DETERMINISTIC_REGISTER
-
+    before = [dict(table) for table in tables()]
     register()
-    tables = [
-        torchrl_distributions.HAS_ENTROPY,
-        torchrl_distributions.distributions_maps,
-        tensordict_distributions.distributions_maps,
-        DETERMINISTIC_REGISTER,
-    ]
-    once = [dict(table) for table in tables]
+    once = [dict(table) for table in tables()]
+    for name, cls in NAMES.items():
+        has_entropy, by_repr, by_name, deterministic = once
+        assert has_entropy[cls]
+        assert by_repr[str(cls).lower()] is cls
+        assert by_name[name.lower()] is cls
+        assert deterministic[cls] is MODE
+    register()
+    assert [dict(table) for table in tables()] == once
+    # The short names go on meaning what they meant.
+    for table, was in zip(once, before, strict=True):
+        assert was
+        assert was.items() <= table.items()
+
+
+@pytest.mark.parametrize("kept", [True, False], ids=["private", "gone"])
+def test_register_where_tables_of_tensordict_are_private_or_gone(
+    kept: bool, forgotten: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From 0.15 on tensordict's tables are private, and their public names warn; without any name they are left out."""
+    modules = {"distributions_maps": tensordict_distributions, "DETERMINISTIC_REGISTER": tensordict_probabilistic}
+    private = {name: _table(module, name) for name, module in modules.items()}
+    for name, module in modules.items():
+
+        def deprecated(wanted: str, name: str = name) -> Any:
+            if not kept or wanted != name:
+                raise AttributeError(wanted)
+            warnings.warn(f"{wanted} is deprecated", DeprecationWarning, stacklevel=2)
+            return private[wanted]
+
+        # By the dictionary: `delattr` and `setattr` of monkeypatch would ask the module's own `__getattr__`.
+        monkeypatch.delitem(vars(module), name, raising=False)
+        monkeypatch.delitem(vars(module), f"_{name}", raising=False)
+        monkeypatch.setitem(vars(module), "__getattr__", deprecated)
+        if kept:
+            monkeypatch.setitem(vars(module), f"_{name}", private[name])
+    register()
     for name, cls in NAMES.items():
         assert torchrl_distributions.HAS_ENTROPY[cls]
-        assert torchrl_distributions.distributions_maps[str(cls).lower()] is cls
-        assert tensordict_distributions.distributions_maps[name.lower()] is cls
-    register()
-    assert [dict(table) for table in tables] == once
-    # The short names go on meaning what they meant.
-    assert tensordict_distributions.distributions_maps["onehotcategorical"] is not OneHotCategorical
-    assert str(TheirOneHotCategorical).lower() in torchrl_distributions.distributions_maps
+        assert (private["distributions_maps"].get(name.lower()) is cls) is kept
+        assert (private["DETERMINISTIC_REGISTER"].get(cls) is MODE) is kept
 
 
 def test_a_distribution_class_by_its_name(forgotten: None) -> None:

@@ -21,8 +21,7 @@ from onehot_triton import (
 
 pytestmark = [
     pytest.mark.usefixtures("one_thread"),
-    # Torch's own: tracing is deprecated, and forward mode scripts something when it is first used.
-    pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning", "ignore:.torch.jit:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore::torch.jit.TracerWarning"),
 ]
 
 PASS, RELAXED = ReparamGradientStrategy.PassThrough, ReparamGradientStrategy.RelaxedOneHot
@@ -139,8 +138,6 @@ WAYS: dict[str, Callable[[torch.nn.Module, tuple[Tensor, ...]], Any]] = {
         *((way, columns) for way in list(WAYS)[2:] for columns in (8, 700)),
     ],
 )
-# A part of torch that Inductor imports uses a deprecated other part.
-@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning")
 def test_recorded_program_has_the_values_and_gradients_of_the_eager_one(way, columns):
     torch._dynamo.reset()
     x, other = torch.randn(2, 3, columns)

@@ -22,7 +22,6 @@ from onehot_triton import OneHotCategorical, ReparamGradientStrategy
 
 pytestmark = [
     # Parts of torch use deprecated other parts.
-    pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:`isinstance.treespec, LeafSpec.` is deprecated:FutureWarning"),
 ]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -24,6 +25,7 @@ def register() -> None:
     - tensordict.nn.distributions.distributions_maps, by name. The short names stay tensordict's own classes.
     - tensordict.nn.probabilistic.DETERMINISTIC_REGISTER, which decides for a distribution that is wrapped in
       torch.distributions.Independent; without it, tensordict warns and guesses.
+      (tensordict 0.15 has made both of its tables private. A table that a version does not have is left out.)
     - torch.distributions.kl: kl_divergence between these classes and TorchRL's, masked or not, either way round.
 
     It imports TorchRL, which turns torch's default validation of arguments off for the process.
@@ -40,24 +42,30 @@ def register() -> None:
     """
     try:
         import tensordict.nn.distributions as tensordict_distributions
+        import tensordict.nn.probabilistic as tensordict_probabilistic
         import torchrl.modules.distributions as torchrl_distributions
-        from tensordict.nn.probabilistic import DETERMINISTIC_REGISTER, InteractionType
     except ModuleNotFoundError as error:
         message = f"{error.name} is not installed: pip install 'onehot_triton[torchrl]'"
         raise ImportError(message, name=error.name) from None
-    # The tables' own annotations know TorchRL's classes alone.
-    by_type: dict[Any, Any] = torchrl_distributions.HAS_ENTROPY
-    by_repr: dict[Any, Any] = torchrl_distributions.distributions_maps
-    by_name: dict[Any, Any] = tensordict_distributions.distributions_maps
     for name, cls in NAMES.items():
-        by_type[cls] = True
-        by_repr[str(cls).lower()] = cls
-        by_name[name.lower()] = cls
-        DETERMINISTIC_REGISTER[cls] = InteractionType.MODE
+        _table(torchrl_distributions, "HAS_ENTROPY")[cls] = True
+        _table(torchrl_distributions, "distributions_maps")[str(cls).lower()] = cls
+        _table(tensordict_distributions, "distributions_maps")[name.lower()] = cls
+        by_type = _table(tensordict_probabilistic, "DETERMINISTIC_REGISTER")
+        by_type[cls] = tensordict_probabilistic.InteractionType.MODE
     theirs = torchrl_distributions.OneHotCategorical, torchrl_distributions.MaskedOneHotCategorical
     for cls in theirs:
         kl.register_kl(OneHotCategorical, cls)(_kl_from_ours)
         kl.register_kl(cls, OneHotCategorical)(_kl_from_theirs)
+
+
+def _table(module: ModuleType, name: str) -> dict[Any, Any]:
+    """Return the table `name` of `module`, or the one that it has under a private name, or one that nobody reads.
+
+    The module's dictionary is read, since tensordict 0.15 gives the public name by `__getattr__`, with a warning.
+    """
+    names = vars(module)
+    return names.get(name, names.get(f"_{name}", {}))
 
 
 def _kl_from_ours(p: OneHotCategorical, q: Any) -> Tensor:

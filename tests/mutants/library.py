@@ -386,22 +386,6 @@ MUTANTS = [
     # integrations/
     Mutant(
         TORCHRL,
-        "by_repr[str(cls).lower()] = cls",
-        "by_repr[str(cls)] = cls",
-        "a name that is looked up in small letters",
-        "tests/test_torchrl.py -k register",
-        function="register",
-    ),
-    Mutant(
-        TORCHRL,
-        "by_type[cls] = True",
-        "by_type[cls] = False",
-        "an entropy that is sampled",
-        "tests/test_torchrl.py -k register",
-        function="register",
-    ),
-    Mutant(
-        TORCHRL,
         "InteractionType.MODE",
         "InteractionType.MEAN",
         "the mean for the mode",
@@ -1039,5 +1023,33 @@ MUTANTS = [
         "new._mask = None",
         "a mask lost by expand and base_dist",
         "tests/test_relaxed.py -k 'switches or base_dist'",
+    ),
+    Mutant(
+        TORCHRL,
+        '"distributions_maps")[str(cls).lower()] = cls',
+        '"distributions_maps")[str(cls)] = cls',
+        "a name that is looked up in small letters",
+        "tests/test_torchrl.py -k register",
+    ),
+    Mutant(
+        TORCHRL,
+        '"HAS_ENTROPY")[cls] = True',
+        '"HAS_ENTROPY")[cls] = False',
+        "an entropy that is sampled",
+        "tests/test_torchrl.py -k register",
+    ),
+    Mutant(
+        TORCHRL,
+        '    return names.get(name, names.get(f"_{name}", {}))',
+        "    return getattr(module, name, {})",
+        "a table read by the name that is deprecated",
+        "tests/test_torchrl.py -k 'private or gone'",
+    ),
+    Mutant(
+        TORCHRL,
+        'names.get(name, names.get(f"_{name}", {}))',
+        "names.get(name, {})",
+        "a table under its private name left out",
+        "tests/test_torchrl.py -k 'private or gone'",
     ),
 ]

@@ -929,4 +929,22 @@ MUTANTS = [
         "a finite divergence where q alone is 0",
         distribution("kl"),
     ),
+    _ops(
+        "(function.backward)}",
+        "(lambda ctx, *grads: function.backward(ctx, *(torch.zeros(()) if g is None else g for g in grads)))}",
+        "gradients of zeros for results that no loss takes",
+        "tests/test_host_path.py -k 'what_is_recorded and both'",
+    ),
+    _ops(
+        "return type(function.__name__, (Function,), members)",
+        'return type("Combined", (Function,), members)',
+        "nodes of the graph that are all called the same",
+        "tests/test_host_path.py -k what_is_recorded",
+    ),
+    _ops(
+        "super(Function, _combined(function)).apply(*args)",
+        "function.apply(*args)",
+        "arguments that are bound at each call",
+        "tests/test_host_path.py -k train_step",
+    ),
 ]

@@ -136,7 +136,7 @@ class RelaxedOneHotCategorical(relaxed.RelaxedOneHotCategorical, TorchDistributi
     """
 
     # Before a member of that name in the base class.
-    mask = TorchDistributionMixin.mask
+    mask = TorchDistributionMixin.mask  # pyright: ignore[reportAssignmentType]
 
     @staticmethod
     def infer_shapes(

@@ -1012,8 +1012,8 @@ MUTANTS = [
     ),
     Mutant(
         RELAXED,
-        "checks.rows(logits, self._param, self._name, self._mask)",
-        "checks.rows(logits, self._param, self._name)",
+        "checks.rows(logits.detach(), self._param, self._name, self._mask)",
+        "checks.rows(logits.detach(), self._param, self._name)",
         "a mask that leaves nothing is called a fault of the logits",
         "tests/test_relaxed.py -k bad_input",
     ),

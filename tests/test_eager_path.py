@@ -16,8 +16,8 @@ from onehot_triton import (
     RelaxedOneHotCategorical,
     ReparamGradientStrategy,
     blocks,
-    library,
     rng,
+    torch_ops,
     use_backend,
 )
 from onehot_triton import _backends as backends
@@ -228,9 +228,9 @@ def test_the_backward_of_a_kernel_reads_the_noise_of_its_draw(monkeypatch: pytes
         out = OneHotCategorical(x, grad_method=RELAXED, temperature=0.7).rsample((2,))
         (found,) = torch.autograd.grad(out, x, grad)
     x, t = x.detach(), torch.full((3,), 0.7)
-    one_hot, index, logsumexp = library.operators.sample(x, 2, torch.float32, None, 7, 12, 0, None)
+    one_hot, index, logsumexp = torch_ops.operators.sample(x, 2, torch.float32, None, 7, 12, 0, None)
     assert torch.equal(out.detach(), one_hot)
-    expected, _ = library.operators.relaxed_grad(x, logsumexp, index, grad, t, 1.0, None, 7, 12, 0, None, False, 1)
+    expected, _ = torch_ops.operators.relaxed_grad(x, logsumexp, index, grad, t, 1.0, None, 7, 12, 0, None, False, 1)
     torch.testing.assert_close(found, expected)
 
 

@@ -1,4 +1,4 @@
-"""Each operator of library.py by torch.library.opcheck: its schema, its fake results, and AOT dispatch of it."""
+"""Each operator of torch_ops.py by torch.library.opcheck: its schema, its fake results, and AOT dispatch of it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from onehot_triton import library
+from onehot_triton import torch_ops
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -43,7 +43,7 @@ def _row_grad(logits: Tensor, *lead: int) -> Tensor:
 
 
 def _logsumexp(logits: Tensor) -> Tensor:
-    return library.operators.logsumexp(logits, None)
+    return torch_ops.operators.logsumexp(logits, None)
 
 
 def _temperature(logits: Tensor) -> Tensor:
@@ -111,7 +111,7 @@ CASES: dict[str, list[Callable[[Tensor], tuple[Any, ...]]]] = {
     "log_prob_grad": [lambda x: (x, _logsumexp(x), _index(x), _row_grad(x, DRAWS), _allowed(x))],
     "logsumexp": [lambda x: (x, _allowed(x))],
     "entropy": [lambda x: (x, _allowed(x)), lambda x: (x, None)],
-    "entropy_grad": [lambda x: (x, *reversed(library.operators.entropy(x, None)), _row_grad(x), _allowed(x))],
+    "entropy_grad": [lambda x: (x, *reversed(torch_ops.operators.entropy(x, None)), _row_grad(x), _allowed(x))],
     "log_prob_and_entropy": [lambda x: (x, _index(x), _allowed(x))],
     "log_prob_and_entropy_grad": [
         lambda x: (x, _logsumexp(x), _row_grad(x), _index(x), _row_grad(x, DRAWS), _row_grad(x), _allowed(x), None),
@@ -131,7 +131,7 @@ def test_every_operator_has_its_cases() -> None:
 @pytest.mark.parametrize(("name", "case"), [(name, i) for name, cases in CASES.items() for i in range(len(cases))])
 def test_opcheck(name: str, case: int, dtype: torch.dtype, device: torch.device) -> None:
     logits = torch.randn(ROWS, COLUMNS, device=device).to(dtype)
-    torch.library.opcheck(getattr(library.operators, name).default, CASES[name][case](logits))
+    torch.library.opcheck(getattr(torch_ops.operators, name).default, CASES[name][case](logits))
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in ("seeded_exponential", "philox")])
@@ -140,7 +140,7 @@ def test_opcheck_of_rows_with_a_stride(name: str, device: torch.device) -> None:
     wide = torch.randn(ROWS, 2, COLUMNS, device=device)[:, 1]
     expanded = torch.randn(1, COLUMNS, device=device).expand(ROWS, COLUMNS)
     for logits in (wide, expanded, torch.randn(COLUMNS, ROWS, device=device).t()):
-        torch.library.opcheck(getattr(library.operators, name).default, CASES[name][0](logits))
+        torch.library.opcheck(getattr(torch_ops.operators, name).default, CASES[name][0](logits))
 
 
 # vmap -----------------------------------------------------------------------------------------------------------------
@@ -162,7 +162,7 @@ def batched(name: str, case: int, dim: int) -> tuple[list[tuple[Any, ...]], list
     ("name", "case"), [(name, i) for name, cases in CASES.items() if name not in RANDOM for i in range(len(cases))]
 )
 def test_vmap_of_an_operator_is_a_loop(name: str, case: int, dim: int) -> None:
-    operator = getattr(library.operators, name)
+    operator = getattr(torch_ops.operators, name)
     calls, stacked, in_dims = batched(name, case, dim)
     each = [operator(*call) for call in calls]
     # A result that was not asked for has no rows, and says nothing.
@@ -178,7 +178,7 @@ def test_vmap_of_an_operator_is_a_loop(name: str, case: int, dim: int) -> None:
 @pytest.mark.parametrize("name", [name for name in CASES if name not in RANDOM])
 def test_vmap_of_an_operator_with_shared_arguments(name: str) -> None:
     """The last call's arguments but for the logits: they are expanded over the map."""
-    operator = getattr(library.operators, name)
+    operator = getattr(torch_ops.operators, name)
     calls = [CASES[name][0](torch.randn(ROWS, COLUMNS)) for _ in range(3)]
     logits, shared = torch.stack([call[0] for call in calls]), calls[-1][1:]
     each = [operator(x, *shared) for x in logits]
@@ -193,7 +193,7 @@ def test_vmap_of_an_operator_with_shared_arguments(name: str) -> None:
 
 def test_vmap_of_the_random_operators_takes_all_rows_at_once() -> None:
     """With noise of their own, the maps are the rows of one call."""
-    ops, different = library.operators, {"randomness": "different"}
+    ops, different = torch_ops.operators, {"randomness": "different"}
     x, t = torch.randn(2, ROWS, COLUMNS), torch.rand(2, ROWS) + 0.5
     allowed = torch.rand(2, ROWS, COLUMNS) < 0.7
     allowed[..., 0] = True
@@ -218,7 +218,7 @@ def test_vmap_of_the_random_operators_takes_all_rows_at_once() -> None:
 
 
 def test_vmap_with_one_seed_for_all_is_a_loop() -> None:
-    ops = library.operators
+    ops = torch_ops.operators
     x = torch.randn(2, ROWS, COLUMNS)
     found = torch.vmap(lambda x: ops.sample(x, DRAWS, torch.int64, *HOST_SEED, None), randomness="same")(x)
     for b in range(2):
@@ -229,7 +229,7 @@ def test_vmap_with_one_seed_for_all_is_a_loop() -> None:
 
 
 def test_vmap_over_seeds_is_a_loop_in_every_randomness() -> None:
-    ops, x, seeds = library.operators, torch.randn(ROWS, COLUMNS), torch.tensor([3, 4])
+    ops, x, seeds = torch_ops.operators, torch.randn(ROWS, COLUMNS), torch.tensor([3, 4])
     expected = torch.stack([ops.sample(x, 1, None, s, 0, 0, 0, None)[1] for s in seeds])
     assert not torch.equal(*expected)
     for randomness in ("error", "different"):
@@ -240,12 +240,12 @@ def test_vmap_over_seeds_is_a_loop_in_every_randomness() -> None:
 def test_vmap_says_that_an_operator_is_random() -> None:
     x = torch.randn(3, ROWS, COLUMNS)
     with pytest.raises(RuntimeError, match="sample is random"):
-        torch.vmap(lambda x: library.operators.sample(x, 1, None, *HOST_SEED, None))(x)
+        torch.vmap(lambda x: torch_ops.operators.sample(x, 1, None, *HOST_SEED, None))(x)
 
 
 def test_vmap_of_no_draws() -> None:
     x = torch.randn(3, ROWS, COLUMNS)
-    sample = library.operators.sample
+    sample = torch_ops.operators.sample
     one_hot, index, logsumexp = torch.vmap(
         lambda x: sample(x, 0, torch.int64, *HOST_SEED, None), randomness="different"
     )(x)

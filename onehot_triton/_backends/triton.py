@@ -1,4 +1,4 @@
-"""The kernels, by way of their operators in `library.py`."""
+"""The kernels, by way of their operators in `torch_ops.py`."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from torch import Tensor
 from torch.autograd import Function
 
 from .. import rng
-from ..library import called
 from ..rng import Seed
 from ..tensors import compute_dtype
+from ..torch_ops import called
 from .eager import argmax, one_hot, rsample_log_prob_and_entropy, straight_through  # noqa: F401
 from .interface import Sample, ShardRace
 

@@ -26,7 +26,7 @@ def _in(file: str) -> Callable[..., Mutant]:
 _cpu, _small, _formulas, _kernels, _choice = (
     _in(f"_backends/{name}.py") for name in ("cpu", "small", "eager", "triton", "__init__")
 )
-_ops, _library, _rng, _parameters = (_in(f"{name}.py") for name in ("ops", "library", "rng", "parameters"))
+_ops, _library, _rng, _parameters = (_in(f"{name}.py") for name in ("ops", "torch_ops", "rng", "parameters"))
 _blocks, _checks = _in("blocks.py"), _in("checks.py")
 
 MUTANTS = [

@@ -1,82 +1,136 @@
-"""The kernels as torch operators, `torch.ops.onehot_triton.*`: what torch.compile, torch.export and vmap see of them.
+"""The kernels as torch operators, `torch.ops.onehot_triton.*`, for torch.compile, torch.export, vmap and profilers.
 
-An operator takes the arguments of its launcher in `kernels/`, which gives their shapes. It is a pure function of them,
-the seed included, so it needs no tag for randomness and survives checkpointing. Its autograd is in `ops.py`.
+Each function below has the name of an operator and returns its launcher in `kernels/`. `_operator` gives it a schema,
+and turns it into the function that `_backends/triton.py` calls with the launcher's arguments.
+
+An operator is a pure function of its arguments, the seed included. So it needs no tag for randomness, and activation
+checkpointing can run it again. Its autograd is in `ops.py`.
 """
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 from functools import cache
-from typing import Any
+from itertools import pairwise
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
 
-from .rng import philox, seeded_exponential
+from . import rng
 from .tensors import compute_dtype, is_plain
 
-operators = torch.ops.onehot_triton
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
+
 _library = torch.library.Library("onehot_triton", "DEF")
-_implementations: dict[str, Callable[..., Any]] = {}
+
+# The kind of each argument and result, by its name. vmap needs it to find the dimension of rows.
+_KINDS = {
+    # [..., rows, columns]
+    **dict.fromkeys(("logits", "value", "one_hot", "y", "grad", "grad_logits"), "rows"),
+    # [..., rows]
+    **dict.fromkeys(("index", "hint", "logsumexp", "sums", "score", "log_prob", "entropy"), "numbers"),
+    **dict.fromkeys(("grad_log_prob", "grad_entropy", "temperature_tensor", "grad_temperature"), "numbers"),
+    # bool [rows, columns], or [m, n, columns] for m n rows. False counts as a logit of -inf.
+    "category_mask": "mask",
+    # One int64 element on the device.
+    "seed_tensor": "seed",
+    **dict.fromkeys(("seed", "offset", "row_offset", "first_group", "c0", "row", "draw", "words"), "other"),
+    **dict.fromkeys(("draws", "dtype", "samples", "temperature", "with_temperature", "shape", "noise"), "other"),
+}
+
+# The launcher takes a tensor or a number where the schema has two arguments, such as "Tensor? seed_tensor, int seed".
+# The number counts where the tensor is None; beside a tensor it is this one.
+_NUMBER_BESIDE_TENSOR = {"seed": 0, "temperature": 1.0}
+
+_SEED = "Tensor? seed_tensor, int seed, int offset, int row_offset"
+_TEMPERATURE = "Tensor? temperature_tensor, float temperature"
+_MASK = "Tensor? category_mask"
 
 
-def called(name: str) -> Callable[..., Any]:
-    """The operator; where nothing is there to see one, its implementation, without the 5 us of the dispatcher."""
-    operator, implementation = getattr(operators, name), _implementations[name]
+def _operator(
+    schema: str, fake: Callable[..., Any]
+) -> Callable[[Callable[[], Callable[_Arguments, _Result]]], Callable[_Arguments, _Result]]:
+    """Define an operator from a function that returns its launcher.
 
-    def call(tensor: Tensor, *args: Any) -> Any:
-        if is_plain(tensor):
-            return implementation(tensor, *args)
-        return operator(tensor, *args)
-
-    return call
-
-
-def _define(schema: str, layout: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> None:
-    """Defines an operator.
+    The launcher is found at the first call, because importing the library must need no Triton. An import statement in
+    the launcher's place would take a microsecond at each call.
 
     Args:
-        schema: its name, arguments and results.
-        layout: for vmap, a letter for each argument, ">", and one for each result: "r" for a tensor of rows,
-            [..., rows, columns], "m" for a mask of them, "n" for one of numbers, [..., rows], "s" for the seed tensor,
-            "." for anything else.
-        implementation: for every device.
-        fake: gives empty results of the right shape and dtype.
+        schema: its arguments and results. Their names stand in `_KINDS`.
+        fake: returns empty results with the right shape, dtype and strides, for the schema's arguments.
+
+    Returns:
+        A decorator. Its result takes the launcher's arguments by position. It calls the launcher itself where nothing
+        is there to see an operator, which saves 5 us of the dispatcher.
     """
-    name = schema[: schema.index("(")]
-    _implementations[name] = implementation
-    _library.define(schema, tags=(torch.Tag.pt2_compliant_tag,))
-    for key in ("CPU", "CUDA", "XPU"):
-        _library.impl(name, implementation, key)
-    torch.library.register_fake(f"onehot_triton::{name}", fake, lib=_library)
-    torch.library.register_vmap(f"onehot_triton::{name}", _vmap_rule(name, *layout.split(">")), lib=_library)
+
+    def define(find_launcher: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:
+        name, launcher = find_launcher.__name__, cache(find_launcher)
+        _library.define(name + schema, tags=(torch.Tag.pt2_compliant_tag,))
+        operator = getattr(torch.ops.onehot_triton, name).default
+        names = [argument.name for argument in operator._schema.arguments]
+        pairs = tuple(
+            (place, _NUMBER_BESIDE_TENSOR[number])
+            for place, (tensor, number) in enumerate(pairwise(names))
+            if tensor == f"{number}_tensor"
+        )
+
+        def implementation(*args: Any) -> Any:
+            joined = list(args)
+            for place, _ in reversed(pairs):
+                del joined[place + 1 if joined[place] is not None else place]
+            return launcher()(*joined)
+
+        def call(*args: Any) -> Any:
+            if is_plain(args[0]):
+                return launcher()(*args)
+            split = list(args)
+            for place, number in pairs:
+                given = split[place]
+                split[place : place + 1] = (given, number) if isinstance(given, Tensor) else (None, given)
+            return operator(*split)
+
+        for device in ("CPU", "CUDA", "XPU"):
+            _library.impl(name, implementation, device)
+        torch.library.register_fake(f"onehot_triton::{name}", fake, lib=_library)
+        torch.library.register_vmap(f"onehot_triton::{name}", _vmap_rule(operator), lib=_library)
+        return call
+
+    return define
 
 
-def _vmap_rule(name: str, arguments: str, results: str) -> Callable[..., Any]:
-    """Batches over rows, since B x rows are rows. A batch of seeds, or one seed for all, is a loop."""
-    # Where a dimension of maps stands in front of the rows, counted from the end; of a mask in front of all.
-    dimension = {"r": -3, "n": -2}
+def _vmap_rule(operator: torch._ops.OpOverload) -> Callable[..., Any]:
+    """Return the rule by which vmap batches an operator: the rows of B maps are B x rows rows.
+
+    A batch of seeds is a loop over the maps, and so is one seed for all of them.
+    """
+    arguments = [_KINDS[argument.name] for argument in operator._schema.arguments]
+    results = [_KINDS[result.name] for result in operator._schema.returns]
+    # The dimension of maps is placed before that of the rows, counted from the end; in a mask, before all others.
+    dimension = {"rows": -3, "numbers": -2}
 
     def rule(info: Any, in_dims: tuple[Any, ...], *args: Any) -> tuple[Any, Any]:
-        operator, size = getattr(operators, name), info.batch_size
-        if "s" in arguments:
-            seeds_are_batched = in_dims[arguments.index("s")] is not None
-            if info.randomness == "error" and not seeds_are_batched:
-                raise RuntimeError(f"vmap: {name} is random; call vmap with randomness='different' or 'same'")
-            if seeds_are_batched or info.randomness == "same":
-                each = []
-                for b in range(size):
-                    picked = [a.select(d, b) if isinstance(d, int) else a for a, d in zip(args, in_dims, strict=True)]
-                    each.append(operator(*picked))
-                if len(results) == 1:
-                    return torch.stack(each), 0
-                return tuple(map(torch.stack, zip(*each, strict=True))), (0,) * len(results)
+        size = info.batch_size
+        batched = {kind for kind, in_dim in zip(arguments, in_dims, strict=True) if in_dim is not None}
+        seeds_are_batched = "seed" in batched
+        if "seed" in arguments and info.randomness == "error" and not seeds_are_batched:
+            name = operator._schema.name.rpartition(":")[2]
+            raise RuntimeError(f"vmap: {name} is random; call vmap with randomness='different' or 'same'")
+        one_seed_for_all = "seed" in arguments and info.randomness == "same"
+        if seeds_are_batched or one_seed_for_all or "other" in batched:
+            each = []
+            for b in range(size):
+                picked = [a.select(d, b) if isinstance(d, int) else a for a, d in zip(args, in_dims, strict=True)]
+                each.append(operator(*picked))
+            if len(results) == 1:
+                return torch.stack(each), 0
+            return tuple(map(torch.stack, zip(*each, strict=True))), (0,) * len(results)
 
         flat = []
         for argument, in_dim, kind in zip(args, in_dims, arguments, strict=True):
-            if kind in "rnm" and argument is not None:
+            if kind in ("rows", "numbers", "mask") and argument is not None:
                 dim = dimension[kind] if kind in dimension else -argument.dim() - (in_dim is None)
                 if in_dim is None:
                     argument = argument.unsqueeze(dim)
@@ -87,12 +141,12 @@ def _vmap_rule(name: str, arguments: str, results: str) -> Callable[..., Any]:
             flat.append(argument)
         out = operator(*flat)
         if len(results) == 1:
-            return of_maps(out, results, size)
+            return of_maps(out, results[0], size)
         pairs = [of_maps(o, kind, size) for o, kind in zip(out, results, strict=True)]
         return tuple(o for o, _ in pairs), tuple(dim for _, dim in pairs)
 
     def of_maps(out: Tensor, kind: str, size: int) -> tuple[Tensor, int | None]:
-        # A result that was not asked for is an empty tensor without rows.
+        # A result that was not requested is an empty tensor without rows.
         if out.numel() == 0 and out.dim() == 1:
             return out, None
         dim = out.dim() + 1 + dimension[kind]
@@ -101,180 +155,235 @@ def _vmap_rule(name: str, arguments: str, results: str) -> Callable[..., Any]:
     return rule
 
 
-def _launch(module: str, function: str) -> Callable[..., Any]:
-    """The launcher, imported when it is first called: importing the library needs no Triton."""
-
-    @cache
-    def launcher() -> Callable[..., Any]:
-        return getattr(importlib.import_module(f".kernels.{module}", __package__), function)
-
-    return lambda *args: launcher()(*args)
-
-
-def _launch_with_either(module: str, function: str, *places: int) -> Callable[..., Any]:
-    """The launcher, of which some arguments are a tensor or a number. In the schema each of these is two: a tensor or
-    None at that place, and the number after it, which counts where there is None."""
-    launch = _launch(module, function)
-
-    def launch_with_either(*args: Any) -> Any:
-        chosen = list(args)
-        for at in reversed(places):
-            del chosen[at + 1 if chosen[at] is not None else at]
-        return launch(*chosen)
-
-    return launch_with_either
+# Fake results ---------------------------------------------------------------------------------------------------------
 
 
 def _per_row(logits: Tensor, *lead: Any) -> Tensor:
-    """An empty number per row, in the compute dtype."""
+    """Return an empty number per row, [*lead, rows], in the compute dtype."""
     return logits.new_empty((*lead, logits.shape[0]), dtype=compute_dtype(logits.dtype))
 
 
 def _like(logits: Tensor, *_: Any) -> Tensor:
-    """An empty gradient."""
+    """Return an empty gradient."""
     return torch.empty_like(logits, memory_format=torch.contiguous_format)
 
 
 def _lead(draws: Any) -> tuple[Any, ...]:
-    """The dimension of draws, where there is one."""
+    """Return the dimension of draws; none where `draws` is None."""
     return () if draws is None else (draws,)
 
 
-_launch_log_prob = _launch("log_prob", "log_prob")
+# Draws ----------------------------------------------------------------------------------------------------------------
 
 
-def _log_prob(
-    logits: Tensor, logsumexp: Tensor | None, value: Tensor, allowed: Tensor | None, hint: Tensor | None
-) -> tuple[Tensor, Tensor, Tensor]:
-    out, index, new = _launch_log_prob(logits, logsumexp, value, allowed, hint)
-    # An operator must not return its argument.
-    return out, index, new if logsumexp is None else new.new_empty(0)
-
-
-_SEED = "Tensor? seed_tensor, int seed, int offset, int row_offset"
-_TEMPERATURE = "Tensor? temperature_tensor, float temperature"
-# A category mask, bool [rows, columns], or [m, n, columns] with m n rows: what is False is as a logit of -inf.
-_ALLOWED = "Tensor? allowed"
-
-_define(
-    f"sample(Tensor logits, SymInt? draws, ScalarType? dtype, {_SEED}, {_ALLOWED}) -> (Tensor, Tensor, Tensor)",
-    "r..s...m>rnn",
-    _launch_with_either("sample", "sample", 3),
-    lambda logits, draws, dtype, *_: (
+@_operator(
+    f"(Tensor logits, SymInt? draws, ScalarType? dtype, {_SEED}, {_MASK})"
+    " -> (Tensor one_hot, Tensor index, Tensor logsumexp)",
+    fake=lambda logits, draws, dtype, *_: (
         logits.new_empty(0) if dtype is None else logits.new_empty((*_lead(draws), *logits.shape), dtype=dtype),
         logits.new_empty((*_lead(draws), logits.shape[0]), dtype=torch.int64),
         _per_row(logits, 2),
     ),
 )
-_define(
-    f"shard_race(Tensor logits, SymInt draws, {_SEED}, int first_group) -> (Tensor, Tensor, Tensor)",
-    "r.s....>nnn",
-    _launch_with_either("sample", "shard_race", 2),
-    lambda logits, draws, *_: (
+def sample():
+    from .kernels.sample import sample
+
+    return sample
+
+
+@_operator(
+    f"(Tensor logits, SymInt draws, {_SEED}, int first_group) -> (Tensor index, Tensor score, Tensor sums)",
+    fake=lambda logits, draws, *_: (
         logits.new_empty((draws, logits.shape[0]), dtype=torch.int64),
         logits.new_empty((draws, logits.shape[0]), dtype=torch.float32),
         _per_row(logits, 2),
     ),
 )
-_define(
-    f"relaxed(Tensor logits, {_TEMPERATURE}, SymInt draws, {_SEED}) -> Tensor",
-    "rn..s...>r",
-    _launch_with_either("relaxed", "relaxed", 1, 4),
-    lambda logits, _, __, draws, *___: logits.new_empty((draws, *logits.shape)),
+def shard_race():
+    from .kernels.sample import shard_race
+
+    return shard_race
+
+
+@_operator(
+    f"(Tensor logits, {_TEMPERATURE}, SymInt draws, {_SEED}) -> (Tensor y)",
+    fake=lambda logits, temperature_tensor, temperature, draws, *_: logits.new_empty((draws, *logits.shape)),
 )
-_define(
-    f"relaxed_grad(Tensor logits, Tensor logsumexp, Tensor index, Tensor grad, {_TEMPERATURE}, {_SEED}, "
-    f"{_ALLOWED}, bool with_temperature, SymInt samples) -> (Tensor, Tensor)",
-    "rnnrn.s...m..>rn",
-    _launch_with_either("relaxed", "relaxed_grad", 4, 6),
-    lambda logits, *rest: (_like(logits), _per_row(logits) if rest[-2] else _per_row(logits[:0])),
+def relaxed():
+    from .kernels.relaxed import relaxed
+
+    return relaxed
+
+
+# Gradients of draws ---------------------------------------------------------------------------------------------------
+
+
+@_operator(f"(Tensor logits, Tensor logsumexp, Tensor grad, {_MASK}) -> (Tensor grad_logits)", fake=_like)
+def softmax_grad():
+    from .kernels.softmax_grad import softmax_grad
+
+    return softmax_grad
+
+
+@_operator(
+    f"(Tensor logits, Tensor logsumexp, Tensor index, Tensor grad, {_TEMPERATURE}, {_MASK}) -> (Tensor grad_logits)",
+    fake=_like,
 )
-_define(
-    f"softmax_grad(Tensor logits, Tensor logsumexp, Tensor grad, {_ALLOWED}) -> Tensor",
-    "rnrm>r",
-    _launch("softmax_grad", "softmax_grad"),
-    _like,
+def reinmax_grad():
+    from .kernels.straight_through import reinmax_grad
+
+    return reinmax_grad
+
+
+@_operator(
+    f"(Tensor logits, Tensor logsumexp, Tensor index, Tensor grad, {_TEMPERATURE}, {_MASK}) -> (Tensor grad_logits)",
+    fake=_like,
 )
-for _name in ("reinmax_grad", "gapped_grad"):
-    _define(
-        f"{_name}(Tensor logits, Tensor logsumexp, Tensor index, Tensor grad, {_TEMPERATURE}, {_ALLOWED}) -> Tensor",
-        "rnnrn.m>r",
-        _launch_with_either("straight_through", _name, 4),
-        _like,
-    )
-_define(
-    f"soft_grad(Tensor y, Tensor grad, {_TEMPERATURE}, bool with_temperature) -> (Tensor, Tensor)",
-    "rrn..>rn",
-    _launch_with_either("soft_grad", "soft_grad", 2),
-    lambda y, _, __, ___, with_temperature: (
+def gapped_grad():
+    from .kernels.straight_through import gapped_grad
+
+    return gapped_grad
+
+
+@_operator(
+    f"(Tensor logits, Tensor logsumexp, Tensor index, Tensor grad, {_TEMPERATURE}, {_SEED}, {_MASK}, "
+    "bool with_temperature, SymInt samples) -> (Tensor grad_logits, Tensor grad_temperature)",
+    fake=lambda logits, *others: (_like(logits), _per_row(logits) if others[-2] else _per_row(logits[:0])),
+)
+def relaxed_grad():
+    from .kernels.relaxed import relaxed_grad
+
+    return relaxed_grad
+
+
+@_operator(
+    f"(Tensor y, Tensor grad, {_TEMPERATURE}, bool with_temperature) -> (Tensor grad_logits, Tensor grad_temperature)",
+    fake=lambda y, grad, temperature_tensor, temperature, with_temperature: (
         y.new_empty(y.shape[1:]),
         y.new_empty(y.shape[1] if with_temperature else 0, dtype=compute_dtype(y.dtype)),
     ),
 )
-_define(
-    f"log_prob(Tensor logits, Tensor? logsumexp, Tensor value, {_ALLOWED}, Tensor? hint) -> (Tensor, Tensor, Tensor)",
-    "rnrmn>nnn",
-    _log_prob,
-    lambda logits, logsumexp, value, *_: (
+def soft_grad():
+    from .kernels.soft_grad import soft_grad
+
+    return soft_grad
+
+
+# Densities ------------------------------------------------------------------------------------------------------------
+
+
+@_operator(
+    f"(Tensor logits, Tensor? logsumexp, Tensor value, {_MASK}, Tensor? hint)"
+    " -> (Tensor log_prob, Tensor index, Tensor logsumexp)",
+    fake=lambda logits, logsumexp, value, *_: (
         _per_row(logits, *value.shape[:-2]),
         value.new_empty(value.shape[:-1], dtype=torch.int64),
         _per_row(logits, 2) if logsumexp is None else logits.new_empty(0, dtype=compute_dtype(logits.dtype)),
     ),
 )
-_define(
-    f"log_prob_index(Tensor logits, Tensor logsumexp, Tensor index, {_ALLOWED}) -> Tensor",
-    "rnnm>n",
-    _launch("log_prob", "log_prob_index"),
-    lambda logits, logsumexp, index, _: _per_row(logits, *index.shape[:-1]),
+def log_prob():
+    from .kernels.log_prob import log_prob
+
+    def without_its_argument(
+        logits: Tensor, logsumexp: Tensor | None, value: Tensor, category_mask: Tensor | None, hint: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        out, index, new = log_prob(logits, logsumexp, value, category_mask, hint)
+        # An operator must not return its argument.
+        return out, index, new if logsumexp is None else new.new_empty(0)
+
+    return without_its_argument
+
+
+@_operator(
+    f"(Tensor logits, Tensor logsumexp, Tensor index, {_MASK}) -> (Tensor log_prob)",
+    fake=lambda logits, logsumexp, index, category_mask: _per_row(logits, *index.shape[:-1]),
 )
-_define(
-    f"log_prob_grad(Tensor logits, Tensor logsumexp, Tensor index, Tensor grad, {_ALLOWED}) -> Tensor",
-    "rnnnm>r",
-    _launch("log_prob", "log_prob_grad"),
-    _like,
+def log_prob_index():
+    from .kernels.log_prob import log_prob_index
+
+    return log_prob_index
+
+
+@_operator(
+    f"(Tensor logits, Tensor logsumexp, Tensor index, Tensor grad_log_prob, {_MASK}) -> (Tensor grad_logits)",
+    fake=_like,
 )
-_define(
-    f"logsumexp(Tensor logits, {_ALLOWED}) -> Tensor",
-    "rm>n",
-    _launch("entropy", "logsumexp"),
-    lambda logits, _: _per_row(logits, 2),
+def log_prob_grad():
+    from .kernels.log_prob import log_prob_grad
+
+    return log_prob_grad
+
+
+@_operator(f"(Tensor logits, {_MASK}) -> (Tensor logsumexp)", fake=lambda logits, category_mask: _per_row(logits, 2))
+def logsumexp():
+    from .kernels.entropy import logsumexp
+
+    return logsumexp
+
+
+@_operator(
+    f"(Tensor logits, {_MASK}) -> (Tensor entropy, Tensor logsumexp)",
+    fake=lambda logits, category_mask: (_per_row(logits), _per_row(logits, 2)),
 )
-_define(
-    f"entropy(Tensor logits, {_ALLOWED}) -> (Tensor, Tensor)",
-    "rm>nn",
-    _launch("entropy", "entropy"),
-    lambda logits, _: (_per_row(logits), _per_row(logits, 2)),
+def entropy():
+    from .kernels.entropy import entropy
+
+    return entropy
+
+
+@_operator(
+    f"(Tensor logits, Tensor logsumexp, Tensor entropy, Tensor grad_entropy, {_MASK}) -> (Tensor grad_logits)",
+    fake=_like,
 )
-_define(
-    f"entropy_grad(Tensor logits, Tensor logsumexp, Tensor entropy, Tensor grad, {_ALLOWED}) -> Tensor",
-    "rnnnm>r",
-    _launch("entropy", "entropy_grad"),
-    _like,
+def entropy_grad():
+    from .kernels.entropy import entropy_grad
+
+    return entropy_grad
+
+
+@_operator(
+    f"(Tensor logits, Tensor index, {_MASK}) -> (Tensor log_prob, Tensor entropy, Tensor logsumexp)",
+    fake=lambda logits, index, category_mask: (
+        _per_row(logits, *index.shape[:-1]),
+        _per_row(logits),
+        _per_row(logits, 2),
+    ),
 )
-_define(
-    f"log_prob_and_entropy(Tensor logits, Tensor index, {_ALLOWED}) -> (Tensor, Tensor, Tensor)",
-    "rnm>nnn",
-    _launch("log_prob_and_entropy", "log_prob_and_entropy"),
-    lambda logits, index, _: (_per_row(logits, *index.shape[:-1]), _per_row(logits), _per_row(logits, 2)),
+def log_prob_and_entropy():
+    from .kernels.log_prob_and_entropy import log_prob_and_entropy
+
+    return log_prob_and_entropy
+
+
+@_operator(
+    "(Tensor logits, Tensor logsumexp, Tensor entropy, Tensor index, Tensor grad_log_prob, Tensor grad_entropy, "
+    f"{_MASK}, Tensor? grad) -> (Tensor grad_logits)",
+    fake=_like,
 )
-_define(
-    "log_prob_and_entropy_grad(Tensor logits, Tensor logsumexp, Tensor entropy, Tensor index, Tensor grad_log_prob, "
-    f"Tensor grad_entropy, {_ALLOWED}, Tensor? grad) -> Tensor",
-    "rnnnnnmr>r",
-    _launch("log_prob_and_entropy", "log_prob_and_entropy_grad"),
-    _like,
+def log_prob_and_entropy_grad():
+    from .kernels.log_prob_and_entropy import log_prob_and_entropy_grad
+
+    return log_prob_and_entropy_grad
+
+
+# Noise of the eager backends ------------------------------------------------------------------------------------------
+
+
+# A compiler cannot trace the generator that a backward makes from its seed.
+@_operator(
+    "(Tensor seed_tensor, SymInt[] shape) -> (Tensor noise)",
+    fake=lambda seed_tensor, shape: seed_tensor.new_empty(shape, dtype=torch.float64),
 )
-# The eager noise that a backward draws again from its seed: opaque to a compiler because of the generator in it.
-_define(
-    "seeded_exponential(Tensor seed, SymInt[] shape) -> Tensor",
-    "s.>r",
-    seeded_exponential,
-    lambda seed, shape: seed.new_empty(shape, dtype=torch.float64),
+def seeded_exponential():
+    return rng.seeded_exponential
+
+
+# A compiler would take seconds to trace the rounds.
+@_operator(
+    "(Tensor seed_tensor, Tensor c0, Tensor row, Tensor draw) -> (Tensor words)",
+    fake=lambda seed_tensor, *counter: seed_tensor.new_empty(
+        (4, *torch.broadcast_shapes(*(word.shape for word in counter)))
+    ),
 )
-# The eager noise of a place.
-_define(
-    "philox(Tensor seed, Tensor c0, Tensor row, Tensor draw) -> Tensor",
-    "s...>r",
-    philox,
-    lambda seed, *counter: seed.new_empty((4, *torch.broadcast_shapes(*(word.shape for word in counter)))),
-)
+def philox():
+    return rng.philox

@@ -43,11 +43,14 @@ MUTANTS = [
         "a compiled program for each temperature",
         "tests/test_compile.py -k another_temperature",
     ),
-    _kernels(
-        "isinstance(temperature, Tensor) else (None, temperature)",
-        "isinstance(temperature, Tensor) else (None, 1.0)",
+    _library(
+        "isinstance(given, Tensor) else (None, given)",
+        "isinstance(given, Tensor) else (None, number)",
         "the number not passed on",
-        "tests/test_relaxed.py tests/test_gradients.py -k triton",
+        operators("tensor_or_a_number"),
+    ),
+    _kernels(
+        "seed.offset, seed.first_row", "0, seed.first_row", "the offset not passed on", eager("noise_of_its_draw")
     ),
     # The eager path
     _formulas(
@@ -528,26 +531,22 @@ MUTANTS = [
         eager("inner_choice"),
     ),
     # The operators
-    _library(
-        '"rnrm>r",\n    _launch("softmax_grad"',
-        '"rnnm>r",\n    _launch("softmax_grad"',
-        "vmap: softmax_grad",
-        operators("vmap"),
-    ),
-    _library('"rnrmn>nnn"', '"rnnmn>nnn"', "vmap: log_prob's value", operators("vmap")),
-    _library('"rnrmn>nnn"', '"rnrmn>rnn"', "vmap: log_prob's result", operators("vmap")),
-    _library('"rnnm>n"', '"rnrm>n"', "vmap: log_prob_index", operators("vmap")),
-    _library(
-        '"rnnnm>r",\n    _launch("log_prob"',
-        '"rnrnm>r",\n    _launch("log_prob"',
-        "vmap: log_prob_grad's index",
-        operators("vmap"),
-    ),
-    _library(
-        '"rnnnm>r",\n    _launch("log_prob"',
-        '"rnnrm>r",\n    _launch("log_prob"',
-        "vmap: log_prob_grad's gradient",
-        operators("vmap"),
+    *(
+        _library(
+            "    # One int64 element on the device.\n",
+            f'    "{name}": "{kind}",\n    # One int64 element on the device.\n',
+            f"vmap: {name} taken for {kind}",
+            operators("vmap"),
+        )
+        for name, kind in (
+            ("value", "numbers"),
+            ("grad", "numbers"),
+            ("index", "rows"),
+            ("log_prob", "rows"),
+            ("grad_log_prob", "rows"),
+            ("temperature_tensor", "other"),
+            ("category_mask", "other"),
+        )
     ),
     _library(
         "-argument.dim() - (in_dim is None)",
@@ -587,11 +586,6 @@ MUTANTS = [
         "dimensions of a mask not joined that one stride walks through",
         "tests/test_launches.py -k mask_that_is_no_rows",
     ),
-    _library('"rm>nn"', '"r.>nn"', "vmap: entropy's mask", operators("vmap")),
-    _library('"rm>n"', '"r.>n"', "vmap: logsumexp's mask", operators("vmap")),
-    _library('"r..s...m>rnn"', '"r..s....>rnn"', "vmap: sample's mask", operators("vmap")),
-    _library('"rn..s...>r"', '"r...s...>r"', "vmap: the temperatures of relaxed", operators("vmap")),
-    _library('"rnnrn.s...m..>rn"', '"rnnrn.s......>rn"', "vmap: relaxed_grad's mask", operators("vmap")),
     _library(
         'info.randomness == "error" and not seeds_are_batched',
         'info.randomness == "error" and seeds_are_batched',
@@ -599,10 +593,16 @@ MUTANTS = [
         operators("vmap"),
     ),
     _library(
-        'seeds_are_batched or info.randomness == "same"',
+        "seeds_are_batched or one_seed_for_all",
         "seeds_are_batched",
         "one seed for all, with other noise for each",
         operators("vmap"),
+    ),
+    _library(
+        ' or "other" in batched',
+        "",
+        "a batch of what has no rows",
+        operators("counters_of_philox"),
     ),
     _library(
         "if out.numel() == 0 and out.dim() == 1:",
@@ -623,8 +623,8 @@ MUTANTS = [
         operators("opcheck"),
     ),
     _library(
-        "del chosen[at + 1 if chosen[at] is not None else at]",
-        "del chosen[at]",
+        "del joined[place + 1 if joined[place] is not None else place]",
+        "del joined[place]",
         "the seed tensor not read",
         operators("over_seeds"),
     ),

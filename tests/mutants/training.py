@@ -428,8 +428,8 @@ MUTANTS = [
         "tests/test_launches.py -k computed_as_its_copy",
     ),
     _kernels(
-        "return _gapped_grad(logits, logsumexp, index, grad, *_either(temperature), mask)",
-        "return _gapped_grad(logits, logsumexp, index, grad, *_either(temperature), None)",
+        "return torch_ops.gapped_grad(logits, logsumexp, index, grad, temperature, mask)",
+        "return torch_ops.gapped_grad(logits, logsumexp, index, grad, temperature, None)",
         "GappedStraightThrough without the mask",
         estimators("definition and mask"),
     ),

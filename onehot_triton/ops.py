@@ -210,14 +210,14 @@ class _StraightThrough(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(logits, mask, temperature, seed_tensor, key, offset, first_row, backend, draw, method, samples):
-        seed = Seed(seed_tensor, key, offset, draw.generator, first_row)
+    def forward(logits, mask, temperature, seed_tensor, seed, offset, row_offset, backend, draw, method, samples):
+        seed = Seed(seed_tensor, seed, offset, draw.generator, row_offset)
         drawn = _drawn(backend, logits, mask, draw, seed, method is ReparamGradientStrategy.RelaxedOneHot)
         return drawn.one_hot, drawn.index, drawn.logsumexp, drawn.seed
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        logits, mask, temperature, seed_tensor, ctx.key, ctx.offset, ctx.first_row, ctx.backend, *rest = inputs
+        logits, mask, temperature, seed_tensor, ctx.seed, ctx.offset, ctx.row_offset, ctx.backend, *rest = inputs
         _, ctx.method, ctx.samples = rest
         # A tensor is kept by autograd, which sees where it is changed in place.
         tensor, ctx.temperature = (temperature, None) if isinstance(temperature, Tensor) else (None, temperature)
@@ -242,7 +242,8 @@ class _StraightThrough(Function):
             else:
                 args = x, _shaped(index, draws, x.shape[0]), grad, temperature
                 if is_relaxed:
-                    seed, with_dt = Seed(seed_tensor, ctx.key, ctx.offset, None, ctx.first_row), ctx.needs_input_grad[2]
+                    seed = Seed(seed_tensor, ctx.seed, ctx.offset, None, ctx.row_offset)
+                    with_dt = ctx.needs_input_grad[2]
                     dx, dt = backend.relaxed_grad(*args, seed, mask, logsumexp, with_dt, ctx.samples)
                 elif ctx.method is ReparamGradientStrategy.ReinMax:
                     dx = backend.reinmax_grad(*args, mask, logsumexp)
@@ -285,7 +286,7 @@ def rsample(
     if relaxes_first or (not is_given and backend.records(logits, not of_softmax)):
         args = draws, draw.dtype, seed, method, t, samples
         return _in_shape(backend.straight_through(_rows(logits), _mask_rows(mask, backend), *args), draw, logits)
-    args = seed.tensor, seed.key, seed.offset, seed.first_row, backend, draw, method, samples
+    args = seed.tensor, seed.seed, seed.offset, seed.row_offset, backend, draw, method, samples
     one_hot, index, logsumexp, _ = apply(_StraightThrough, logits, mask, t, *args)
     return Sample(one_hot, index, logsumexp, False, None)
 
@@ -310,8 +311,8 @@ class _Relaxed(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(logits, temperature, seed_tensor, key, offset, first_row, backend, draw):
-        seed = Seed(seed_tensor, key, offset, draw.generator, first_row)
+    def forward(logits, temperature, seed_tensor, seed, offset, row_offset, backend, draw):
+        seed = Seed(seed_tensor, seed, offset, draw.generator, row_offset)
         out = backend.relaxed(_rows(logits), temperature, math.prod(draw.sample_shape), seed)
         return _shaped(out, *draw.sample_shape, *logits.shape)
 
@@ -347,7 +348,7 @@ def relaxed_sample(logits: Tensor, temperature: Tensor | float, draw: Draw, seed
     """
     backend = backends.of(logits)
     seed = backend.new_seed(logits, draw.generator) if seed is None else seed
-    args = _temperature(temperature, logits), seed.tensor, seed.key, seed.offset, seed.first_row, backend, draw
+    args = _temperature(temperature, logits), seed.tensor, seed.seed, seed.offset, seed.row_offset, backend, draw
     return _Relaxed.forward(logits, *args) if backend.records(logits, True) else apply(_Relaxed, logits, *args)
 
 
@@ -484,11 +485,11 @@ class _LogProbAndEntropy(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(logits, mask, value, index, inside, seed_tensor, key, offset, backend, draw):
+    def forward(logits, mask, value, index, inside, seed_tensor, seed, offset, backend, draw):
         dims, batch = repeated(logits, mask), logits.shape[:-1]
         one_hot = drawn_at = None
         if draw is not None:
-            drawn = _drawn(backend, logits, mask, draw, Seed(seed_tensor, key, offset, draw.generator))
+            drawn = _drawn(backend, logits, mask, draw, Seed(seed_tensor, seed, offset, draw.generator))
             one_hot, index, inside = drawn.one_hot, drawn.index, drawn.all_valid
             drawn_at = index
         lead = index.shape[: index.dim() - len(batch)] if value is None else value.shape[: value.dim() - logits.dim()]
@@ -567,6 +568,6 @@ def rsample_log_prob_and_entropy(logits: Tensor, mask: Tensor | None, draw: Draw
         drawn, log_prob, entropy = backend.rsample_log_prob_and_entropy(*args)
         drawn, batch = _in_shape(drawn, draw, logits), logits.shape[:-1]
         return drawn, _shaped(log_prob, *draw.sample_shape, *batch), _shaped(entropy, *batch)
-    args = logits, mask, None, None, False, seed.tensor, seed.key, seed.offset, backend, draw
+    args = logits, mask, None, None, False, seed.tensor, seed.seed, seed.offset, backend, draw
     one_hot, log_prob, entropy, index, logsumexp = apply(_LogProbAndEntropy, *args)
     return Sample(one_hot, index, logsumexp, False, None), log_prob, entropy

@@ -54,16 +54,16 @@ def _operator(
 ) -> Callable[[Callable[[], Callable[_Arguments, _Result]]], Callable[_Arguments, _Result]]:
     """Define an operator from a function that returns its launcher.
 
-    The launcher is found at the first call, because importing the library must need no Triton. An import statement in
-    the launcher's place would take a microsecond at each call.
+    The launcher is imported at the first call, because importing the library must need no Triton. Later calls find it
+    in a cache, which takes less time than an import statement.
 
     Args:
         schema: its arguments and results. Their names stand in `_KINDS`.
         fake: returns empty results with the right shape, dtype and strides, for the schema's arguments.
 
     Returns:
-        A decorator. Its result takes the launcher's arguments by position. It calls the launcher itself where nothing
-        is there to see an operator, which saves 5 us of the dispatcher.
+        A decorator. Its result takes the launcher's arguments, by position. It calls the operator where something
+        looks at operators, a compiler for example, and else the launcher, which saves the time of torch's dispatcher.
     """
 
     def define(find_launcher: Callable[[], Callable[..., Any]]) -> Callable[..., Any]:

@@ -43,7 +43,7 @@ def log_softmax(logits: Tensor) -> Tensor:
 
 def _noise(seed: Seed) -> tuple[int | Tensor, int, int]:
     """Return what a launcher takes for the noise: seed, offset, row_offset."""
-    return seed.key if seed.tensor is None else seed.tensor, seed.offset, seed.first_row
+    return seed.seed if seed.tensor is None else seed.tensor, seed.offset, seed.row_offset
 
 
 def sample(

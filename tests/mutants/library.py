@@ -322,8 +322,8 @@ MUTANTS = [
     Mutant(RNG, "2**63 - 1, (), device", "2**31 - 1, (), device", "63 bits cut to 31", SEEDS),
     Mutant(RNG, "    generator.set_offset(offset + _OFFSET_STEP)\n", "", "the generator not advanced", SEEDS),
     Mutant(RNG, "_OFFSET_STEP = 4", "_OFFSET_STEP = 1", "a word in place of a counter", SEEDS),
-    Mutant(RNG, "key - 2**64 if key >= 2**63 else key", "key", "a key that no int64 holds", SEEDS),
-    Mutant(RNG, "key >= 2**63", "key > 2**63", "the sign at the very border", SEEDS),
+    Mutant(RNG, "seed - 2**64 if seed >= 2**63 else seed", "seed", "a seed that no int64 holds", SEEDS),
+    Mutant(RNG, "seed >= 2**63", "seed > 2**63", "the sign at the very border", SEEDS),
     Mutant(RNG, " or is_captured(device)", "", "a captured graph would replay one draw", SEEDS),
     Mutant(
         DISTRIBUTION,

@@ -50,7 +50,7 @@ MUTANTS = [
         operators("tensor_or_a_number"),
     ),
     _kernels(
-        "seed.offset, seed.first_row", "0, seed.first_row", "the offset not passed on", eager("noise_of_its_draw")
+        "seed.offset, seed.row_offset", "0, seed.row_offset", "the offset not passed on", eager("noise_of_its_draw")
     ),
     # The eager path
     _formulas(
@@ -434,14 +434,14 @@ MUTANTS = [
         eager("noise_of_their_own"),
     ),
     _ops(
-        "Seed(seed_tensor, ctx.key, ctx.offset, None",
-        "Seed(seed_tensor, ctx.key, 0, None",
+        "Seed(seed_tensor, ctx.seed, ctx.offset, None",
+        "Seed(seed_tensor, ctx.seed, 0, None",
         "the offset left out of the backward",
         eager("reads_the_noise"),
     ),
     _ops(
-        "Seed(seed_tensor, ctx.key, ctx.offset, None",
-        "Seed(seed_tensor, ctx.key + 1, ctx.offset, None",
+        "Seed(seed_tensor, ctx.seed, ctx.offset, None",
+        "Seed(seed_tensor, ctx.seed + 1, ctx.offset, None",
         "another seed in the backward",
         eager("reads_the_noise"),
     ),
@@ -635,7 +635,7 @@ MUTANTS = [
         "the offset not advanced",
         SEEDS,
     ),
-    _rng("key - 2**64 if key >= 2**63", "2**64 - key if key >= 2**63", "the sign of the key", SEEDS),
+    _rng("seed - 2**64 if seed >= 2**63", "2**64 - seed if seed >= 2**63", "the sign of the seed", SEEDS),
     _rng(
         "if device.index is None else device.index",
         "if device.index is None else 0",

@@ -539,7 +539,7 @@ MUTANTS = [
             operators("vmap"),
         )
         for name, kind in (
-            ("value", "numbers"),
+            ("one_hot", "numbers"),
             ("grad", "numbers"),
             ("index", "rows"),
             ("log_prob", "rows"),

@@ -36,6 +36,7 @@ _KINDS = {
     "category_mask": "mask",
     # One int64 element on the device.
     "seed_tensor": "seed",
+    # An argument without rows.
     **dict.fromkeys(("seed", "offset", "row_offset", "first_group", "c0", "row", "draw", "words"), "other"),
     **dict.fromkeys(("draws", "dtype", "samples", "temperature", "with_temperature", "shape", "noise"), "other"),
 }
@@ -104,7 +105,7 @@ def _operator(
 def _vmap_rule(operator: torch._ops.OpOverload) -> Callable[..., Any]:
     """Return the rule by which vmap batches an operator: the rows of B maps are B x rows rows.
 
-    A batch of seeds is a loop over the maps, and so is one seed for all of them.
+    A batch of seeds is a loop over the maps. So are one seed for all of them, and a batch of an argument without rows.
     """
     arguments = [_KINDS[argument.name] for argument in operator._schema.arguments]
     results = [_KINDS[result.name] for result in operator._schema.returns]

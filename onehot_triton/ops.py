@@ -403,7 +403,7 @@ def relaxed_sample(
         temperature: a number, or a tensor that broadcasts to the batch.
         draw: what is wanted, but for a dtype.
         seed: in place of a new one of the draw's generator.
-        log: gives the point's logarithm, in float32 at least. No kernel computes that, so the seed has no key.
+        log: gives the point's logarithm, in float32 at least. No kernel computes that, so the seed is eager torch's.
 
     Returns:
         [*sample_shape, *batch, columns], with gradients in the logits and the temperature.

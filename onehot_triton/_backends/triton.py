@@ -1,6 +1,6 @@
 """The kernels, called through their operators in `torch_ops.py`.
 
-A kernel of a backward needs what its forward computed, the logsumexp and the entropy: here they are never None.
+Most kernels of a backward need what the forward computed: where one does, `logsumexp` and `entropy` are never None.
 """
 
 from __future__ import annotations

@@ -83,7 +83,7 @@ class OneHotCategorical(Distribution):
     support = constraints.one_hot  # pyright: ignore[reportAssignmentType]
     has_enumerate_support = True
     has_rsample: bool = False
-    """Of a distribution, True where a `grad_method` was given: tensordict and Pyro call `sample` where it is False. It
+    """True for a distribution that was given a `grad_method`: tensordict and Pyro call `sample` where it is False. It
     can be set, as Pyro's `has_rsample_` does."""
     num_params: int = 1
     """The number of parameters that make one distribution: TorchRL asks for it."""
@@ -182,7 +182,7 @@ class OneHotCategorical(Distribution):
 
         Drawing from `OneHotCategorical(logits=dist.logits)` is the same law, since exp(-1e4) is 0 in every dtype.
 
-        Of sharded columns: placed as the parameters, one collective of 8 bytes.
+        Sharded columns: placed as the parameters, one collective of 8 bytes.
 
         Example:
             >>> OneHotCategorical(probs=torch.tensor([1.0, 0.0])).logits
@@ -199,7 +199,7 @@ class OneHotCategorical(Distribution):
     def probs(self) -> Tensor:
         """Probabilities, [*batch, columns]: computed when asked for.
 
-        Of sharded columns: placed as the parameters, one collective of 8 bytes.
+        Sharded columns: placed as the parameters, one collective of 8 bytes.
         """
         return self._in_param_dtype(self._probs())
 
@@ -301,7 +301,7 @@ class OneHotCategorical(Distribution):
             [*sample_shape, *batch, columns] of `dtype`. A row that is no distribution, where nothing was validated, is
             all zero.
 
-        Of sharded columns: placed as the parameters, one collective of 8 bytes and 12 a draw.
+        Sharded columns: placed as the parameters, one collective of 8 bytes and 12 a draw.
 
         Example:
             >>> OneHotCategorical(torch.tensor([0.0, float("-inf")])).sample((2,))
@@ -317,7 +317,7 @@ class OneHotCategorical(Distribution):
 
         Args and shapes are those of `sample`.
 
-        Of sharded columns: placed as the parameters, and so is the gradient. One collective of 8 bytes and 12 a draw;
+        Sharded columns: placed as the parameters, and so is the gradient. One collective of 8 bytes and 12 a draw;
         PassThrough's backward is one of 4 bytes.
 
         Example:
@@ -337,7 +337,7 @@ class OneHotCategorical(Distribution):
         A row that is no distribution, where nothing was validated, gives -1: `index < 0` finds, for example, the rows
         whose weights are all 0.
 
-        Of sharded columns: Replicate, one collective of 8 bytes and 12 a draw.
+        Sharded columns: Replicate, one collective of 8 bytes and 12 a draw.
 
         Example:
             >>> OneHotCategorical(torch.tensor([0.0, float("-inf")])).sample_index((3,))
@@ -350,7 +350,7 @@ class OneHotCategorical(Distribution):
     ) -> tuple[Tensor, Tensor]:
         """`sample` and its `log_prob`: one pass over the logits by the kernels, and for large batches of long rows.
 
-        Of sharded columns: placed as by both, and what `sample` sends.
+        Sharded columns: placed as by both, and what `sample` sends.
 
         Example:
             >>> OneHotCategorical(torch.tensor([0.0, float("-inf")])).sample_and_log_prob()
@@ -363,7 +363,7 @@ class OneHotCategorical(Distribution):
     ) -> tuple[Tensor, Tensor]:
         """`rsample` and its `log_prob`: one pass over the logits by the kernels, and for large batches of long rows.
 
-        Of sharded columns: placed as by both, and what `rsample` sends.
+        Sharded columns: placed as by both, and what `rsample` sends.
 
         Example:
             >>> OneHotCategorical(torch.tensor([0.0, float("-inf")])).rsample_and_log_prob()
@@ -382,7 +382,7 @@ class OneHotCategorical(Distribution):
         Returns:
             [*sample_shape, *batch, columns] in the parameters' dtype, [*sample_shape, *batch], and [*batch].
 
-        Of sharded columns: placed as by all three, and what `rsample` and `entropy` send.
+        Sharded columns: placed as by all three, and what `rsample` and `entropy` send.
 
         Example:
             >>> OneHotCategorical(torch.tensor([0.0, float("-inf")])).rsample_log_prob_and_entropy()
@@ -418,7 +418,7 @@ class OneHotCategorical(Distribution):
     def mode(self) -> Tensor:
         """One 1 at the first maximum of each row, [*batch, columns] of `dtype`.
 
-        Of sharded columns: placed as the parameters, one collective of 4 bytes.
+        Sharded columns: placed as the parameters, one collective of 4 bytes.
 
         Example:
             >>> OneHotCategorical(torch.tensor([0.0, 1.0, 1.0])).mode
@@ -438,7 +438,7 @@ class OneHotCategorical(Distribution):
             [*batch, columns] in the parameters' dtype, exactly 0 and 1; an invalid row, where nothing was validated, is
             all zero. The gradient is that of PassThrough, p (g - <p, g>), whatever `grad_method` is.
 
-        Of sharded columns: placed as the parameters, and so is the gradient. One collective of 8 bytes, and one of 4
+        Sharded columns: placed as the parameters, and so is the gradient. One collective of 8 bytes, and one of 4
         in the backward; 4 alone where nothing is differentiated.
 
         Example:
@@ -460,7 +460,7 @@ class OneHotCategorical(Distribution):
     def enumerate_support(self, expand: bool = True) -> Tensor:
         """Every one-hot vector, [columns, *batch, columns] of `dtype`; [columns, 1, ..., columns] without `expand`.
 
-        Of sharded columns: the last dimension is placed as the parameters', and nothing is sent.
+        Sharded columns: the last dimension is placed as the parameters', and nothing is sent.
         """
         columns = self.num_samples
         if self._is_sharded:
@@ -485,7 +485,7 @@ class OneHotCategorical(Distribution):
         Raises:
             ValueError: the last dimension is not the number of categories, or, validated, a row is not one-hot.
 
-        Of sharded columns: Replicate. Of the last draw nothing is sent, of another value one collective of 8 bytes and
+        Sharded columns: Replicate. Of the last draw nothing is sent, of another value one collective of 8 bytes and
         8 a draw; in the backward nothing.
 
         Example:
@@ -530,7 +530,7 @@ class OneHotCategorical(Distribution):
             ValueError: `index` is no integer tensor, does not broadcast, or, validated, is outside 0 .. columns - 1.
                 Where nothing is validated, NaN stands at such a place.
 
-        Of sharded columns: Replicate. Of the last draw nothing is sent, of another index one collective of 8 bytes and
+        Sharded columns: Replicate. Of the last draw nothing is sent, of another index one collective of 8 bytes and
         4 a draw; in the backward nothing.
 
         Example:
@@ -568,7 +568,7 @@ class OneHotCategorical(Distribution):
     def entropy(self) -> Tensor:
         """-sum p log p in nats, [*batch], with 0 log 0 = 0, in float32 at least; differentiable.
 
-        Of sharded columns: Replicate, one collective of 12 bytes; in the backward nothing is sent.
+        Sharded columns: Replicate, one collective of 12 bytes; in the backward nothing is sent.
 
         Example:
             >>> OneHotCategorical(probs=torch.tensor([0.5, 0.5, 0.0])).entropy()
@@ -583,7 +583,7 @@ class OneHotCategorical(Distribution):
         gradient takes of a batch of actions. It is one node of the graph: of losses that are differentiated one after
         the other, all but the last need `retain_graph=True`.
 
-        Of sharded columns: Replicate, and what both send.
+        Sharded columns: Replicate, and what both send.
 
         Example:
             >>> OneHotCategorical(probs=torch.tensor([0.5, 0.5, 0.0])).log_prob_and_entropy(torch.tensor([0, 1, 0]))
@@ -608,7 +608,7 @@ class OneHotCategorical(Distribution):
         """`log_prob_index(index)` and `entropy()`, as `log_prob_and_entropy` has them: for a language model's tokens,
         of which there are several for each row where `index` has leading dimensions before the batch's.
 
-        Of sharded columns: Replicate, and what both send.
+        Sharded columns: Replicate, and what both send.
 
         Example:
             >>> logits = torch.zeros(2, requires_grad=True)
@@ -648,7 +648,7 @@ class OneHotCategorical(Distribution):
     def variance(self) -> Tensor:
         """p (1 - p) of each category, [*batch, columns].
 
-        Of sharded columns: placed as the parameters, one collective of 8 bytes.
+        Sharded columns: placed as the parameters, one collective of 8 bytes.
         """
         probs = self._probs()
         return self._in_param_dtype(probs * (1 - probs))
@@ -658,7 +658,7 @@ class OneHotCategorical(Distribution):
     def expand(self, batch_shape: Sequence[int], _instance: OneHotCategorical | None = None) -> OneHotCategorical:
         """The same distribution over a larger batch, with every option kept; no memory is copied.
 
-        Of sharded columns: placed as they are, and nothing is sent.
+        Sharded columns: placed as they are, and nothing is sent.
         """
         new: Any = self._get_checked_instance(OneHotCategorical, _instance)
         batch = torch.Size(batch_shape)

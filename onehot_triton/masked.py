@@ -96,7 +96,7 @@ class MaskedOneHotCategorical(OneHotCategorical):
     def mask(self) -> Tensor:
         """bool [*batch, columns], True where a category can be drawn.
 
-        Of sharded columns: placed as the parameters, and nothing is sent.
+        Sharded columns: placed as the parameters, and nothing is sent.
         """
         assert self._mask is not None
         return self._mask

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class _Relaxed(Distribution):
-    """What the two classes have in common: all but what a value is, y or log y."""
+    """The base of the two classes, which differ in what a value is: y or log y."""
 
     arg_constraints = {"probs": constraints.simplex, "logits": constraints.real_vector}  # pyright: ignore[reportAssignmentType]
     has_rsample = True
@@ -65,7 +65,7 @@ class _Relaxed(Distribution):
     def logits(self) -> Tensor:
         """Normalised log-probabilities, [*batch, columns].
 
-        Of sharded columns: placed as the parameters, one collective of 8 bytes.
+        Sharded columns: placed as the parameters, one collective of 8 bytes.
         """
         logits = self._logits()
         log_probs = _sharded().log_softmax(logits) if is_sharded(logits) else backends.of(logits).log_softmax(logits)
@@ -75,7 +75,7 @@ class _Relaxed(Distribution):
     def probs(self) -> Tensor:
         """Probabilities, [*batch, columns].
 
-        Of sharded columns: placed as the parameters, one collective of 8 bytes.
+        Sharded columns: placed as the parameters, one collective of 8 bytes.
         """
         logits = self._logits()
         if is_sharded(logits):
@@ -91,7 +91,7 @@ class _Relaxed(Distribution):
     def mask(self) -> Tensor | None:
         """bool [*batch, columns], True where a category is on; None where no mask was given.
 
-        Of sharded columns: placed as the parameters, and nothing is sent.
+        Sharded columns: placed as the parameters, and nothing is sent.
         """
         return self._mask
 
@@ -119,7 +119,7 @@ class _Relaxed(Distribution):
     def expand(self, batch_shape: Sequence[int], _instance: Any = None) -> Any:
         """The same distribution over a larger batch; no memory is copied.
 
-        Of sharded columns: placed as they are, and nothing is sent.
+        Sharded columns: placed as they are, and nothing is sent.
         """
         return self._expanded_into(self._get_checked_instance(_Relaxed, _instance), torch.Size(batch_shape))
 
@@ -184,7 +184,7 @@ class ExpRelaxedOneHotCategorical(_Relaxed):
             sample_shape: leading dimensions; None, an int or a sequence of ints.
             generator: on the device of the parameters; None for torch's default one.
 
-        Of sharded columns: as of `RelaxedOneHotCategorical.rsample`.
+        Sharded columns: as of `RelaxedOneHotCategorical.rsample`.
         """
         return self._rsample(sample_shape, generator)
 
@@ -203,7 +203,7 @@ class ExpRelaxedOneHotCategorical(_Relaxed):
         Returns:
             The broadcast leading dimensions, in float32, or float64 for parameters in float64.
 
-        Of sharded columns: as of `RelaxedOneHotCategorical.log_prob`.
+        Sharded columns: as of `RelaxedOneHotCategorical.log_prob`.
         """
         return self._log_prob(value)
 
@@ -246,7 +246,7 @@ class RelaxedOneHotCategorical(_Relaxed):
 
         The way to densities of one's own draws: they are finite where y underflows, and so are all gradients.
 
-        Of sharded columns: placed as they are, and nothing is sent.
+        Sharded columns: placed as they are, and nothing is sent.
 
         Example:
             >>> dist = RelaxedOneHotCategorical(0.01, logits=torch.zeros(4))
@@ -263,7 +263,7 @@ class RelaxedOneHotCategorical(_Relaxed):
             sample_shape: leading dimensions; None, an int or a sequence of ints.
             generator: on the device of the parameters; None for torch's default one.
 
-        Of sharded columns: placed as the parameters, and so is the gradient. One collective of 16 bytes a draw, since
+        Sharded columns: placed as the parameters, and so is the gradient. One collective of 16 bytes a draw, since
         the scores are float64; in the backward one of 8, and one for the gradient of the temperature.
         """
         return self._rsample(sample_shape, generator)
@@ -275,7 +275,7 @@ class RelaxedOneHotCategorical(_Relaxed):
 
         equation (10) of Maddison et al. 2017, differentiable in the parameters, the temperature and the value.
 
-        Where m of the n values are 0, as half of a draw can be in float32, the density is the limit for zeros that
+        In float32 half of a draw can be 0. For m zeros among the n values the density is the limit for zeros that
         become 0 together: +inf where (n - m) t < m, -inf where (n - m) t > m, and finite where the two are equal. Its
         gradient is 0 where it is infinite. `base_dist` has a finite density for every draw of its own.
 
@@ -287,6 +287,6 @@ class RelaxedOneHotCategorical(_Relaxed):
         Returns:
             The broadcast leading dimensions, in float32, or float64 for parameters in float64.
 
-        Of sharded columns: Replicate, two collectives of 4 bytes and 16 a draw together.
+        Sharded columns: Replicate, two collectives of 4 bytes and 16 a draw together.
         """
         return self._log_prob(value)

@@ -746,8 +746,8 @@ def relaxed_sample(logits: Tensor, temperature: Tensor | float, draw: ops.Draw, 
         e = rng.noise_again(place)((math.prod(lead), *x.shape), None)
         if isinstance(t, Tensor):
             t = torch.as_tensor(ops.constant_where_empty(_spread(t.to(e.dtype), layout.ranks), x)).unsqueeze(-1)
-        # In the noise's float64: of a large float32 logit and a Gumbel variate, the sum would lose the latter. What is
-        # infinite comes last: its derivative times 0 would be NaN.
+        # In the noise's float64: a float32 sum of a large logit and a Gumbel variate would lose the variate. Infinite
+        # scores come last: their derivative times 0 would be NaN.
         off = x == -torch.inf
         z = (x.to(e.dtype).masked_fill(off, 0.0) - e.neg().log()) / t
         log_y = _log_softmax(z.masked_fill(off, -torch.inf), layout)
@@ -994,8 +994,8 @@ class _LogSum(Function):
 
 
 def _relaxed_sums(score: Tensor, on: Tensor, zero: Tensor, ranks: Ranks) -> tuple[Tensor, Tensor, Tensor]:
-    """Of whole rows, from those of the shards: the log sum exp of the scores, of zeros alone where there are any, NaN
-    where the row is invalid; and the numbers of categories that are on and of zeros, in the scores' dtype."""
+    """Join the shards of each row: the log sum exp of its scores, or of those of its zeros if it has any, NaN for an
+    invalid row; the number of categories that are on; the number of zeros. All are in the scores' dtype."""
     here = torch.where(zero.any(-1, keepdim=True), zero, on)
     m, s, _ = _shard_sums(score.masked_fill(here.logical_not(), -torch.inf))
     word = torch.int64 if score.dtype == torch.float64 else torch.int32

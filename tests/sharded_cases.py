@@ -523,7 +523,7 @@ def relaxed_densities_are_those_of_whole_rows(rank: int, world: int) -> None:
                     (out * weight).nan_to_num(0.0, 0.0, 0.0).sum(), (x, y, t), create_graph=True
                 )
                 found.append((out, *first))
-                # Of rows that have no infinite number.
+                # The rows that have no infinite number.
                 rows = torch.tensor([0.0, 1.0, 0.0, 0.0, 0.0, 0.0]).double().unsqueeze(-1)
                 rows = _placed(rows, mesh, Shard(0) if placement == Shard(0) else Replicate()) if is_sharded else rows
                 if world == 2 and placement == Shard(-1):
@@ -541,7 +541,7 @@ def relaxed_densities_are_those_of_whole_rows(rank: int, world: int) -> None:
                 assert expected[1, 5] == -inf
                 assert expected[0, 4].isfinite()
                 assert expected[1, 4] == inf
-    # Of rows, and a temperature for each, several values.
+    # Several values for rows that have a temperature each.
     t = torch.tensor([[0.5, 2.0]])
     whole, y = _fixed(1, 2, 7), _fixed(3, 2, 7, seed=9).softmax(-1)
     x = _placed(whole, mesh, Shard(-1))

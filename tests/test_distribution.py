@@ -411,9 +411,9 @@ def test_sample_has_no_gradient_and_rsample_has_one(method):
 def test_has_rsample_where_a_grad_method_was_given(method):
     dist = OneHotCategorical(torch.zeros(3), grad_method=method)
     assert dist.has_rsample is (method is not None)
-    # Of the class, as of each of torch's, it is no object that is always true.
+    # The class has a bool, as each of torch's classes, not a property, which is always true.
     assert OneHotCategorical.has_rsample is MaskedOneHotCategorical.has_rsample is False
-    # What is set stays.
+    # A value that was set stays.
     dist.has_rsample = method is None
     assert dist.expand((2,)).has_rsample is copy.deepcopy(dist).has_rsample is (method is None)
     assert OneHotCategorical(torch.zeros(3)).has_enumerate_support
@@ -864,8 +864,8 @@ def test_kl_gradients_are_those_of_the_plain_formula(kind, pair):
 @each_pair
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64], ids=str)
 def test_kl_divergence_where_the_supports_differ(pair, dtype):
-    """Where q has mass and p has none, that mass is part of the sum of q - p. Where p has mass and q has none, the
-    divergence is inf, and the gradient that of the other categories."""
+    """Mass that q alone has is part of the sum of q - p. Mass that p alone has makes the divergence inf, with the
+    gradient of the other categories."""
     x, y = torch.randn(2, 4, 6).to(dtype)
     x[:, 1], x[0, 4], y[0, 4], x[1, 4], y[2, 3] = (-math.inf,) * 5
     leaves, doubles = ([v.clone().to(t).requires_grad_() for v in (x, y)] for t in (dtype, torch.float64))

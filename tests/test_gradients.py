@@ -341,7 +341,7 @@ def of_kind(kind: str, x: Tensor, **options: Any) -> OneHotCategorical:
 @each_dtype
 @pytest.mark.parametrize("kind", ["logits", "probs", "unimix", "mask"])
 def test_rmode_is_the_mode_with_the_gradient_of_pass_through(kind, dtype, method, backend):
-    """Of mode + p - p.detach() in float64, as DreamerV3's `pred()` is."""
+    """The norm is that of mode + p - p.detach() in float64, which DreamerV3's `pred()` is."""
     param, grad = parameter("probs" if kind == "probs" else "logits", (2, 3), dtype), torch.randn(2, 3, COLUMNS)
     ours, oracle = leaves(param)
     dist = of_kind(kind, ours, grad_method=method)

@@ -363,7 +363,7 @@ def _nothing_where_masked(grad: Tensor, given: Given) -> Tensor:
 
 
 def numbers_of(case: Case) -> tuple[Given, Given]:
-    """What a kernel is given, and its twin: of three rows the second is no distribution, of more the third has a NaN,
+    """Give the arguments of a kernel and of its twin. The second of three rows is invalid, the third of more has a NaN,
     and a mask of each row leaves the first one nothing, where NaN comes in as the gradient. A long first row starts
     with a group that is all -inf."""
     rows, columns, dtype = case.rows, case.columns, case.dtype

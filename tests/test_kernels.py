@@ -275,7 +275,7 @@ def test_a_masked_category_is_one_with_a_logit_of_minus_infinity(name: str, colu
     logits, mask = torch.randn(4, columns), mask_of(4, columns)
     expected = WITH_MASK[name](torch.where(mask, logits, -torch.inf), None)
     if name.endswith("_grad"):
-        # Of the row with nothing, all is 0: the gradient of its logits, and of its temperature.
+        # A row with nothing to draw gives 0 to its logits and to its temperature.
         expected = tuple(e.masked_fill(~(mask if e.dim() == 2 else mask.any(-1)), 0) for e in expected)
     # Whatever stands in its place.
     logits[~mask] = torch.tensor([torch.nan, torch.inf, 80.0])[torch.arange(int((~mask).sum())) % 3]

@@ -656,7 +656,7 @@ def test_a_draw_with_both_of_an_empty_row_has_gradient_0(backend, columns):
 @pytest.mark.parametrize("columns", [6, 1500])
 @pytest.mark.parametrize("kind", ["logits", "probs", "unimix"])
 def test_an_empty_row_has_no_part_in_a_learned_temperature(backend, small, kind, columns):
-    """Nor is anything drawn from it. Nor has a row that allows logits of -inf alone, or probabilities of 0."""
+    """Nothing is drawn from it, nor from a row that allows only logits of -inf or probabilities of 0."""
     x, mask = with_an_empty_row(columns)
     x, acting = x.float(), 3
     if kind != "unimix":

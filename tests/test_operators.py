@@ -170,7 +170,7 @@ def test_a_schema_names_its_arguments_and_results() -> None:
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in NOISE])
 def test_arguments_have_one_name_from_an_operator_to_its_launcher(name: str) -> None:
-    """Where the launcher takes a tensor or a number, the operator has x_tensor and x."""
+    """For an argument of the launcher that is a tensor or a number, the operator has x_tensor and x."""
     launcher = _launcher(name)
     expected = [RENAMED.get(argument, argument) for argument in inspect.signature(launcher).parameters]
     if name in ("log_prob_grad", "entropy_grad"):

@@ -22,7 +22,7 @@ def test_readme_fits_on_two_screens() -> None:
     assert README.count("\n") <= 110
 
 
-# What each comment beside README's first example states, of the names that the example defines.
+# The claim of each comment beside README's first example, as a check of the names that the example defines.
 STATED: dict[str, Callable[..., bool]] = {
     "a vocabulary, an action space, a latent": lambda logits, **_: logits.shape[-1] > 100_000,
     "float32 one-hot, and its score, from one pass": lambda dist, token, log_prob, **_: (
@@ -59,7 +59,7 @@ WITH_SESSIONS = [page for page in PAGES if ">>>" in page.read_text()]
 
 @pytest.mark.parametrize("page", WITH_SESSIONS, ids=lambda page: page.name)
 def test_sessions_of_the_pages(page: Path) -> None:
-    """What stands after >>> prints what stands below it."""
+    """A line after >>> prints the lines below it."""
     assert {page.name for page in WITH_SESSIONS} == {"README.md", "members.md"}
     names = {"torch": torch, "OneHotCategorical": onehot_triton.OneHotCategorical}
     sessions = "\n".join(re.findall(r"```python\n(>>>.*?)```", page.read_text(), re.DOTALL))

@@ -333,7 +333,7 @@ OFF = torch.tensor([[False, False, True, False], [True, False, False, True], [Fa
 
 @pytest.mark.parametrize("kind", ["logits", "probs", "mask", "masked probs"])
 def test_density_of_the_categories_that_are_on(kind, way):
-    """Of torch's class without the others: 3, 2 and 1 of 4."""
+    """Compare with torch's class for the 3, 2 and 1 of 4 categories that are on."""
     x = torch.randn(3, 4, dtype=torch.float64)
     y = torch.randn(2, 3, 4, dtype=torch.float64).masked_fill(OFF, -INF).softmax(-1).requires_grad_()
     t = torch.tensor([0.3, 1.0, 2.0], dtype=torch.float64, requires_grad=True)
@@ -420,7 +420,7 @@ def test_zeros_have_the_limit_of_values_that_become_0_together(n, zeros, tempera
 
 
 def test_each_row_has_a_limit_of_its_own(way):
-    """Of one value and temperatures of rows."""
+    """Compare one value under a temperature per row."""
     t = torch.tensor([0.5, 1.0, 2.0], requires_grad=True)
     x = torch.zeros(3, 2, requires_grad=True)
     found = RelaxedOneHotCategorical(t, logits=x).log_prob(torch.tensor([1.0, 0.0]))
@@ -474,7 +474,7 @@ def test_a_row_that_is_invalid_stays_nan(way):
 @each_kind
 @pytest.mark.parametrize("form", ["0-d", "rows of the batch"])
 def test_a_row_that_a_mask_leaves_empty_has_no_gradient(form, kind, backend):
-    """Where its loss is left out, as for an agent that does not act: in the parameters, the temperature, the value."""
+    """An agent that does not act leaves its loss out: parameters, temperature and value then have gradient 0."""
     param = parameter(kind, (3,), torch.float32).requires_grad_()
     t = TEMPERATURES[form].clone().requires_grad_()
     mask = torch.tensor([[True, False, True, True, True], [False] * 5, [True] * 5])

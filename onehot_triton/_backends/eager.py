@@ -446,8 +446,8 @@ def relaxed_log_prob(logits: Tensor, temperature: Tensor | float, log_y: Tensor,
     zero, outside = on & valid & empty, (off & empty.logical_not()).any(-1)
     n, zeros = on.sum(-1).to(log_y.dtype), zero.sum(-1).to(log_y.dtype)
     t = temperature.unsqueeze(-1) if isinstance(temperature, Tensor) else temperature
-    # What is infinite is taken out beforehand: its derivative times 0 would be NaN. A row of -inf alone, as a mask can
-    # leave it, gives neither value nor temperature a gradient.
+    # Infinite numbers are taken out first: their derivative times 0 would be NaN. A row of -inf alone, which a mask can
+    # leave, gives neither value nor temperature a gradient.
     nothing = top == -torch.inf
     log_y = log_y.masked_fill(off | empty | nothing, 0.0)
     score = logits.masked_fill(off, 0.0) - (t * log_y).masked_fill(nothing, 0.0)

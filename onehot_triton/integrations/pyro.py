@@ -171,7 +171,7 @@ class RelaxedOneHotCategoricalStraightThrough(RelaxedOneHotCategorical):
         least = torch.finfo(soft.dtype).eps / soft.shape[-1]
         soft = soft.clamp(min=least).masked_fill(self._logits() == -torch.inf, 0.0)
         hard = torch.zeros_like(soft).scatter(-1, soft.argmax(-1, keepdim=True), 1.0)
-        # What is added is 0, and has the gradient.
+        # The added number is 0 and carries the gradient.
         draw: Any = hard + (soft - soft.detach())
         draw._unquantize = soft
         return draw

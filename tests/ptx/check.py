@@ -390,7 +390,7 @@ def run_relaxed_grad(tally: Tally, case: Case) -> float:
     exact, exact_dt = eager.relaxed_grad_with(*args, samples)
     (exact,) = case.zero_where_off(exact)
     if case.allowed is not None:
-        # Nor has a row with nothing to draw a part in the temperature's gradient.
+        # A row with nothing to draw has no part in the temperature's gradient either.
         exact_dt = exact_dt.masked_fill((case.seen == -torch.inf).all(-1), 0)
     if dt.dtype != case.compute or not torch.equal(dt.isnan(), exact_dt.isnan()):
         raise AssertionError("NaN or dtype of dt")

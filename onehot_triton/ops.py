@@ -229,17 +229,19 @@ class _StraightThrough(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(logits, mask, temperature, index, seed_tensor, key, offset, first_row, backend, draw, method, samples):
+    def forward(
+        logits, mask, temperature, index, seed_tensor, seed, offset, row_offset, backend, draw, method, samples
+    ):
         if index is not None:
             # A Function must not return what it was given.
             return backend.one_hot(index, logits.shape[-1], draw.dtype), None, None, None
-        seed = Seed(seed_tensor, key, offset, draw.generator, first_row)
+        seed = Seed(seed_tensor, seed, offset, draw.generator, row_offset)
         drawn = _drawn(backend, logits, mask, draw, seed, method is ReparamGradientStrategy.RelaxedOneHot)
         return drawn.one_hot, drawn.index, drawn.logsumexp, drawn.seed
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        logits, mask, temperature, index, seed_tensor, ctx.key, ctx.offset, ctx.first_row, ctx.backend, *rest = inputs
+        logits, mask, temperature, index, seed_tensor, ctx.seed, ctx.offset, ctx.row_offset, ctx.backend, *rest = inputs
         _, ctx.method, ctx.samples = rest
         # A tensor is kept by autograd, which sees where it is changed in place.
         tensor, ctx.temperature = (temperature, None) if isinstance(temperature, Tensor) else (None, temperature)
@@ -265,7 +267,8 @@ class _StraightThrough(Function):
             else:
                 args = x, _shaped(index, draws, x.shape[0]), grad, temperature
                 if is_relaxed:
-                    seed, with_dt = Seed(seed_tensor, ctx.key, ctx.offset, None, ctx.first_row), ctx.needs_input_grad[2]
+                    seed = Seed(seed_tensor, ctx.seed, ctx.offset, None, ctx.row_offset)
+                    with_dt = ctx.needs_input_grad[2]
                     dx, dt = backend.relaxed_grad(*args, seed, mask, logsumexp, with_dt, ctx.samples)
                 elif ctx.method is ReparamGradientStrategy.ReinMax:
                     dx = backend.reinmax_grad(*args, mask, logsumexp)
@@ -308,7 +311,7 @@ def rsample(
     if relaxes_first or (not is_given and backend.records(logits, not of_softmax)):
         args = draws, draw.dtype, seed, method, t, samples
         return _in_shape(backend.straight_through(_rows(logits), _mask_rows(mask, backend), *args), draw, logits)
-    args = None, seed.tensor, seed.key, seed.offset, seed.first_row, backend, draw, method, samples
+    args = None, seed.tensor, seed.seed, seed.offset, seed.row_offset, backend, draw, method, samples
     one_hot, index, logsumexp, _ = apply(_StraightThrough, logits, mask, t, *args)
     return Sample(one_hot, index, logsumexp, False, None)
 
@@ -365,8 +368,8 @@ class _Relaxed(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(logits, temperature, seed_tensor, key, offset, first_row, backend, draw, log):
-        seed = Seed(seed_tensor, key, offset, draw.generator, first_row)
+    def forward(logits, temperature, seed_tensor, seed, offset, row_offset, backend, draw, log):
+        seed = Seed(seed_tensor, seed, offset, draw.generator, row_offset)
         relaxed = eager.log_relaxed if log else backend.relaxed
         out = relaxed(_rows(logits), temperature, math.prod(draw.sample_shape), seed)
         return _shaped(out, *draw.sample_shape, *logits.shape)
@@ -400,7 +403,7 @@ def relaxed_sample(
         temperature: a number, or a tensor that broadcasts to the batch.
         draw: what is wanted, but for a dtype.
         seed: in place of a new one of the draw's generator.
-        log: gives the point's logarithm, in float32 at least. No kernel computes that, so the seed has no key.
+        log: gives the point's logarithm, in float32 at least. No kernel computes that, so the seed is eager torch's.
 
     Returns:
         [*sample_shape, *batch, columns], with gradients in the logits and the temperature.
@@ -408,7 +411,7 @@ def relaxed_sample(
     backend = eager if log else backends.of(logits)
     seed = backend.new_seed(logits, draw.generator) if seed is None else seed
     t = _temperature(constant_where_empty(temperature, logits), logits)
-    args = t, seed.tensor, seed.key, seed.offset, seed.first_row, backend, draw, log
+    args = t, seed.tensor, seed.seed, seed.offset, seed.row_offset, backend, draw, log
     return _Relaxed.forward(logits, *args) if backend.records(logits, True) else apply(_Relaxed, logits, *args)
 
 
@@ -545,11 +548,11 @@ class _LogProbAndEntropy(Function):
     generate_vmap_rule = True
 
     @staticmethod
-    def forward(logits, mask, value, index, inside, seed_tensor, key, offset, backend, draw):
+    def forward(logits, mask, value, index, inside, seed_tensor, seed, offset, backend, draw):
         dims, batch = repeated(logits, mask), logits.shape[:-1]
         one_hot = drawn_at = None
         if draw is not None:
-            drawn = _drawn(backend, logits, mask, draw, Seed(seed_tensor, key, offset, draw.generator))
+            drawn = _drawn(backend, logits, mask, draw, Seed(seed_tensor, seed, offset, draw.generator))
             one_hot, index, inside = drawn.one_hot, drawn.index, drawn.all_valid
             drawn_at = index
         lead = index.shape[: index.dim() - len(batch)] if value is None else value.shape[: value.dim() - logits.dim()]
@@ -628,7 +631,7 @@ def rsample_log_prob_and_entropy(logits: Tensor, mask: Tensor | None, draw: Draw
         drawn, log_prob, entropy = backend.rsample_log_prob_and_entropy(*args)
         drawn, batch = _in_shape(drawn, draw, logits), logits.shape[:-1]
         return drawn, _shaped(log_prob, *draw.sample_shape, *batch), _shaped(entropy, *batch)
-    args = logits, mask, None, None, False, seed.tensor, seed.key, seed.offset, backend, draw
+    args = logits, mask, None, None, False, seed.tensor, seed.seed, seed.offset, backend, draw
     one_hot, log_prob, entropy, index, logsumexp = apply(_LogProbAndEntropy, *args)
     return Sample(one_hot, index, logsumexp, False, None), log_prob, entropy
 

@@ -34,16 +34,16 @@ class Seed(NamedTuple):
 
     Attributes:
         tensor: one int64 element on the device; where it is not None, nothing else counts.
-        key, offset: the host integers of a kernel.
+        seed, offset: the host integers of a kernel.
         generator: of eager torch; None for the device's default one.
-        first_row: the number by which the noise knows the first row: what is drawn from is a part of a batch.
+        row_offset: index of the first row in the whole batch, where these rows are a part of it.
     """
 
     tensor: Tensor | None = None
-    key: int = 0
+    seed: int = 0
     offset: int = 0
     generator: torch.Generator | None = None
-    first_row: int = 0
+    row_offset: int = 0
 
 
 def seed_tensor(device: torch.device, generator: torch.Generator | None) -> Tensor:
@@ -72,10 +72,10 @@ def next_seed(logits: Tensor, generator: torch.Generator | None) -> Seed:
         return Seed(seed_tensor(device, generator))
     if generator is None:
         generator = torch.cuda.default_generators[torch.cuda.current_device() if device.index is None else device.index]
-    key, offset = generator.initial_seed(), generator.get_offset()
+    seed, offset = generator.initial_seed(), generator.get_offset()
     generator.set_offset(offset + _OFFSET_STEP)
     # The schema's int is signed; the kernel reads the same 64 bits.
-    return Seed(None, key - 2**64 if key >= 2**63 else key, offset)
+    return Seed(None, seed - 2**64 if seed >= 2**63 else seed, offset)
 
 
 # Noise of the eager backends ------------------------------------------------------------------------------------------
@@ -224,7 +224,7 @@ def noise_of_place(seed: Seed, columns: int | None, first_group: int = 0) -> Noi
     def noise(shape: tuple[int, ...], winner: Tensor | None) -> Tensor:
         draws, rows, n = shape
         draw = torch.arange(draws, device=key.device).view(draws, 1, 1)
-        row = seed.first_row + torch.arange(rows, device=key.device).view(1, rows, 1)
+        row = seed.row_offset + torch.arange(rows, device=key.device).view(1, rows, 1)
         i = torch.arange(n, device=key.device)
         if stages and winner is None:
             high, low, *_ = _words(key, _GROUPS + first_group + i, row, draw)
@@ -241,6 +241,6 @@ def noise_of_place(seed: Seed, columns: int | None, first_group: int = 0) -> Noi
 def seed_of_place(seed: Seed, first_group: int = 0) -> Tensor:
     """63 bits for noise of the rows and columns that start there, as one int64 element."""
     assert seed.tensor is not None
-    at = (torch.full_like(seed.tensor, number) for number in (_PLACE, seed.first_row, first_group))
+    at = (torch.full_like(seed.tensor, number) for number in (_PLACE, seed.row_offset, first_group))
     high, low, *_ = _words(seed.tensor, *at)
     return (high << 31) ^ (low >> 1)

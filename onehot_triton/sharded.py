@@ -479,7 +479,7 @@ def _by_runs(function: Callable[..., Any], layout: Layout, seed: Seed, *tensors:
         first = start + sum(at)
         part = slice(run * length, (run + 1) * length)
         parts = (t[part] if isinstance(t, Tensor) and t.dim() else t for t in tensors)
-        results.append(function(seed._replace(first_row=first), *parts))
+        results.append(function(seed._replace(row_offset=first), *parts))
     return results
 
 
@@ -719,14 +719,14 @@ def _number(seed: Seed, device: torch.device) -> Tensor:
     if seed.tensor is not None:
         return seed.tensor
     # Of the counter of a generator, which moves by four, another number at each call.
-    number = (seed.key + seed.offset * 0x9E3779B97F4A7C15) % 2**63
+    number = (seed.seed + seed.offset * 0x9E3779B97F4A7C15) % 2**63
     return torch.full((), number, dtype=torch.int64, device=device)
 
 
 def _place(number: Tensor, layout: Layout, first_group: int) -> Tensor:
     """Of a seed, that of the noise of this rank's rows from that group on."""
-    first_row = sum(o * math.prod(layout.batch[d + 1 :]) for d, o in enumerate(layout.offset[:-1]))
-    return rng.seed_of_place(Seed(number, first_row=first_row), first_group)
+    row_offset = sum(o * math.prod(layout.batch[d + 1 :]) for d, o in enumerate(layout.offset[:-1]))
+    return rng.seed_of_place(Seed(number, row_offset=row_offset), first_group)
 
 
 def relaxed_sample(logits: Tensor, temperature: Tensor | float, draw: ops.Draw, log: bool = False) -> DTensor:

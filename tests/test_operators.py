@@ -1,7 +1,10 @@
-"""Each operator of library.py by torch.library.opcheck: its schema, its fake results, and AOT dispatch of it."""
+"""Each operator of torch_ops.py by torch.library.opcheck: its schema, its fake results, and AOT dispatch of it."""
 
 from __future__ import annotations
 
+import inspect
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -9,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from onehot_triton import library
+from onehot_triton import torch_ops
 
 pytest.importorskip("triton", reason="Triton is not installed")
 
@@ -18,6 +21,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:All-NaN slice:RuntimeWarning"),
 ]
 
+OPERATORS = torch.ops.onehot_triton
 ROWS, DRAWS = 3, 2
 # What opcheck looks at depends on dtypes and strides, and not on how a row is walked.
 COLUMNS = 18
@@ -43,7 +47,7 @@ def _row_grad(logits: Tensor, *lead: int) -> Tensor:
 
 
 def _logsumexp(logits: Tensor) -> Tensor:
-    return library.operators.logsumexp(logits, None)
+    return OPERATORS.logsumexp(logits, None)
 
 
 def _temperature(logits: Tensor) -> Tensor:
@@ -111,7 +115,7 @@ CASES: dict[str, list[Callable[[Tensor], tuple[Any, ...]]]] = {
     "log_prob_grad": [lambda x: (x, _logsumexp(x), _index(x), _row_grad(x, DRAWS), _allowed(x))],
     "logsumexp": [lambda x: (x, _allowed(x))],
     "entropy": [lambda x: (x, _allowed(x)), lambda x: (x, None)],
-    "entropy_grad": [lambda x: (x, *reversed(library.operators.entropy(x, None)), _row_grad(x), _allowed(x))],
+    "entropy_grad": [lambda x: (x, *reversed(OPERATORS.entropy(x, None)), _row_grad(x), _allowed(x))],
     "log_prob_and_entropy": [lambda x: (x, _index(x), _allowed(x))],
     "log_prob_and_entropy_grad": [
         lambda x: (x, _logsumexp(x), _row_grad(x), _index(x), _row_grad(x, DRAWS), _row_grad(x), _allowed(x), None),
@@ -131,7 +135,7 @@ def test_every_operator_has_its_cases() -> None:
 @pytest.mark.parametrize(("name", "case"), [(name, i) for name, cases in CASES.items() for i in range(len(cases))])
 def test_opcheck(name: str, case: int, dtype: torch.dtype, device: torch.device) -> None:
     logits = torch.randn(ROWS, COLUMNS, device=device).to(dtype)
-    torch.library.opcheck(getattr(library.operators, name).default, CASES[name][case](logits))
+    torch.library.opcheck(getattr(OPERATORS, name).default, CASES[name][case](logits))
 
 
 @pytest.mark.parametrize("name", [name for name in CASES if name not in ("seeded_exponential", "philox")])
@@ -140,7 +144,78 @@ def test_opcheck_of_rows_with_a_stride(name: str, device: torch.device) -> None:
     wide = torch.randn(ROWS, 2, COLUMNS, device=device)[:, 1]
     expanded = torch.randn(1, COLUMNS, device=device).expand(ROWS, COLUMNS)
     for logits in (wide, expanded, torch.randn(COLUMNS, ROWS, device=device).t()):
-        torch.library.opcheck(getattr(library.operators, name).default, CASES[name][0](logits))
+        torch.library.opcheck(getattr(OPERATORS, name).default, CASES[name][0](logits))
+
+
+# Schemas and launchers ------------------------------------------------------------------------------------------------
+
+NOISE = ("seeded_exponential", "philox")
+# Launcher -> operator. The launchers' own names are to follow.
+RENAMED = {"allowed": "category_mask"}
+
+
+def _launcher(name: str) -> Callable[..., Any]:
+    """The launcher that the function of an operator calls."""
+    return inspect.getclosurevars(getattr(torch_ops, name)).nonlocals["launcher"]()
+
+
+def test_a_schema_names_its_arguments_and_results() -> None:
+    assert str(OPERATORS.sample.default._schema) == (
+        "onehot_triton::sample(Tensor logits, SymInt? draws, ScalarType? dtype, Tensor? seed_tensor, int seed, "
+        "int offset, int row_offset, Tensor? category_mask) -> (Tensor one_hot, Tensor index, Tensor logsumexp)"
+    )
+    for name in CASES:
+        assert all(result.name for result in getattr(OPERATORS, name).default._schema.returns), name
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name not in NOISE])
+def test_arguments_have_one_name_from_an_operator_to_its_launcher(name: str) -> None:
+    """Where the launcher takes a tensor or a number, the operator has x_tensor and x."""
+    launcher = _launcher(name)
+    expected = [RENAMED.get(argument, argument) for argument in inspect.signature(launcher).parameters]
+    if name in ("log_prob_grad", "entropy_grad"):
+        # These are numbers per row, where `grad` is one of rows everywhere else.
+        expected[expected.index("grad")] = f"grad_{name.removesuffix('_grad')}"
+    schema = [argument.name for argument in getattr(OPERATORS, name).default._schema.arguments]
+    found = [argument for argument in schema if argument.removesuffix("_tensor") not in (set(schema) - {argument})]
+    assert found == expected
+
+
+def test_a_function_leads_to_a_kernel_by_import_statements() -> None:
+    for name in set(CASES) - {*NOISE, "log_prob"}:
+        launcher = _launcher(name)
+        assert launcher.__module__.startswith("onehot_triton.kernels."), name
+        assert launcher is getattr(sys.modules[launcher.__module__], name)
+
+
+EITHER = ("sample", "shard_race", "relaxed", "relaxed_grad", "reinmax_grad", "soft_grad")
+
+
+@pytest.mark.parametrize(("name", "case"), [(name, case) for name in EITHER for case in (0, 1)])
+def test_a_function_takes_a_tensor_or_a_number(name: str, case: int, device: torch.device) -> None:
+    """The operator has two arguments for it. The function gives its results, whether it calls the launcher or it."""
+    arguments = CASES[name][case](torch.randn(ROWS, COLUMNS, device=device))
+    expected = getattr(OPERATORS, name)(*arguments)
+    named = dict(zip((a.name for a in getattr(OPERATORS, name).default._schema.arguments), arguments, strict=True))
+    for either in ("seed", "temperature"):
+        tensor = named.pop(f"{either}_tensor", None)
+        if tensor is not None:
+            named[either] = tensor
+    for watched in (False, True):
+        with torch.autograd.profiler.profile(enabled=watched) as profile:
+            found = getattr(torch_ops, name)(*named.values())
+        torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
+        events = profile.function_events if watched else None
+        assert (f"onehot_triton::{name}" in {event.name for event in events or ()}) == watched
+
+
+def test_operators_are_there_without_triton() -> None:
+    code = (
+        "import sys; sys.modules['triton'] = None; import torch, onehot_triton as o;"
+        "print(o.OneHotCategorical(torch.zeros(3)).sample().sum().item(), torch.ops.onehot_triton.sample.default)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "1 onehot_triton.sample.default\n"
 
 
 # vmap -----------------------------------------------------------------------------------------------------------------
@@ -162,7 +237,7 @@ def batched(name: str, case: int, dim: int) -> tuple[list[tuple[Any, ...]], list
     ("name", "case"), [(name, i) for name, cases in CASES.items() if name not in RANDOM for i in range(len(cases))]
 )
 def test_vmap_of_an_operator_is_a_loop(name: str, case: int, dim: int) -> None:
-    operator = getattr(library.operators, name)
+    operator = getattr(OPERATORS, name)
     calls, stacked, in_dims = batched(name, case, dim)
     each = [operator(*call) for call in calls]
     # A result that was not asked for has no rows, and says nothing.
@@ -178,7 +253,7 @@ def test_vmap_of_an_operator_is_a_loop(name: str, case: int, dim: int) -> None:
 @pytest.mark.parametrize("name", [name for name in CASES if name not in RANDOM])
 def test_vmap_of_an_operator_with_shared_arguments(name: str) -> None:
     """The last call's arguments but for the logits: they are expanded over the map."""
-    operator = getattr(library.operators, name)
+    operator = getattr(OPERATORS, name)
     calls = [CASES[name][0](torch.randn(ROWS, COLUMNS)) for _ in range(3)]
     logits, shared = torch.stack([call[0] for call in calls]), calls[-1][1:]
     each = [operator(x, *shared) for x in logits]
@@ -193,7 +268,7 @@ def test_vmap_of_an_operator_with_shared_arguments(name: str) -> None:
 
 def test_vmap_of_the_random_operators_takes_all_rows_at_once() -> None:
     """With noise of their own, the maps are the rows of one call."""
-    ops, different = library.operators, {"randomness": "different"}
+    ops, different = OPERATORS, {"randomness": "different"}
     x, t = torch.randn(2, ROWS, COLUMNS), torch.rand(2, ROWS) + 0.5
     allowed = torch.rand(2, ROWS, COLUMNS) < 0.7
     allowed[..., 0] = True
@@ -218,7 +293,7 @@ def test_vmap_of_the_random_operators_takes_all_rows_at_once() -> None:
 
 
 def test_vmap_with_one_seed_for_all_is_a_loop() -> None:
-    ops = library.operators
+    ops = OPERATORS
     x = torch.randn(2, ROWS, COLUMNS)
     found = torch.vmap(lambda x: ops.sample(x, DRAWS, torch.int64, *HOST_SEED, None), randomness="same")(x)
     for b in range(2):
@@ -229,7 +304,7 @@ def test_vmap_with_one_seed_for_all_is_a_loop() -> None:
 
 
 def test_vmap_over_seeds_is_a_loop_in_every_randomness() -> None:
-    ops, x, seeds = library.operators, torch.randn(ROWS, COLUMNS), torch.tensor([3, 4])
+    ops, x, seeds = OPERATORS, torch.randn(ROWS, COLUMNS), torch.tensor([3, 4])
     expected = torch.stack([ops.sample(x, 1, None, s, 0, 0, 0, None)[1] for s in seeds])
     assert not torch.equal(*expected)
     for randomness in ("error", "different"):
@@ -237,15 +312,22 @@ def test_vmap_over_seeds_is_a_loop_in_every_randomness() -> None:
         assert torch.equal(found, expected)
 
 
+def test_vmap_over_the_counters_of_philox_is_a_loop() -> None:
+    seed, c0, draw = torch.tensor(5), torch.arange(3), torch.zeros(1, dtype=torch.int64)
+    rows = torch.arange(4).view(2, 2, 1)
+    found = torch.vmap(lambda row: OPERATORS.philox(seed, c0, row, draw), randomness="different")(rows)
+    assert torch.equal(found, torch.stack([OPERATORS.philox(seed, c0, row, draw) for row in rows]))
+
+
 def test_vmap_says_that_an_operator_is_random() -> None:
     x = torch.randn(3, ROWS, COLUMNS)
     with pytest.raises(RuntimeError, match="sample is random"):
-        torch.vmap(lambda x: library.operators.sample(x, 1, None, *HOST_SEED, None))(x)
+        torch.vmap(lambda x: OPERATORS.sample(x, 1, None, *HOST_SEED, None))(x)
 
 
 def test_vmap_of_no_draws() -> None:
     x = torch.randn(3, ROWS, COLUMNS)
-    sample = library.operators.sample
+    sample = OPERATORS.sample
     one_hot, index, logsumexp = torch.vmap(
         lambda x: sample(x, 0, torch.int64, *HOST_SEED, None), randomness="different"
     )(x)

@@ -105,10 +105,10 @@ def test_the_default_generator_is_that_of_the_logits_device(gpu: list[Generator]
 
 
 @pytest.mark.parametrize(
-    ("seed", "key"), [(0, 0), (2**63 - 1, 2**63 - 1), (2**63, -(2**63)), (2**64 - 1, -1), (2**64 - 5, -5)]
+    ("seed", "signed"), [(0, 0), (2**63 - 1, 2**63 - 1), (2**63, -(2**63)), (2**64 - 1, -1), (2**64 - 5, -5)]
 )
-def test_the_key_is_the_seed_as_a_signed_number(gpu: list[Generator], seed: int, key: int) -> None:
-    assert next_seed(Generator(seed)).key == key
+def test_the_seed_is_a_signed_number(gpu: list[Generator], seed: int, signed: int) -> None:
+    assert next_seed(Generator(seed)).seed == signed
 
 
 @pytest.mark.parametrize("why", ["recorded", "captured"])

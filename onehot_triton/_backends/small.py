@@ -116,7 +116,8 @@ def _sums(x: Tensor) -> tuple[Tensor, Tensor, bool]:
         # A softmax takes more time than their exp, which is as exact wherever a row's sum shows it.
         sums = (x.exp() if x.dtype == torch.float64 else x.double().exp_()).cumsum_(1)
         total = sums[:, last:]
-        low, high = total.aminmax() if rows > 1 else (total, total)
+        # Detached: forward mode of torch 2.11 has no rule for aminmax, and the two numbers only decide.
+        low, high = total.detach().aminmax() if rows > 1 else (total, total)
         if low.item() > _LEAST and high.item() < math.inf:
             return sums, total, True
     sums = cpu.softmax(x).cumsum(-1, dtype=torch.float64)

@@ -1,4 +1,7 @@
-"""The kernels, by way of their operators in `library.py`."""
+"""The kernels, called through their operators in `torch_ops.py`.
+
+Most kernels of a backward need what the forward computed: where one does, `logsumexp` and `entropy` are never None.
+"""
 
 from __future__ import annotations
 
@@ -6,23 +9,13 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from .. import rng
-from ..library import called
+from .. import rng, torch_ops
 from ..rng import Seed
 from ..tensors import compute_dtype
 from .eager import argmax, one_hot, relaxed_log_prob, rsample_log_prob_and_entropy, straight_through  # noqa: F401
 from .interface import Sample, ShardRace
 
 reads_masks = True
-
-_sample, _relaxed, _relaxed_grad, _soft_grad = map(called, ("sample", "relaxed", "relaxed_grad", "soft_grad"))
-_softmax_grad, _logsumexp, _entropy, _entropy_grad = map(
-    called, ("softmax_grad", "logsumexp", "entropy", "entropy_grad")
-)
-_shard_race = called("shard_race")
-_reinmax_grad, _gapped_grad = map(called, ("reinmax_grad", "gapped_grad"))
-_log_prob, _log_prob_index, _log_prob_grad = map(called, ("log_prob", "log_prob_index", "log_prob_grad"))
-_log_prob_and_entropy, _log_prob_and_entropy_grad = map(called, ("log_prob_and_entropy", "log_prob_and_entropy_grad"))
 
 
 def records(logits: Tensor, relaxed: bool = False) -> bool:
@@ -48,30 +41,31 @@ def log_softmax(logits: Tensor) -> Tensor:
     return torch.log_softmax(logits, -1, dtype=compute_dtype(logits.dtype))
 
 
+def _noise(seed: Seed) -> tuple[int | Tensor, int, int]:
+    """Return what a launcher takes for the noise: seed, offset, row_offset."""
+    return seed.seed if seed.tensor is None else seed.tensor, seed.offset, seed.row_offset
+
+
 def sample(
     logits: Tensor, mask: Tensor | None, draws: int, dtype: torch.dtype | None, seed: Seed, again: bool
 ) -> Sample:
     given = None if draws == 1 else draws
-    hot, index, logsumexp = _sample(logits, given, dtype, seed.tensor, seed.key, seed.offset, seed.first_row, mask)
+    hot, index, logsumexp = torch_ops.sample(logits, given, dtype, *_noise(seed), mask)
     return Sample(None if dtype is None else hot, index, logsumexp, False, None)
 
 
 def shard_race(logits: Tensor, draws: int, seed: Seed, first_group: int) -> ShardRace:
-    index, score, sums = _shard_race(logits, draws, seed.tensor, seed.key, seed.offset, seed.first_row, first_group)
+    index, score, sums = torch_ops.shard_race(logits, draws, *_noise(seed), first_group)
     return ShardRace(index, score, *sums.unbind())
 
 
-def _either(temperature: Tensor | float) -> tuple[Tensor | None, float]:
-    """The two arguments of an operator that takes either: the number counts where the tensor is None."""
-    return (temperature, 1.0) if isinstance(temperature, Tensor) else (None, temperature)
-
-
 def relaxed(logits: Tensor, temperature: Tensor | float, draws: int, seed: Seed) -> Tensor:
-    return _relaxed(logits, *_either(temperature), draws, seed.tensor, seed.key, seed.offset, seed.first_row)
+    return torch_ops.relaxed(logits, temperature, draws, *_noise(seed))
 
 
 def softmax_grad(logits: Tensor, grad: Tensor, mask: Tensor | None = None, logsumexp: Tensor | None = None) -> Tensor:
-    return _softmax_grad(logits, _logsumexp(logits, mask) if logsumexp is None else logsumexp, grad, mask)
+    logsumexp = torch_ops.logsumexp(logits, mask) if logsumexp is None else logsumexp
+    return torch_ops.softmax_grad(logits, logsumexp, grad, mask)
 
 
 class _NoSecondDerivative(Function):
@@ -103,21 +97,11 @@ def relaxed_grad(
     with_temperature: bool = False,
     samples: int = 1,
 ) -> tuple[Tensor, Tensor | None]:
-    args = (
-        index,
-        grad,
-        *_either(temperature),
-        seed.tensor,
-        seed.key,
-        seed.offset,
-        seed.first_row,
-        mask,
-        with_temperature,
-        samples,
-    )
+    assert logsumexp is not None
+    args = index, grad, temperature, *_noise(seed), mask, with_temperature, samples
     # It must have the noise of its draw, which torch's operations do not draw.
     with torch.no_grad():
-        out, dt = _relaxed_grad(logits, logsumexp, *args)
+        out, dt = torch_ops.relaxed_grad(logits, logsumexp, *args)
     if torch.is_grad_enabled():
         out, dt = (_NoSecondDerivative.apply(gradient, logits, grad, temperature) for gradient in (out, dt))
     return out, dt if with_temperature else None
@@ -131,7 +115,8 @@ def reinmax_grad(
     mask: Tensor | None = None,
     logsumexp: Tensor | None = None,
 ) -> Tensor:
-    return _reinmax_grad(logits, logsumexp, index, grad, *_either(temperature), mask)
+    assert logsumexp is not None
+    return torch_ops.reinmax_grad(logits, logsumexp, index, grad, temperature, mask)
 
 
 def gapped_grad(
@@ -142,13 +127,14 @@ def gapped_grad(
     mask: Tensor | None = None,
     logsumexp: Tensor | None = None,
 ) -> Tensor:
-    return _gapped_grad(logits, logsumexp, index, grad, *_either(temperature), mask)
+    assert logsumexp is not None
+    return torch_ops.gapped_grad(logits, logsumexp, index, grad, temperature, mask)
 
 
 def soft_grad(
     y: Tensor, grad: Tensor, temperature: Tensor | float, with_temperature: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    dx, dt = _soft_grad(y, grad, *_either(temperature), with_temperature)
+    dx, dt = torch_ops.soft_grad(y, grad, temperature, with_temperature)
     return dx, dt if with_temperature else None
 
 
@@ -159,25 +145,28 @@ def log_prob(
     logsumexp: Tensor | None = None,
     hint: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    out, index, new = _log_prob(logits, logsumexp, value, mask, hint)
+    out, index, new = torch_ops.log_prob(logits, logsumexp, value, mask, hint)
     return out, index, new if logsumexp is None else None
 
 
 def log_prob_index(
     logits: Tensor, index: Tensor, mask: Tensor | None = None, logsumexp: Tensor | None = None, inside: bool = False
 ) -> tuple[Tensor, Tensor | None]:
-    new = _logsumexp(logits, mask) if logsumexp is None else None
-    return _log_prob_index(logits, new if logsumexp is None else logsumexp, index, mask), new
+    new = None
+    if logsumexp is None:
+        logsumexp = new = torch_ops.logsumexp(logits, mask)
+    return torch_ops.log_prob_index(logits, logsumexp, index, mask), new
 
 
 def log_prob_grad(
     logits: Tensor, index: Tensor, grad: Tensor, mask: Tensor | None = None, logsumexp: Tensor | None = None
 ) -> Tensor:
-    return _log_prob_grad(logits, logsumexp, index, grad, mask)
+    assert logsumexp is not None
+    return torch_ops.log_prob_grad(logits, logsumexp, index, grad, mask)
 
 
 def entropy(logits: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    return _entropy(logits, mask)
+    return torch_ops.entropy(logits, mask)
 
 
 def entropy_grad(
@@ -187,13 +176,15 @@ def entropy_grad(
     logsumexp: Tensor | None = None,
     entropy: Tensor | None = None,
 ) -> Tensor:
-    return _entropy_grad(logits, logsumexp, entropy, grad, mask)
+    assert logsumexp is not None
+    assert entropy is not None
+    return torch_ops.entropy_grad(logits, logsumexp, entropy, grad, mask)
 
 
 def log_prob_and_entropy(
     logits: Tensor, index: Tensor, mask: Tensor | None = None, inside: bool = False
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    return _log_prob_and_entropy(logits, index, mask)
+    return torch_ops.log_prob_and_entropy(logits, index, mask)
 
 
 def log_prob_and_entropy_grad(
@@ -206,5 +197,7 @@ def log_prob_and_entropy_grad(
     entropy: Tensor | None = None,
     grad: Tensor | None = None,
 ) -> Tensor:
+    assert logsumexp is not None
+    assert entropy is not None
     args = index, grad_log_prob, grad_entropy, mask, grad
-    return _log_prob_and_entropy_grad(logits, logsumexp, entropy, *args)
+    return torch_ops.log_prob_and_entropy_grad(logits, logsumexp, entropy, *args)

@@ -313,10 +313,6 @@ MUTANTS = [
         function="next_seed",
     ),
     Mutant(RNG, "_OFFSET_STEP = 4", "_OFFSET_STEP = 1", "a word in place of a counter", SEEDS),
-    Mutant(
-        RNG, "key - 2**64 if key >= 2**63 else key", "key", "a key that no int64 holds", SEEDS, function="next_seed"
-    ),
-    Mutant(RNG, "key >= 2**63", "key > 2**63", "the sign at the very border", SEEDS, function="next_seed"),
     Mutant(RNG, " or is_captured(device)", "", "a captured graph would replay one draw", SEEDS, function="next_seed"),
     Mutant(
         DISTRIBUTION,
@@ -1052,4 +1048,6 @@ MUTANTS = [
         "a table under its private name left out",
         "tests/test_torchrl.py -k 'private or gone'",
     ),
+    Mutant(RNG, "seed - 2**64 if seed >= 2**63 else seed", "seed", "a seed that no int64 holds", SEEDS),
+    Mutant(RNG, "seed >= 2**63", "seed > 2**63", "the sign at the very border", SEEDS),
 ]

@@ -26,7 +26,7 @@ def _in(file: str) -> Callable[..., Mutant]:
 _cpu, _small, _formulas, _kernels, _choice = (
     _in(f"_backends/{name}.py") for name in ("cpu", "small", "eager", "triton", "__init__")
 )
-_ops, _library, _rng, _parameters = (_in(f"{name}.py") for name in ("ops", "library", "rng", "parameters"))
+_ops, _library, _rng, _parameters = (_in(f"{name}.py") for name in ("ops", "torch_ops", "rng", "parameters"))
 _blocks, _checks = _in("blocks.py"), _in("checks.py")
 
 _blocks, _checks, _tensors = (_in(f"{name}.py") for name in ("blocks", "checks", "tensors"))
@@ -39,13 +39,6 @@ MUTANTS = [
         "a launch that fills a tensor with the temperature",
         "tests/test_no_waiting.py -k 'waits_or_copies and (soft or RelaxedOneHot)'",
         function="_temperature",
-    ),
-    _kernels(
-        "isinstance(temperature, Tensor) else (None, temperature)",
-        "isinstance(temperature, Tensor) else (None, 1.0)",
-        "the number not passed on",
-        "tests/test_relaxed.py tests/test_gradients.py -k triton",
-        function="_either",
     ),
     # The eager path
     _formulas(
@@ -530,20 +523,6 @@ MUTANTS = [
         function="noise_of_draw",
     ),
     _ops(
-        "Seed(seed_tensor, ctx.key, ctx.offset, None",
-        "Seed(seed_tensor, ctx.key, 0, None",
-        "the offset left out of the backward",
-        eager("reads_the_noise"),
-        function="_StraightThrough.backward",
-    ),
-    _ops(
-        "Seed(seed_tensor, ctx.key, ctx.offset, None",
-        "Seed(seed_tensor, ctx.key + 1, ctx.offset, None",
-        "another seed in the backward",
-        eager("reads_the_noise"),
-        function="_StraightThrough.backward",
-    ),
-    _ops(
         "PassThrough:\n                grad = grad[0] if draws == 1 else grad.sum(0)",
         "PassThrough:\n                grad = grad[0]",
         "the gradient of the first draw alone",
@@ -644,27 +623,6 @@ MUTANTS = [
     ),
     # The operators
     _library(
-        '"rnrm>r",\n    _launch("softmax_grad"',
-        '"rnnm>r",\n    _launch("softmax_grad"',
-        "vmap: softmax_grad",
-        operators("vmap"),
-    ),
-    _library('"rnrmn>nnn"', '"rnnmn>nnn"', "vmap: log_prob's value", operators("vmap")),
-    _library('"rnrmn>nnn"', '"rnrmn>rnn"', "vmap: log_prob's result", operators("vmap")),
-    _library('"rnnm>n"', '"rnrm>n"', "vmap: log_prob_index", operators("vmap")),
-    _library(
-        '"rnnnm>r",\n    _launch("log_prob"',
-        '"rnrnm>r",\n    _launch("log_prob"',
-        "vmap: log_prob_grad's index",
-        operators("vmap"),
-    ),
-    _library(
-        '"rnnnm>r",\n    _launch("log_prob"',
-        '"rnnrm>r",\n    _launch("log_prob"',
-        "vmap: log_prob_grad's gradient",
-        operators("vmap"),
-    ),
-    _library(
         "-argument.dim() - (in_dim is None)",
         "-3",
         "vmap: a mask whose rows are two dimensions",
@@ -708,22 +666,10 @@ MUTANTS = [
         "tests/test_launches.py -k mask_that_is_no_rows",
         function="batch_sizes",
     ),
-    _library('"rm>nn"', '"r.>nn"', "vmap: entropy's mask", operators("vmap")),
-    _library('"rm>n"', '"r.>n"', "vmap: logsumexp's mask", operators("vmap")),
-    _library('"r..s...m>rnn"', '"r..s....>rnn"', "vmap: sample's mask", operators("vmap")),
-    _library('"rn..s...>r"', '"r...s...>r"', "vmap: the temperatures of relaxed", operators("vmap")),
-    _library('"rnnrn.s...m..>rn"', '"rnnrn.s......>rn"', "vmap: relaxed_grad's mask", operators("vmap")),
     _library(
         'info.randomness == "error" and not seeds_are_batched',
         'info.randomness == "error" and seeds_are_batched',
         "the randomness error",
-        operators("vmap"),
-        function="_vmap_rule.rule",
-    ),
-    _library(
-        'seeds_are_batched or info.randomness == "same"',
-        "seeds_are_batched",
-        "one seed for all, with other noise for each",
         operators("vmap"),
         function="_vmap_rule.rule",
     ),
@@ -746,14 +692,6 @@ MUTANTS = [
         "new",
         "an operator returns its argument",
         operators("opcheck"),
-        function="_log_prob",
-    ),
-    _library(
-        "del chosen[at + 1 if chosen[at] is not None else at]",
-        "del chosen[at]",
-        "the seed tensor not read",
-        operators("over_seeds"),
-        function="_launch_with_either.launch_with_either",
     ),
     # The seeds
     _rng(
@@ -762,9 +700,6 @@ MUTANTS = [
         "the offset not advanced",
         SEEDS,
         function="next_seed",
-    ),
-    _rng(
-        "key - 2**64 if key >= 2**63", "2**64 - key if key >= 2**63", "the sign of the key", SEEDS, function="next_seed"
     ),
     _rng(
         "if device.index is None else device.index",
@@ -840,8 +775,8 @@ MUTANTS = [
         distribution("expand"),
     ),
     _kernels(
-        "_logsumexp(logits, mask) if logsumexp is None else logsumexp, grad",
-        "_logsumexp(logits, None) if logsumexp is None else logsumexp, grad",
+        "torch_ops.logsumexp(logits, mask) if logsumexp is None else logsumexp\n    return torch_ops.softmax_grad",
+        "torch_ops.logsumexp(logits, None) if logsumexp is None else logsumexp\n    return torch_ops.softmax_grad",
         "the gradient of a mode without its mask",
         gradients("rmode_is"),
     ),
@@ -947,4 +882,61 @@ MUTANTS = [
         "arguments that are bound at each call",
         "tests/test_host_path.py -k train_step",
     ),
+    _library(
+        "isinstance(given, Tensor) else (None, given)",
+        "isinstance(given, Tensor) else (None, number)",
+        "the number not passed on",
+        operators("tensor_or_a_number"),
+    ),
+    _kernels(
+        "seed.offset, seed.row_offset", "0, seed.row_offset", "the offset not passed on", eager("noise_of_its_draw")
+    ),
+    _ops(
+        "Seed(seed_tensor, ctx.seed, ctx.offset, None",
+        "Seed(seed_tensor, ctx.seed, 0, None",
+        "the offset left out of the backward",
+        eager("reads_the_noise"),
+    ),
+    _ops(
+        "Seed(seed_tensor, ctx.seed, ctx.offset, None",
+        "Seed(seed_tensor, ctx.seed + 1, ctx.offset, None",
+        "another seed in the backward",
+        eager("reads_the_noise"),
+    ),
+    *(
+        _library(
+            "    # One int64 element on the device.\n",
+            f'    "{name}": "{kind}",\n    # One int64 element on the device.\n',
+            f"vmap: {name} taken for {kind}",
+            operators("vmap"),
+        )
+        for name, kind in (
+            ("one_hot", "numbers"),
+            ("grad", "numbers"),
+            ("index", "rows"),
+            ("log_prob", "rows"),
+            ("grad_log_prob", "rows"),
+            ("temperature_tensor", "other"),
+            ("category_mask", "other"),
+        )
+    ),
+    _library(
+        "seeds_are_batched or one_seed_for_all",
+        "seeds_are_batched",
+        "one seed for all, with other noise for each",
+        operators("vmap"),
+    ),
+    _library(
+        ' or "other" in batched',
+        "",
+        "a batch of what has no rows",
+        operators("counters_of_philox"),
+    ),
+    _library(
+        "del joined[place + 1 if joined[place] is not None else place]",
+        "del joined[place]",
+        "the seed tensor not read",
+        operators("over_seeds"),
+    ),
+    _rng("seed - 2**64 if seed >= 2**63", "2**64 - seed if seed >= 2**63", "the sign of the seed", SEEDS),
 ]

@@ -517,13 +517,6 @@ MUTANTS = [
         "tests/test_launches.py -k computed_as_its_copy",
         function="_LogProbAndEntropy.forward",
     ),
-    _kernels(
-        "return _gapped_grad(logits, logsumexp, index, grad, *_either(temperature), mask)",
-        "return _gapped_grad(logits, logsumexp, index, grad, *_either(temperature), None)",
-        "GappedStraightThrough without the mask",
-        estimators("definition and mask"),
-        function="gapped_grad",
-    ),
     _distribution(
         "if self.grad_method not in (None, ReparamGradientStrategy.PassThrough):\n            drawn: Any",
         "if self.grad_method is ReparamGradientStrategy.RelaxedOneHot:\n            drawn: Any",
@@ -576,5 +569,11 @@ MUTANTS = [
         "d * grad_entropy",
         "the sign of the entropy's gradient",
         both("second_derivatives"),
+    ),
+    _kernels(
+        "return torch_ops.gapped_grad(logits, logsumexp, index, grad, temperature, mask)",
+        "return torch_ops.gapped_grad(logits, logsumexp, index, grad, temperature, None)",
+        "GappedStraightThrough without the mask",
+        estimators("definition and mask"),
     ),
 ]

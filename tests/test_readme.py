@@ -127,11 +127,7 @@ def test_readme_names_every_page_and_every_file() -> None:
     for path in (ROOT / "docs").glob("*.md"):
         assert f"[{path.name}](docs/{path.name})" in pages, path.name
     files = README.split("\n## Files\n")[1].split("\n## ")[0]
-    sources = [
-        path
-        for folder in ("onehot_triton", "onehot_triton/_backends", "kernels")
-        for path in (ROOT / folder).glob("[a-z]*.py")
-    ]
+    sources = [*ROOT.glob("onehot_triton/**/[a-z]*.py"), *ROOT.glob("kernels/[a-z]*.py")]
     for path in sources:
         assert re.search(rf"\b{path.name}\b", files), path.name
     for name in re.findall(r"\b\w+\.py\b", files):

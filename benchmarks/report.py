@@ -391,7 +391,7 @@ def blocks(results: list[Result]) -> dict[Path, dict[str, str]]:
             scaling[f"columns {operation}"] = growth(result, "columns", operation, "columns")
             scaling[f"rows {operation}"] = growth(result, "rows", operation, "rows")
         scaling["device"] = about(result)
-        found[ROOT / "docs" / "members.md"] = {"policy gradient": policy_gradient(result)}
+        found[ROOT / "docs" / "language-models.md"] = {"policy gradient": policy_gradient(result)}
     return found | {ROOT / "docs" / "scaling.md": scaling}
 
 

@@ -4,7 +4,7 @@
 
 Each path is a checkout of that project, of the version that is installed or near it; a project without one is left out.
 PyTorch's tests import expecttest, which this project does not install.
-The output is the table of docs/conformance.md.
+The output is the table of docs/what-is-tested.md.
 """
 
 from __future__ import annotations

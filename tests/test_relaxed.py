@@ -401,7 +401,7 @@ def test_zeros_have_the_limit_of_values_that_become_0_together(n, zeros, tempera
         assert found == sign * INF
         assert all((grad == 0).all() for grad in grads)
         return
-    # The formula of docs/hard-cases.md, and its derivatives.
+    # The formula of docs/what-is-tested.md, and its derivatives.
     x, y, t = (leaf.detach().double().requires_grad_() for leaf in leaves)
     log_p = x[on].log_softmax(-1)
     expected = (

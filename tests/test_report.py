@@ -122,9 +122,9 @@ def test_report_of_a_small_file(folder: Path, monkeypatch: pytest.MonkeyPatch) -
     assert "| 4 | 8 x 32768, bfloat16 | 60 | 49,152 | 2 ms | 5 ms |" in scaling
     names = {path.name for path in (folder / "docs" / "pictures").iterdir()}
     assert names == {"cpu-speed.png", "cpu-columns.png", "cpu-rows.png", "cpu-memory.png", "cpu-policy-gradient.png"}
-    members = (folder / "docs" / "members.md").read_text()
-    assert "| 512 x 50257, float32 | onehot_triton | 2 ms | 1 | 3 |" in members
-    assert "| 512 x 50257, float32 | chunks | 4 ms | 2 | 3 |" in members
+    models = (folder / "docs" / "language-models.md").read_text()
+    assert "| 512 x 50257, float32 | onehot_triton | 2 ms | 1 | 3 |" in models
+    assert "| 512 x 50257, float32 | chunks | 4 ms | 2 | 3 |" in models
 
 
 def test_a_gpu_comes_first_and_has_a_roof(folder: Path) -> None:

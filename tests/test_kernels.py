@@ -269,14 +269,20 @@ def mask_of(rows: int, columns: int) -> Tensor:
     return mask
 
 
+def expected_with_mask(name: str, logits: Tensor, mask: Tensor) -> tuple[Tensor, ...]:
+    """Give what logits of -inf give in place of a mask. A gradient is 0 where the mask is False, and a row with nothing
+    to draw gives 0 to its temperature too."""
+    expected = WITH_MASK[name](torch.where(mask, logits, -torch.inf), None)
+    if not name.endswith("_grad"):
+        return expected
+    return tuple(e.masked_fill(~(mask if e.dim() == 2 else mask.any(-1)), 0) for e in expected)
+
+
 @pytest.mark.parametrize("columns", [1, 18, 5000])
 @pytest.mark.parametrize("name", WITH_MASK)
 def test_a_masked_category_is_one_with_a_logit_of_minus_infinity(name: str, columns: int) -> None:
     logits, mask = torch.randn(4, columns), mask_of(4, columns)
-    expected = WITH_MASK[name](torch.where(mask, logits, -torch.inf), None)
-    if name.endswith("_grad"):
-        # A row with nothing to draw gives 0 to its logits and to its temperature.
-        expected = tuple(e.masked_fill(~(mask if e.dim() == 2 else mask.any(-1)), 0) for e in expected)
+    expected = expected_with_mask(name, logits, mask)
     # Whatever stands in its place.
     logits[~mask] = torch.tensor([torch.nan, torch.inf, 80.0])[torch.arange(int((~mask).sum())) % 3]
     for found, e in zip(WITH_MASK[name](logits, mask), expected, strict=True):

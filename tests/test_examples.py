@@ -51,7 +51,9 @@ TABLE = {
 
 
 def run(*command: str, cwd: Path) -> subprocess.CompletedProcess[str]:
-    environment = {**os.environ, "RL_LOGGING_LEVEL": "WARNING"}
+    # torch.compile warns of Python 3.13.0, as pyproject.toml knows.
+    warnings = "ignore:Guards may run slower on Python 3.13.0:RuntimeWarning"
+    environment = {**os.environ, "RL_LOGGING_LEVEL": "WARNING", "PYTHONWARNINGS": warnings}
     return subprocess.run(
         [sys.executable, *command], cwd=cwd, env=environment, capture_output=True, text=True, timeout=300, check=False
     )

@@ -72,13 +72,12 @@ def _add_logits(start, mask, sums, logits, CONSTANTS: tl.constexpr):
 
 @triton.jit
 def _add_both(start, mask, total, row, CONSTANTS: tl.constexpr):
-    """Add a tile of both. The value's columns are dealt out to threads in another way, so it has its own mask."""
-    logits, values, value_column, inside, columns = row
-    if mask is None:
-        best = _add_value(start, None, total[0], values, CONSTANTS)
-    else:
-        best = _add_value(start, tail_mask(start, inside, value_column, columns), total[0], values, CONSTANTS)
-    return best, _add_logits(start, mask, total[1], logits, CONSTANTS)
+    """Add a tile of both. `mask` is the value's. The logits have one of their own, because their columns are dealt out
+    to threads in another way; made after the value is read, it takes no registers before."""
+    logits, values, column, inside, columns = row
+    best = _add_value(start, mask, total[1], values, CONSTANTS)
+    logits_mask = None if mask is None else tail_mask(start, inside, column, columns)
+    return _add_logits(start, logits_mask, total[0], logits, CONSTANTS), best
 
 
 @triton.jit
@@ -112,8 +111,8 @@ def _find(logits, value_ptrs, hint_ptrs, inside, tile, columns, KNOWN: tl.conste
     column, value_column = tile
     ROWS: tl.constexpr = inside.shape[0]
     LANES: tl.constexpr = column.shape[2]
-    values = tile_ptrs(over_tile(value_ptrs), value_column)
     logits = tile_logits(logits, column)
+    values = tile_ptrs(over_tile(value_ptrs), value_column)
     sums = (tl.full([ROWS, LANES], float("-inf"), TYPE), tl.zeros([ROWS, LANES], TYPE))
     best = (tl.full([ROWS, LANES], LEAST, VALUE_TYPE), tl.zeros([ROWS, LANES], tl.int32))
     unknown = inside
@@ -130,8 +129,8 @@ def _find(logits, value_ptrs, hint_ptrs, inside, tile, columns, KNOWN: tl.conste
     elif KNOWN:
         best = walk(_add_value, best, values, inside, value_column, columns, CONSTANTS)
     else:
-        row = (logits, values, value_column, inside, columns)
-        best, sums = walk(_add_both, (best, sums), row, inside, column, columns, CONSTANTS)
+        row = (logits, values, column, inside, columns)
+        sums, best = walk(_add_both, (sums, best), row, inside, value_column, columns, CONSTANTS)
 
     # The first column of the maximum is in the first tile that has it, which is read once more.
     top = tl.max(best[0], 1)
@@ -189,16 +188,16 @@ def _log_prob_kernel(
     row = tl.program_id(0) % programs_per_draw * ROWS + tl.arange(0, ROWS)
     inside = row < rows
     at = draw * rows + row
-    logits = row_logits(logits_ptr, row_stride, allowed_ptr, allowed_strides, row)
-    value_ptrs = value_ptr + at * columns
+    # Where rows start is computed where it is needed: kept over the walk it would take registers.
     if from_parts(parts, PARTS):
-        part_ptrs = (parts_ptr, part_index_ptr)
+        value_ptrs, part_ptrs = value_ptr + at * columns, (parts_ptr, part_index_ptr)
         found = _join(value_ptrs, part_ptrs, at, columns, parts, KNOWN, (TYPE, VALUE_TYPE, LEAST), PARTS)
     else:
+        logits = row_logits(logits_ptr, row_stride, allowed_ptr, allowed_strides, row)
+        value_ptrs, hint_ptrs = value_ptr + at * columns, None if hint_ptr is None else hint_ptr + at
         # The same columns and lanes twice: the value's own width makes its loads of 128 bits, too.
-        VALUE_DEPTH: tl.constexpr = DEPTH * VECTOR // VALUE_VECTOR
-        tile = (tile_columns(DEPTH, LANES, VECTOR), tile_columns(VALUE_DEPTH, LANES, VALUE_VECTOR))
-        hint_ptrs = None if hint_ptr is None else hint_ptr + at
+        value_column = tile_columns(DEPTH * VECTOR // VALUE_VECTOR, LANES, VALUE_VECTOR)
+        tile = (tile_columns(DEPTH, LANES, VECTOR), value_column)
         found = _find(logits, value_ptrs, hint_ptrs, inside, tile, columns, KNOWN, (TYPE, VALUE_TYPE, LEAST))
     if is_shared(ROWS):
         index, maximum, total = found
@@ -207,6 +206,7 @@ def _log_prob_kernel(
             store_part(parts_ptr, 2 * at, maximum)
             store_part(parts_ptr, 2 * at + 1, total)
     else:
+        logits = row_logits(logits_ptr, row_stride, allowed_ptr, allowed_strides, row)
         _store(logits, logsumexp_ptr, (out_ptr, index_ptr), row, rows, at, inside, found, KNOWN, TYPE)
 
 

@@ -137,14 +137,11 @@ def _sum_tile(start, mask, total, row, TYPE: tl.constexpr):
     """Write (m, s) of each group of a tile, sum exp x = s exp m, and zeros to the one-hot, if there is one."""
     logits, zero_ptr, sums, column, columns = row
     TILE: tl.constexpr = column.shape[1]
+    zero_column = start + tl.arange(0, TILE * _GROUP)
+    zero_mask = None if mask is None else zero_column < columns
     x = load_logits(logits, _group_columns(start, TILE, column.shape[2]), mask, TYPE)
     if zero_ptr is not None:
-        zero_column = start + tl.arange(0, TILE * _GROUP)
-        zeros = tl.zeros([TILE * _GROUP], zero_ptr.dtype.element_ty)
-        if mask is None:
-            tl.store(zero_ptr + zero_column, zeros)
-        else:
-            tl.store(zero_ptr + zero_column, zeros, mask=zero_column < columns)
+        tl.store(zero_ptr + zero_column, tl.zeros([TILE * _GROUP], zero_ptr.dtype.element_ty), mask=zero_mask)
     maximum = tl.max(tl.max(x, 0), 1)
     total_of_group = tl.sum(tl.sum(tl.exp2((x - or_zero(maximum)[None, :, None]) * LOG2E), 0), 1)
     # By the first thread of the group's warp: as numbers of [TILE] alone they would be dealt out to other threads.

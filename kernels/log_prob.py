@@ -223,9 +223,9 @@ def _log_prob_index_kernel(
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < count
     row = at % rows
+    logits = row_logits(logits_ptr, row_stride, allowed_ptr, allowed_strides, row)
     index = tl.load(index_ptr + at, mask=inside, other=0)
     exists = inside & (index >= 0) & (index < columns)
-    logits = row_logits(logits_ptr, row_stride, allowed_ptr, allowed_strides, row)
     chosen = load_chosen(logits, index, exists, TYPE)
     maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, inside)
     tl.store(out_ptr + at, _log_prob_of(chosen, maximum, log_sum), mask=inside)

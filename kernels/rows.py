@@ -123,9 +123,11 @@ def allowed_row(row, strides):
 
 @triton.jit
 def row_logits(logits_ptr, row_stride, allowed_ptr, allowed_strides, row):
-    """The logits of rows as one tuple, which `load_logits` and its neighbours read: (where the rows start,), and with a
-    category mask, (where the rows start, the mask's pointer, the offsets of its rows). The length tells which, because
-    a function of Triton 3.6 cannot return a tuple that holds None."""
+    """Gather what is known of the logits of rows in one tuple, which `load_logits` and the functions below it read.
+
+    It is (where the rows start,), or with a category mask (where the rows start, the mask's pointer, the offsets of its
+    rows). The length tells which, because a function of Triton 3.6 cannot return a tuple that holds None. The row of a
+    kernel is a number, or several [ROWS]."""
     ptrs = logits_ptr + row * row_stride
     if allowed_ptr is None:
         return (ptrs,)
@@ -145,7 +147,7 @@ def tile_logits(logits, column):
 
 @triton.jit
 def without_mask(logits):
-    """The logits of rows, whatever their category mask is."""
+    """The same logits, as if they had no category mask."""
     return (logits[0],)
 
 
@@ -213,12 +215,17 @@ def tail_mask(start, inside, column, columns):
 
 @triton.jit
 def walk(tile: tl.constexpr, total, row, inside, column, columns, CONSTANTS: tl.constexpr):
-    """Walk this program's tiles of a row: the whole ones without a mask, then one more with it.
+    """Walk this program's tiles of a row, first the whole ones without a mask, then the last one with it.
 
-    For each, `total = tile(start, mask, total, row, CONSTANTS)`. A tile starts at column `start`, and `mask` is None
-    where it is whole. `total` is a tensor or a tuple of them, () where nothing is added up. `row` is what the function
-    knows of the row, a tuple that may hold tuples: Triton takes those apart one level at a time. Tiles that hold
-    several rows whole, some of which may not be `inside`, are one tile under a mask; None: every row exists."""
+    Each is `total = tile(start, mask, total, row, CONSTANTS)`, and the last total is returned.
+
+    tile: a function of one tile. The tile starts at column `start`. `mask` is None where it is whole.
+    total: what is added up over the tiles, a tensor or a tuple of tensors. () where a tile only writes.
+    row: what the function needs to know of the row, a tuple that may hold tuples. Triton takes those apart one level
+        at a time.
+    inside: which rows exist, [ROWS]. None where all do. Several rows are in one tile whole, always under a mask.
+    column: the columns of a tile from its start. `columns` is how many the row has.
+    CONSTANTS: what the function needs to know at compile time, often the compute type alone, or a tuple."""
     BLOCK: tl.constexpr = column.numel
     if inside is not None and inside.shape[0] > 1:
         whole = 0
@@ -233,8 +240,8 @@ def walk(tile: tl.constexpr, total, row, inside, column, columns, CONSTANTS: tl.
 
 @triton.jit
 def walk_back(tile: tl.constexpr, row, column, columns, CONSTANTS: tl.constexpr):
-    """Call `tile(start, mask, row, CONSTANTS)` for the tiles of `walk`, the last one first: what was read last is still
-    in the L2."""
+    """Write the tiles of `walk` by `tile(start, mask, row, CONSTANTS)`, the last one first, because what was read last
+    is still in the L2."""
     BLOCK: tl.constexpr = column.numel
     whole = columns // BLOCK * BLOCK
     if _has_tail(whole, columns, BLOCK):

@@ -42,7 +42,7 @@ def _probs(logits, start, mask, maximum, log_sum, TYPE: tl.constexpr):
 
 @triton.jit
 def _add_dot(start, mask, dot, row, TYPE: tl.constexpr):
-    """Adds a tile to <p, g> of each lane, [1, LANES]."""
+    """Add a tile to <p, g> of each lane, [1, LANES]."""
     logits, grad_ptrs, maximum, log_sum = row
     p = _probs(logits, start, mask, maximum, log_sum, TYPE)
     return dot + lane_sum(p * load_grad(tile_ptrs(grad_ptrs, start), mask, TYPE))
@@ -50,7 +50,7 @@ def _add_dot(start, mask, dot, row, TYPE: tl.constexpr):
 
 @triton.jit
 def _write_tile(start, mask, row, TYPE: tl.constexpr):
-    """Writes p (g - <p, g>) of a tile."""
+    """Write p (g - <p, g>) of a tile."""
     logits, grad_ptrs, out_ptrs, maximum, log_sum, dot = row
     p = _probs(without_mask(logits), start, mask, maximum, log_sum, TYPE)
     out = p * (load_grad(tile_ptrs(grad_ptrs, start), mask, TYPE) - over_tile(dot))

@@ -220,10 +220,11 @@ def _race_elements(logits, group, shard, noise, columns, TYPE: tl.constexpr):
 
 @triton.jit
 def _select(
-    logits, out, sums, noise, rows, columns, ONE_HOT: tl.constexpr, TYPE: tl.constexpr, RACE: tl.constexpr, shard=()
+    logits, out, sums, shard, noise, rows, columns, ONE_HOT: tl.constexpr, TYPE: tl.constexpr, RACE: tl.constexpr
 ):
-    """One draw of one row, from the sums of its groups. The pointers are to the row and the draw. Of a shard of a row,
-    (its first group, the pointer of the score), also the winner's score, and the total in place of its logarithm."""
+    """One draw of one row, from the sums of its groups. The pointers are to the row and the draw. For a shard
+    of a row, (its first group, the pointer of the score), the winner's score is stored as well, and the total in place
+    of its logarithm. () is a whole row."""
     one_hot_ptr, index_ptr, logsumexp_ptr = out
     group, score, maximum, total = _race_groups(sums, shard, noise, columns, TYPE, RACE)
     winner = _race_elements(logits, group, shard, noise, columns, TYPE)
@@ -262,7 +263,7 @@ def _row_kernel(
         tl.debug_barrier()
         out = (one_hot_ptr, index_ptr + row, logsumexp_ptr + row)
         noise = (row + row_offset, 0, load_key(seed_ptr, key), counter3)
-        _select(logits, out, sums, noise, tl.num_programs(0), columns, ONE_HOT, TYPE, RACE)
+        _select(logits, out, sums, (), noise, tl.num_programs(0), columns, ONE_HOT, TYPE, RACE)
 
 
 @triton.jit(do_not_specialize=_SUMS)
@@ -300,7 +301,7 @@ def _select_kernel(
     out = (one_hot_ptr + at * columns, index_ptr + at, logsumexp_ptr + row)
     noise = (row + row_offset, at // rows, load_key(seed_ptr, key), counter3)
     shard = () if score_ptr is None else (first_group, score_ptr + tl.program_id(0))
-    _select(logits, out, sums, noise, rows, columns, ONE_HOT, TYPE, RACE, shard)
+    _select(logits, out, sums, shard, noise, rows, columns, ONE_HOT, TYPE, RACE)
 
 
 @launch.on_its_device

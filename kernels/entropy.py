@@ -21,11 +21,9 @@ from .noise import LN2, LOG2E
 from .rows import (
     FAR,
     allowed_arguments,
-    allowed_row,
     compute_dtype,
     compute_type,
     from_parts,
-    has_tail,
     is_shared,
     lane_max,
     lane_sum,
@@ -37,12 +35,16 @@ from .rows import (
     or_zero,
     over_lanes,
     over_tile,
+    row_logits,
     store_logsumexp,
     store_part,
     tile_columns,
+    tile_logits,
     tile_ptrs,
+    walk,
     where_allowed,
     with_unit_stride,
+    without_mask,
 )
 
 
@@ -55,14 +57,16 @@ def _rebase(maximum, base, total, rest, moment):
 
 
 @triton.jit
-def _add_tile(x, maximum, total, rest, moment):
-    """Adds a tile to the (M, S, R, T) of each lane, [ROWS, LANES]."""
+def _add_tile(start, mask, sums, logits, TYPE: tl.constexpr):
+    """Add a tile to the (M, S, R, T) of each lane, [ROWS, LANES]."""
+    x = load_logits(logits, start, mask, TYPE)
+    maximum, total, rest, moment = sums
     new = tl.maximum(maximum, lane_max(x))
     base = or_zero(new)
     total, rest, moment = _rebase(maximum, base, total, rest, moment)
     d = (x - over_lanes(base)) * LOG2E
     weight = tl.exp2(d)
-    # 1 where d < 0: of a multiplication that saturates, as the comparison would cost more.
+    # 1 where d < 0: by a multiplication that saturates, as the comparison would cost more.
     less = tl.minimum(tl.maximum(d * -(2.0**100), 0.0), 1.0)
     return (
         new,
@@ -81,35 +85,19 @@ def _join(maximum, total, rest, moment):
 
 
 @triton.jit
-def _tile_sums(
-    logits_ptr, allowed_ptr, row, inside, row_stride, allowed_strides, columns, TYPE: tl.constexpr, ROWS: tl.constexpr,
-    DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
-):  # fmt: skip
-    """(M, S, R, T) of the rows, [ROWS], over this program's tiles of them."""
-    column = tile_columns(DEPTH, LANES, VECTOR)
-    ptrs = tile_ptrs(logits_ptr + over_tile(row * row_stride), column)
-    allowed_at = over_tile(allowed_row(row, allowed_strides)) + column
-    maximum = tl.full([ROWS, LANES], float("-inf"), TYPE)
-    total = tl.zeros([ROWS, LANES], TYPE)
-    rest = tl.zeros([ROWS, LANES], TYPE)
-    moment = tl.zeros([ROWS, LANES], TYPE)
-    # Whole tiles without a mask (a program of several rows has one tile, under a mask), and one more with it. What the
-    # caller does not read, rest and moment where no entropy is wanted, the compiler drops.
-    BLOCK: tl.constexpr = DEPTH * LANES * VECTOR
-    whole = columns // BLOCK * BLOCK if ROWS == 1 else 0
-    for start in range(tl.program_id(1) * BLOCK, whole, tl.num_programs(1) * BLOCK):
-        x = load_logits(tile_ptrs(ptrs, start), None, TYPE, allowed_ptr, allowed_at + start)
-        maximum, total, rest, moment = _add_tile(x, maximum, total, rest, moment)
-    if has_tail(whole, columns, BLOCK):
-        mask = over_tile(inside) & (whole + column < columns)
-        x = load_logits(tile_ptrs(ptrs, whole), mask, TYPE, allowed_ptr, allowed_at + whole)
-        maximum, total, rest, moment = _add_tile(x, maximum, total, rest, moment)
+def _tile_sums(logits, inside, column, columns, TYPE: tl.constexpr):
+    """(M, S, R, T) of the rows, [ROWS], over this program's tiles of them. The compiler drops what the caller does not
+    read: rest and moment where only the logsumexp is wanted."""
+    zeros = tl.zeros([inside.shape[0], column.shape[2]], TYPE)
+    sums = (zeros + float("-inf"), zeros, zeros, zeros)
+    maximum, total, rest, moment = walk(_add_tile, sums, tile_logits(logits, column), inside, column, columns, TYPE)
     return _join(maximum, total, rest, moment)
 
 
 @triton.jit
-def _store_sums(parts_ptr, row, maximum, total, rest, moment):
-    """Leaves those of this program's tiles."""
+def _store_sums(parts_ptr, row, sums):
+    """Leave the sums of this program's tiles."""
+    maximum, total, rest, moment = sums
     store_part(parts_ptr, 4 * row, maximum)
     store_part(parts_ptr, 4 * row + 1, total)
     store_part(parts_ptr, 4 * row + 2, rest)
@@ -128,19 +116,14 @@ def _load_sums(parts_ptr, row, parts, PARTS: tl.constexpr):
 
 
 @triton.jit
-def _row_sums(
-    logits_ptr, allowed_ptr, parts_ptr, row, inside, row_stride, allowed_strides, columns, parts, TYPE: tl.constexpr,
-    PARTS: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
-):  # fmt: skip
+def _row_sums(logits, parts_ptr, row, inside, column, columns, parts, TYPE: tl.constexpr, PARTS: tl.constexpr):
     """(M, S, R, T) of the rows, [ROWS]: over this program's tiles of them, or over all, from what `parts` programs left
     in a launch before."""
     if from_parts(parts, PARTS):
-        maximum, total, rest, moment = _load_sums(parts_ptr, row, parts, PARTS)
+        sums = _load_sums(parts_ptr, row, parts, PARTS)
     else:
-        maximum, total, rest, moment = _tile_sums(
-            logits_ptr, allowed_ptr, row, inside, row_stride, allowed_strides, columns, TYPE, ROWS, DEPTH, LANES, VECTOR
-        )
-    return maximum, total, rest, moment
+        sums = _tile_sums(logits, inside, column, columns, TYPE)
+    return sums
 
 
 @triton.jit
@@ -159,7 +142,8 @@ def _entropy_of(total, rest, moment):
 
 
 @triton.jit
-def _store(entropy_ptr, logsumexp_ptr, row, rows, inside, maximum, total, rest, moment, ENTROPY: tl.constexpr):
+def _store(entropy_ptr, logsumexp_ptr, row, rows, inside, sums, ENTROPY: tl.constexpr):
+    maximum, total, rest, moment = sums
     store_logsumexp(logsumexp_ptr, row, rows, inside, maximum, log_sum_of(total))
     if ENTROPY:
         tl.store(entropy_ptr + row, _entropy_of(total, rest, moment), mask=inside)
@@ -167,27 +151,35 @@ def _store(entropy_ptr, logsumexp_ptr, row, rows, inside, maximum, total, rest, 
 
 @triton.jit(do_not_specialize=["rows", "parts"])
 def _entropy_kernel(
-    logits_ptr, allowed_ptr, entropy_ptr, logsumexp_ptr, parts_ptr, row_stride: tl.int64, allowed_strides,
+    logits_ptr, row_stride: tl.int64,
+    allowed_ptr, allowed_strides,
+    entropy_ptr,
+    logsumexp_ptr,
+    parts_ptr,
     rows: tl.int64, columns, parts,
     ENTROPY: tl.constexpr, TYPE: tl.constexpr, PARTS: tl.constexpr,
     ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
-    maximum, total, rest, moment = _row_sums(
-        logits_ptr, allowed_ptr, parts_ptr, row, inside, row_stride, allowed_strides, columns, parts, TYPE, PARTS,
-        ROWS, DEPTH, LANES, VECTOR,
-    )  # fmt: skip
+    logits = row_logits(logits_ptr, row_stride, allowed_ptr, allowed_strides, row)
+    column = tile_columns(DEPTH, LANES, VECTOR)
+    sums = _row_sums(logits, parts_ptr, row, inside, column, columns, parts, TYPE, PARTS)
     if is_shared(ROWS):
-        _store_sums(parts_ptr, row, maximum, total, rest, moment)
+        _store_sums(parts_ptr, row, sums)
     else:
-        _store(entropy_ptr, logsumexp_ptr, row, rows, inside, maximum, total, rest, moment, ENTROPY)
+        _store(entropy_ptr, logsumexp_ptr, row, rows, inside, sums, ENTROPY)
 
 
 @triton.jit(do_not_specialize=["rows"])
 def _entropy_grad_kernel(
-    logits_ptr, allowed_ptr, logsumexp_ptr, entropy_ptr, grad_ptr, out_ptr, row_stride: tl.int64,
-    allowed_strides, rows: tl.int64, columns,
+    logits_ptr, row_stride: tl.int64,
+    allowed_ptr, allowed_strides,
+    logsumexp_ptr,
+    entropy_ptr,
+    grad_ptr,
+    out_ptr,
+    rows: tl.int64, columns,
     TYPE: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     # One tile a program: nothing is reduced.
@@ -197,15 +189,15 @@ def _entropy_grad_kernel(
     inside = row < rows
     column = tl.program_id(0) % tiles * BLOCK + tile_columns(DEPTH, LANES, VECTOR)
     mask = over_tile(inside) & (column < columns)
-    allowed_at = over_tile(allowed_row(row, allowed_strides)) + column
-    x = load_logits(tile_ptrs(logits_ptr + over_tile(row * row_stride), column), mask, TYPE)
+    logits = tile_logits(row_logits(logits_ptr, row_stride, allowed_ptr, allowed_strides, row), column)
+    x = load_logits(without_mask(logits), 0, mask, TYPE)
     maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, inside)
     log2_p = log2_probs(x, maximum, log_sum)
     entropy = tl.load(entropy_ptr + row, mask=inside) * LOG2E
     grad = tl.load(grad_ptr + row, mask=inside).to(TYPE) * LN2
     # -g p (log p + H), and 0 where p is.
     out = -over_tile(grad) * tl.exp2(log2_p) * (tl.maximum(log2_p, FAR) + over_tile(entropy))
-    out = where_allowed(out, 0.0, mask, allowed_ptr, allowed_at)
+    out = where_allowed(out, 0.0, logits, 0, mask)
     tl.store(tile_ptrs(out_ptr + over_tile(row * columns), column), out.to(out_ptr.dtype.element_ty), mask=mask)
 
 

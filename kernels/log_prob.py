@@ -15,11 +15,9 @@ from .entropy import logsumexp as row_logsumexp
 from .rows import (
     add_tile,
     allowed_arguments,
-    allowed_row,
     compute_dtype,
     compute_type,
     from_parts,
-    has_tail,
     is_shared,
     join_lanes,
     lane_max,
@@ -31,12 +29,17 @@ from .rows import (
     log2_probs,
     log_sum_of,
     over_tile,
+    row_logits,
     store_logsumexp,
     store_part,
+    tail_mask,
     tile_columns,
+    tile_logits,
     tile_ptrs,
+    walk,
     where_allowed,
     with_unit_stride,
+    without_mask,
 )
 
 
@@ -54,10 +57,27 @@ def _load_value(ptrs, mask, TYPE: tl.constexpr, LEAST: tl.constexpr):
 
 
 @triton.jit
-def _add_value(value, start, best, best_start):
-    """The maximum of each lane and the tile that it was first met in, [ROWS, LANES], with one more tile."""
-    top = lane_max(value)
-    return tl.maximum(best, top), tl.where(top > best, start, best_start)
+def _add_value(start, mask, best, values, CONSTANTS: tl.constexpr):
+    """Add a tile of the value to the maximum of each lane and the tile that it was first met in, [ROWS, LANES]."""
+    maximum, first_start = best
+    top = lane_max(_load_value(tile_ptrs(values, start), mask, CONSTANTS[1], CONSTANTS[2]))
+    return tl.maximum(maximum, top), tl.where(top > maximum, start, first_start)
+
+
+@triton.jit
+def _add_logits(start, mask, sums, logits, CONSTANTS: tl.constexpr):
+    """Add a tile of the logits to (maximum, total) of each lane, [ROWS, LANES]."""
+    return add_tile(load_logits(logits, start, mask, CONSTANTS[0]), sums[0], sums[1])
+
+
+@triton.jit
+def _add_both(start, mask, total, row, CONSTANTS: tl.constexpr):
+    """Add a tile of both. `mask` is the value's. The logits have one of their own, because their columns are dealt out
+    to threads in another way; made after the value is read, it takes no registers before."""
+    logits, values, column, inside, columns = row
+    best = _add_value(start, mask, total[1], values, CONSTANTS)
+    logits_mask = None if mask is None else tail_mask(start, inside, column, columns)
+    return _add_logits(start, logits_mask, total[0], logits, CONSTANTS), best
 
 
 @triton.jit
@@ -67,100 +87,77 @@ def _log_prob_of(x, maximum, log_sum):
 
 
 @triton.jit
-def _store(
-    logits_ptr, allowed_ptr, logsumexp_ptr, out_ptr, index_ptr, row_stride, allowed_strides, row, rows, at, inside,
-    index, maximum, total, KNOWN: tl.constexpr, TYPE: tl.constexpr,
-):  # fmt: skip
-    """Stores index, its log-probability, the logsumexp if it was not known but is of (maximum, total)."""
+def _store(logits, logsumexp_ptr, out, row, rows, at, inside, found, KNOWN: tl.constexpr, TYPE: tl.constexpr):
+    """Store the index that was found, its log-probability, and the logsumexp if (maximum, total) were found too."""
+    out_ptr, index_ptr = out
+    index, maximum, total = found
     if KNOWN:
         maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, inside)
     else:
         log_sum = log_sum_of(total)
         store_logsumexp(logsumexp_ptr, row, rows, inside, maximum, log_sum)
-    chosen = load_chosen(logits_ptr, row, row_stride, index, inside, TYPE, allowed_ptr, allowed_strides)
+    chosen = load_chosen(logits, index, inside, TYPE)
     tl.store(out_ptr + at, _log_prob_of(chosen, maximum, log_sum), mask=inside)
     tl.store(index_ptr + at, index.to(tl.int64), mask=inside)
 
 
 @triton.jit
-def _walk(
-    logits_ptr, allowed_ptr, value_ptr, hint_ptr, row, at, inside, row_stride, allowed_strides, columns,
-    KNOWN: tl.constexpr, TYPE: tl.constexpr, VALUE_TYPE: tl.constexpr, LEAST: tl.constexpr, VALUE_VECTOR: tl.constexpr,
-    ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
-):  # fmt: skip
+def _find(logits, value_ptrs, hint_ptrs, inside, tile, columns, KNOWN: tl.constexpr, CONSTANTS: tl.constexpr):
     """The first maximum of the value rows, int32, and (maximum, total) of the logits if they are not known, [ROWS],
-    over this program's tiles."""
-    # The same columns and lanes twice: the value's own width makes its loads of 128 bits, too.
-    BLOCK: tl.constexpr = DEPTH * LANES * VECTOR
-    column = tile_columns(DEPTH, LANES, VECTOR)
-    value_column = tile_columns(BLOCK // (LANES * VALUE_VECTOR), LANES, VALUE_VECTOR)
-    x_ptrs = tile_ptrs(logits_ptr + over_tile(row * row_stride), column)
-    allowed_at = over_tile(allowed_row(row, allowed_strides)) + column
-    value_ptrs = tile_ptrs(value_ptr + over_tile(at * columns), value_column)
-    maximum = tl.full([ROWS, LANES], float("-inf"), TYPE)
-    total = tl.zeros([ROWS, LANES], TYPE)
-    best = tl.full([ROWS, LANES], LEAST, VALUE_TYPE)
-    best_start = tl.zeros([ROWS, LANES], tl.int32)
-    whole = columns // BLOCK * BLOCK if ROWS == 1 else 0
+    over this program's tiles. `tile` has its columns twice, as they are dealt out for the logits and for the value."""
+    TYPE: tl.constexpr = CONSTANTS[0]
+    VALUE_TYPE: tl.constexpr = CONSTANTS[1]
+    LEAST: tl.constexpr = CONSTANTS[2]
+    column, value_column = tile
+    ROWS: tl.constexpr = inside.shape[0]
+    LANES: tl.constexpr = column.shape[2]
+    logits = tile_logits(logits, column)
+    values = tile_ptrs(over_tile(value_ptrs), value_column)
+    sums = (tl.full([ROWS, LANES], float("-inf"), TYPE), tl.zeros([ROWS, LANES], TYPE))
+    best = (tl.full([ROWS, LANES], LEAST, VALUE_TYPE), tl.zeros([ROWS, LANES], tl.int32))
     unknown = inside
-    if hint_ptr is not None:
-        # Where the value is 1 there, nothing else of it is read. Else it is walked by itself.
-        hint = tl.load(hint_ptr + at, mask=inside, other=-1)
+    if hint_ptrs is not None:
+        # Where the value is 1 there, nothing else of it is read. Otherwise it is walked by itself.
+        hint = tl.load(hint_ptrs, mask=inside, other=-1)
         hinted = inside & (hint >= 0) & (hint < columns)
-        hinted &= _load_value(value_ptr + at * columns + hint, hinted, VALUE_TYPE, LEAST) == 1
+        hinted &= _load_value(value_ptrs + hint, hinted, VALUE_TYPE, LEAST) == 1
         unknown = inside & (hinted == 0)
-        walk = tl.max(unknown.to(tl.int32), 0) > 0
-        for start in range(tl.program_id(1) * BLOCK, tl.where(walk, whole, 0), tl.num_programs(1) * BLOCK):
-            value = _load_value(tile_ptrs(value_ptrs, start), None, VALUE_TYPE, LEAST)
-            best, best_start = _add_value(value, start, best, best_start)
-        if walk & has_tail(whole, columns, BLOCK):
-            mask = over_tile(unknown) & (whole + value_column < columns)
-            value = _load_value(tile_ptrs(value_ptrs, whole), mask, VALUE_TYPE, LEAST)
-            best, best_start = _add_value(value, whole, best, best_start)
-    for start in range(tl.program_id(1) * BLOCK, whole, tl.num_programs(1) * BLOCK):
-        if hint_ptr is None:
-            value = _load_value(tile_ptrs(value_ptrs, start), None, VALUE_TYPE, LEAST)
-            best, best_start = _add_value(value, start, best, best_start)
+        searched = tl.where(tl.max(unknown.to(tl.int32), 0) > 0, columns, 0)
+        best = walk(_add_value, best, values, unknown, value_column, searched, CONSTANTS)
         if not KNOWN:
-            x = load_logits(tile_ptrs(x_ptrs, start), None, TYPE, allowed_ptr, allowed_at + start)
-            maximum, total = add_tile(x, maximum, total)
-    if has_tail(whole, columns, BLOCK):
-        if hint_ptr is None:
-            mask = over_tile(inside) & (whole + value_column < columns)
-            value = _load_value(tile_ptrs(value_ptrs, whole), mask, VALUE_TYPE, LEAST)
-            best, best_start = _add_value(value, whole, best, best_start)
-        if not KNOWN:
-            mask = over_tile(inside) & (whole + column < columns)
-            x = load_logits(tile_ptrs(x_ptrs, whole), mask, TYPE, allowed_ptr, allowed_at + whole)
-            maximum, total = add_tile(x, maximum, total)
+            sums = walk(_add_logits, sums, logits, inside, column, columns, CONSTANTS)
+    elif KNOWN:
+        best = walk(_add_value, best, values, inside, value_column, columns, CONSTANTS)
+    else:
+        row = (logits, values, column, inside, columns)
+        sums, best = walk(_add_both, (sums, best), row, inside, value_column, columns, CONSTANTS)
 
     # The first column of the maximum is in the first tile that has it, which is read once more.
-    top = tl.max(best, 1)
-    start = over_tile(tl.min(tl.where(best == top[:, None], best_start, columns), 1))
+    top = tl.max(best[0], 1)
+    start = over_tile(tl.min(tl.where(best[0] == top[:, None], best[1], columns), 1))
     found = over_tile(unknown) & (start + value_column < columns)
-    value = _load_value(tile_ptrs(value_ptrs, start), found, VALUE_TYPE, LEAST)
+    value = _load_value(tile_ptrs(values, start), found, VALUE_TYPE, LEAST)
     found &= value == over_tile(top)
     index = tl.min(lane_min(tl.where(found, start + value_column, columns)), 1)
-    if hint_ptr is not None:
+    if hint_ptrs is not None:
         index = tl.where(hinted, hint.to(tl.int32), index)
 
     if KNOWN:
         maximum, total = tl.zeros([ROWS], TYPE), tl.zeros([ROWS], TYPE)
     else:
-        maximum, total = join_lanes(maximum, total)
+        maximum, total = join_lanes(sums[0], sums[1])
     return index, maximum, total
 
 
 @triton.jit
-def _join(
-    value_ptr, parts_ptr, part_index_ptr, at, columns, parts, KNOWN: tl.constexpr, TYPE: tl.constexpr,
-    VALUE_TYPE: tl.constexpr, LEAST: tl.constexpr, PARTS: tl.constexpr,
-):  # fmt: skip
+def _join(value_ptrs, part_ptrs, at, columns, parts, KNOWN: tl.constexpr, CONSTANTS: tl.constexpr, PARTS: tl.constexpr):
     """The same of whole rows, from what the `parts` programs that shared each left."""
+    TYPE: tl.constexpr = CONSTANTS[0]
+    parts_ptr, part_index_ptr = part_ptrs
     index = load_parts(part_index_ptr, at, parts, columns, PARTS)
     # A part may have nothing above the least number.
     exists = index < columns
-    best = _load_value(value_ptr + (at * columns)[:, None] + index, exists, VALUE_TYPE, LEAST)
+    best = _load_value(value_ptrs[:, None] + index, exists, CONSTANTS[1], CONSTANTS[2])
     index = tl.min(tl.where(exists & (best == tl.max(best, 1)[:, None]), index, columns), 1)
     if KNOWN:
         maximum, total = tl.zeros(at.shape, TYPE), tl.zeros(at.shape, TYPE)
@@ -174,8 +171,16 @@ def _join(
 
 @triton.jit(do_not_specialize=["rows", "programs_per_draw", "parts"])
 def _log_prob_kernel(
-    logits_ptr, allowed_ptr, logsumexp_ptr, value_ptr, hint_ptr, out_ptr, index_ptr, parts_ptr, part_index_ptr,
-    row_stride: tl.int64, allowed_strides, rows: tl.int64, programs_per_draw: tl.int64, columns, parts,
+    logits_ptr, row_stride: tl.int64,
+    allowed_ptr, allowed_strides,
+    logsumexp_ptr,
+    value_ptr,
+    hint_ptr,
+    out_ptr,
+    index_ptr,
+    parts_ptr,
+    part_index_ptr,
+    rows: tl.int64, programs_per_draw: tl.int64, columns, parts,
     KNOWN: tl.constexpr, TYPE: tl.constexpr, VALUE_TYPE: tl.constexpr, LEAST: tl.constexpr, VALUE_VECTOR: tl.constexpr,
     PARTS: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
@@ -183,47 +188,58 @@ def _log_prob_kernel(
     row = tl.program_id(0) % programs_per_draw * ROWS + tl.arange(0, ROWS)
     inside = row < rows
     at = draw * rows + row
+    # Where rows start is computed where it is needed: kept over the walk it would take registers.
     if from_parts(parts, PARTS):
-        index, maximum, total = _join(
-            value_ptr, parts_ptr, part_index_ptr, at, columns, parts, KNOWN, TYPE, VALUE_TYPE, LEAST, PARTS
-        )
+        value_ptrs, part_ptrs = value_ptr + at * columns, (parts_ptr, part_index_ptr)
+        found = _join(value_ptrs, part_ptrs, at, columns, parts, KNOWN, (TYPE, VALUE_TYPE, LEAST), PARTS)
     else:
-        index, maximum, total = _walk(
-            logits_ptr, allowed_ptr, value_ptr, hint_ptr, row, at, inside, row_stride, allowed_strides, columns,
-            KNOWN, TYPE, VALUE_TYPE, LEAST, VALUE_VECTOR, ROWS, DEPTH, LANES, VECTOR,
-        )  # fmt: skip
+        logits = row_logits(logits_ptr, row_stride, allowed_ptr, allowed_strides, row)
+        value_ptrs, hint_ptrs = value_ptr + at * columns, None if hint_ptr is None else hint_ptr + at
+        # The same columns and lanes twice: the value's own width makes its loads of 128 bits, too.
+        value_column = tile_columns(DEPTH * VECTOR // VALUE_VECTOR, LANES, VALUE_VECTOR)
+        tile = (tile_columns(DEPTH, LANES, VECTOR), value_column)
+        found = _find(logits, value_ptrs, hint_ptrs, inside, tile, columns, KNOWN, (TYPE, VALUE_TYPE, LEAST))
     if is_shared(ROWS):
+        index, maximum, total = found
         store_part(part_index_ptr, at, index)
         if not KNOWN:
             store_part(parts_ptr, 2 * at, maximum)
             store_part(parts_ptr, 2 * at + 1, total)
     else:
-        _store(
-            logits_ptr, allowed_ptr, logsumexp_ptr, out_ptr, index_ptr, row_stride, allowed_strides, row, rows, at,
-            inside, index, maximum, total, KNOWN, TYPE,
-        )  # fmt: skip
+        logits = row_logits(logits_ptr, row_stride, allowed_ptr, allowed_strides, row)
+        _store(logits, logsumexp_ptr, (out_ptr, index_ptr), row, rows, at, inside, found, KNOWN, TYPE)
 
 
 @triton.jit(do_not_specialize=["rows", "count"])
 def _log_prob_index_kernel(
-    logits_ptr, allowed_ptr, logsumexp_ptr, index_ptr, out_ptr, row_stride: tl.int64, allowed_strides,
+    logits_ptr, row_stride: tl.int64,
+    allowed_ptr, allowed_strides,
+    logsumexp_ptr,
+    index_ptr,
+    out_ptr,
     rows: tl.int64, count: tl.int64, columns,
     TYPE: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < count
     row = at % rows
+    logits = row_logits(logits_ptr, row_stride, allowed_ptr, allowed_strides, row)
     index = tl.load(index_ptr + at, mask=inside, other=0)
     exists = inside & (index >= 0) & (index < columns)
-    chosen = load_chosen(logits_ptr, row, row_stride, index, exists, TYPE, allowed_ptr, allowed_strides)
+    chosen = load_chosen(logits, index, exists, TYPE)
     maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, inside)
     tl.store(out_ptr + at, _log_prob_of(chosen, maximum, log_sum), mask=inside)
 
 
 @triton.jit(do_not_specialize=["rows"])
 def _log_prob_grad_kernel(
-    logits_ptr, allowed_ptr, logsumexp_ptr, index_ptr, grad_ptr, out_ptr, row_stride: tl.int64,
-    allowed_strides, rows: tl.int64, columns,
+    logits_ptr, row_stride: tl.int64,
+    allowed_ptr, allowed_strides,
+    logsumexp_ptr,
+    index_ptr,
+    grad_ptr,
+    out_ptr,
+    rows: tl.int64, columns,
     ONE_DRAW: tl.constexpr, TYPE: tl.constexpr,
     ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
@@ -234,8 +250,8 @@ def _log_prob_grad_kernel(
     inside = row < rows
     column = tl.program_id(0) % tiles * BLOCK + tile_columns(DEPTH, LANES, VECTOR)
     mask = over_tile(inside) & (column < columns)
-    allowed_at = over_tile(allowed_row(row, allowed_strides)) + column
-    x = load_logits(tile_ptrs(logits_ptr + over_tile(row * row_stride), column), mask, TYPE)
+    logits = tile_logits(row_logits(logits_ptr, row_stride, allowed_ptr, allowed_strides, row), column)
+    x = load_logits(without_mask(logits), 0, mask, TYPE)
     maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, inside)
     p = tl.exp2(log2_probs(x, maximum, log_sum))
     grad = over_tile(tl.load(grad_ptr + row, mask=inside).to(TYPE))
@@ -244,7 +260,7 @@ def _log_prob_grad_kernel(
         out = tl.where(column == over_tile(index), grad, 0.0) - grad * p
     else:
         out = -grad * p
-    out = where_allowed(out, 0.0, mask, allowed_ptr, allowed_at)
+    out = where_allowed(out, 0.0, logits, 0, mask)
     tl.store(tile_ptrs(out_ptr + over_tile(row * columns), column), out.to(out_ptr.dtype.element_ty), mask=mask)
 
 

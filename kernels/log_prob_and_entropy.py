@@ -23,7 +23,6 @@ from .noise import LN2, LOG2E
 from .rows import (
     FAR,
     allowed_arguments,
-    allowed_row,
     compute_dtype,
     compute_type,
     is_shared,
@@ -35,22 +34,24 @@ from .rows import (
     log2_probs,
     log_sum_of,
     over_tile,
+    row_logits,
     store_logsumexp,
     sum_parts,
     tile_columns,
+    tile_logits,
     tile_ptrs,
     where_allowed,
     with_unit_stride,
+    without_mask,
 )
 from .softmax_grad import _dot_kernel
 
 
 @triton.jit
-def _store(
-    logits_ptr, allowed_ptr, index_ptr, log_prob_ptr, entropy_ptr, logsumexp_ptr, row, row_stride, allowed_strides,
-    rows, columns, draws, inside, maximum, total, rest, moment, TYPE: tl.constexpr,
-):  # fmt: skip
-    """What is wanted of rows whose sums are known."""
+def _store(logits, index_ptr, out, row, rows, inside, columns, draws, sums, TYPE: tl.constexpr):
+    """Store what is wanted of rows whose sums are known."""
+    log_prob_ptr, entropy_ptr, logsumexp_ptr = out
+    maximum, total, rest, moment = sums
     log_sum = log_sum_of(total)
     store_logsumexp(logsumexp_ptr, row, rows, inside, maximum, log_sum)
     tl.store(entropy_ptr + row, _entropy_of(total, rest, moment), mask=inside)
@@ -58,37 +59,48 @@ def _store(
         at = draw * rows + row
         index = tl.load(index_ptr + at, mask=inside, other=-1)
         exists = inside & (index >= 0) & (index < columns)
-        x = load_chosen(logits_ptr, row, row_stride, index, exists, TYPE, allowed_ptr, allowed_strides)
+        x = load_chosen(logits, index, exists, TYPE)
         tl.store(log_prob_ptr + at, x - maximum - log_sum, mask=inside)
 
 
 @triton.jit(do_not_specialize=["rows", "draws", "parts"])
 def _forward_kernel(
-    logits_ptr, allowed_ptr, index_ptr, log_prob_ptr, entropy_ptr, logsumexp_ptr, parts_ptr, row_stride: tl.int64,
-    allowed_strides, rows: tl.int64, columns, draws, parts,
+    logits_ptr, row_stride: tl.int64,
+    allowed_ptr, allowed_strides,
+    index_ptr,
+    log_prob_ptr,
+    entropy_ptr,
+    logsumexp_ptr,
+    parts_ptr,
+    rows: tl.int64, columns, draws, parts,
     TYPE: tl.constexpr, PARTS: tl.constexpr,
     ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
-    maximum, total, rest, moment = _row_sums(
-        logits_ptr, allowed_ptr, parts_ptr, row, inside, row_stride, allowed_strides, columns, parts, TYPE, PARTS,
-        ROWS, DEPTH, LANES, VECTOR,
-    )  # fmt: skip
+    logits = row_logits(logits_ptr, row_stride, allowed_ptr, allowed_strides, row)
+    column = tile_columns(DEPTH, LANES, VECTOR)
+    sums = _row_sums(logits, parts_ptr, row, inside, column, columns, parts, TYPE, PARTS)
     if is_shared(ROWS):
-        _store_sums(parts_ptr, row, maximum, total, rest, moment)
+        _store_sums(parts_ptr, row, sums)
     else:
-        _store(
-            logits_ptr, allowed_ptr, index_ptr, log_prob_ptr, entropy_ptr, logsumexp_ptr, row, row_stride,
-            allowed_strides, rows, columns, draws, inside, maximum, total, rest, moment, TYPE,
-        )  # fmt: skip
+        out = (log_prob_ptr, entropy_ptr, logsumexp_ptr)
+        _store(logits, index_ptr, out, row, rows, inside, columns, draws, sums, TYPE)
 
 
 @triton.jit(do_not_specialize=["rows", "draws", "parts"])
 def _backward_kernel(
-    logits_ptr, allowed_ptr, logsumexp_ptr, entropy_ptr, index_ptr, grad_log_prob_ptr, grad_entropy_ptr, grad_ptr,
-    parts_ptr, out_ptr, row_stride: tl.int64, allowed_strides, grad_stride: tl.int64, rows: tl.int64, columns,
-    draws, parts,
+    logits_ptr, row_stride: tl.int64,
+    allowed_ptr, allowed_strides,
+    logsumexp_ptr,
+    entropy_ptr,
+    index_ptr,
+    grad_log_prob_ptr,
+    grad_entropy_ptr,
+    grad_ptr, grad_stride: tl.int64,
+    parts_ptr,
+    out_ptr,
+    rows: tl.int64, columns, draws, parts,
     ONE_DRAW: tl.constexpr, PARTS: tl.constexpr, TYPE: tl.constexpr,
     ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
@@ -100,13 +112,12 @@ def _backward_kernel(
     start = tl.program_id(0) % tiles * BLOCK
     column = start + tile_columns(DEPTH, LANES, VECTOR)
     mask = over_tile(inside) & (column < columns)
-    allowed_at = over_tile(allowed_row(row, allowed_strides)) + column
-    x_ptrs = tile_ptrs(logits_ptr + over_tile(row * row_stride), column)
+    logits = tile_logits(row_logits(logits_ptr, row_stride, allowed_ptr, allowed_strides, row), column)
     if grad_ptr is not None and parts_ptr is None:
         # <p, g> is a sum over what is allowed.
-        x = load_logits(x_ptrs, mask, TYPE, allowed_ptr, allowed_at)
+        x = load_logits(logits, 0, mask, TYPE)
     else:
-        x = load_logits(x_ptrs, mask, TYPE)
+        x = load_logits(without_mask(logits), 0, mask, TYPE)
     maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, inside)
     log2_p = log2_probs(x, maximum, log_sum)
     p = tl.exp2(log2_p)
@@ -134,11 +145,11 @@ def _backward_kernel(
             grad_log_prob = tl.load(grad_log_prob_ptr + at, mask=inside, other=0.0).to(TYPE)
             index = tl.load(index_ptr + at, mask=inside, other=-1)
             total += grad_log_prob
-            # Of a row of several tiles, most do not have it.
+            # Most tiles of a row of several do not have it.
             if ROWS > 1 or tl.sum(((index >= start) & (index < start + BLOCK)).to(tl.int32), 0) > 0:
                 at_index += tl.where(column == over_tile(index), over_tile(grad_log_prob), 0.0)
     out = at_index + p * (slope - over_tile(total))
-    out = where_allowed(out, 0.0, mask, allowed_ptr, allowed_at)
+    out = where_allowed(out, 0.0, logits, 0, mask)
     tl.store(tile_ptrs(out_ptr + over_tile(row * columns), column), out.to(out_ptr.dtype.element_ty), mask=mask)
 
 

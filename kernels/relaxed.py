@@ -43,11 +43,9 @@ from .noise import (
 from .rows import (
     FAR,
     allowed_arguments,
-    allowed_row,
     compute_dtype,
     compute_type,
     exp2_of,
-    has_tail,
     inverse_temperature,
     lane_max,
     lane_min,
@@ -59,13 +57,17 @@ from .rows import (
     or_zero,
     over_lanes,
     over_tile,
+    row_logits,
     store_part,
     sum_parts,
     temperature_arguments,
     tile_columns,
+    tile_logits,
     tile_ptrs,
+    walk,
     where_allowed,
     with_unit_stride,
+    without_mask,
 )
 
 _GROUP = tl.constexpr(GROUP)
@@ -88,8 +90,9 @@ def _columns(DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr):
 
 
 @triton.jit
-def _words(STAGE: tl.constexpr, call, row, draw, key, counter3):
+def _words(STAGE: tl.constexpr, call, noise):
     """The word of each element of a tile."""
+    row, draw, key, counter3 = noise
     pairs = word_pairs(STAGE, call, over_tile(row), draw, key, counter3)
     return tl.permute(tl.join(pairs.to(tl.uint32), (pairs >> 32).to(tl.uint32)), (4, 5, 0, 1, 2, 3))
 
@@ -98,10 +101,10 @@ def _words(STAGE: tl.constexpr, call, row, draw, key, counter3):
 
 
 @triton.jit
-def _races(x, top, call, row, draw, key, counter3):
+def _races(x, top, call, noise):
     """-(x - top + G) in log2 units, G = -log E, but for a number that is the same for all, as E is in 64ths. The top
     first: beside a large |x| the noise would be rounded away."""
-    return (top - x) * LOG2E + fast_log2(exponential32(_words(RELAXED, call, row, draw, key, counter3)))
+    return (top - x) * LOG2E + fast_log2(exponential32(_words(RELAXED, call, noise)))
 
 
 @triton.jit
@@ -111,21 +114,46 @@ def _rebase(top, maximum, new_top, inverse):
 
 
 @triton.jit
-def _add_scores(x, top, maximum, total, call, row, draw, key, counter3, inverse):
-    """Adds a tile to the (top, maximum, total) of each lane, [ROWS, LANES]: with s = (x - top + G) / t in log2 units
-    and top the lane's largest logit yet, sum 2^s = total 2^maximum. And the tile's 2^(s - maximum)."""
+def _add_scores(x, sums, call, noise, inverse):
+    """Add a tile to the (top, maximum, total) of each lane, [ROWS, LANES]: with s = (x - top + G) / t in log2 units
+    and top the lane's largest logit yet, sum 2^s = total 2^maximum. Return the tile's 2^(s - maximum) as well."""
+    top, maximum, total = sums
     new_top = tl.maximum(top, lane_max(x))
-    race = _races(x, over_lanes(or_zero(new_top)), call, row, draw, key, counter3)
+    race = _races(x, over_lanes(or_zero(new_top)), call, noise)
     maximum = _rebase(top, maximum, new_top, inverse[:, None])
     new = tl.maximum(maximum, -inverse[:, None] * lane_min(race))
     base = or_zero(new)
     weight = tl.exp2(race * over_tile(-inverse) - over_lanes(base))
-    return new_top, new, total * tl.exp2(maximum - base) + lane_sum(weight), weight
+    return (new_top, new, total * tl.exp2(maximum - base) + lane_sum(weight)), weight
 
 
 @triton.jit
-def _join(top, maximum, total, inverse):
+def _nothing(ROWS: tl.constexpr, LANES: tl.constexpr, TYPE: tl.constexpr):
+    """The (top, maximum, total) of lanes before the first tile."""
+    nothing = tl.full([ROWS, LANES], float("-inf"), TYPE)
+    return nothing, nothing, tl.zeros([ROWS, LANES], TYPE)
+
+
+@triton.jit
+def _add_tile(start, mask, sums, row, TYPE: tl.constexpr):
+    logits, call, noise, inverse = row
+    return _add_scores(load_logits(logits, start, mask, TYPE), sums, call + start // 4, noise, inverse)[0]
+
+
+@triton.jit
+def _write_scores(start, mask, total, row, TYPE: tl.constexpr):
+    """Write y = 2^(s - log2 sum 2^s) of a tile."""
+    logits, out_ptrs, call, noise, top, base, cold = row
+    x = load_logits(logits, start, mask, TYPE)
+    y = tl.exp2(_races(x, top, call + start // 4, noise) * cold - base)
+    tl.store(tile_ptrs(out_ptrs, start), y.to(out_ptrs.dtype.element_ty), mask=mask)
+    return total
+
+
+@triton.jit
+def _join(sums, inverse):
     """The (top, maximum, total) of the rows, [ROWS], from those of their lanes, [ROWS, lanes]."""
+    top, maximum, total = sums
     row_top = tl.max(top, 1)
     maximum = _rebase(top, maximum, row_top[:, None], inverse[:, None])
     row_maximum = tl.max(maximum, 1)
@@ -140,9 +168,12 @@ def _log2_sum(maximum, total):
 
 @triton.jit(do_not_specialize=[*_PER_CALL, "programs_per_draw"])
 def _relaxed_kernel(
-    logits_ptr, temperature_ptr, out_ptr, seed_ptr, key: tl.int64, counter3: tl.int64, row_offset: tl.int64,
-    row_stride: tl.int64, temperature: tl.float64, temperature_stride: tl.int64, rows: tl.int64, programs_per_draw,
-    columns, TYPE: tl.constexpr, MASK: tl.constexpr,
+    logits_ptr, row_stride: tl.int64,
+    temperature_ptr, temperature: tl.float64, temperature_stride: tl.int64,
+    seed_ptr, key: tl.int64, counter3: tl.int64, row_offset: tl.int64,
+    out_ptr,
+    rows: tl.int64, programs_per_draw, columns,
+    TYPE: tl.constexpr, MASK: tl.constexpr,
     ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     # Rows that are in a tile whole: one exp2 an element, relative to its lane, and then one factor a lane.
@@ -152,16 +183,13 @@ def _relaxed_kernel(
     inside = row < rows
     column, call = _columns(DEPTH, LANES, VECTOR)
     mask = (over_tile(inside) & (column < columns)) if MASK else None
-    x = load_logits(tile_ptrs(logits_ptr + over_tile(row * row_stride), column), mask, TYPE)
+    x = load_logits(tile_logits(row_logits(logits_ptr, row_stride, None, None, row), column), 0, mask, TYPE)
     inverse = inverse_temperature(temperature_ptr, temperature, row * temperature_stride, inside, TYPE)
-    nothing = tl.full([ROWS, LANES], float("-inf"), TYPE)
-    zero = tl.zeros([ROWS, LANES], TYPE)
-    top, maximum, total, weight = _add_scores(
-        x, nothing, nothing, zero, call, row + row_offset, draw, key, counter3, inverse
-    )
-    row_top, row_maximum, row_total = _join(top, maximum, total, inverse)
+    noise = (row + row_offset, draw, key, counter3)
+    sums, weight = _add_scores(x, _nothing(ROWS, LANES, TYPE), call, noise, inverse)
+    row_top, row_maximum, row_total = _join(sums, inverse)
     base = _log2_sum(row_maximum, row_total)
-    maximum = _rebase(top, maximum, row_top[:, None], inverse[:, None])
+    maximum = _rebase(sums[0], sums[1], row_top[:, None], inverse[:, None])
     y = weight * over_lanes(tl.exp2(maximum - base[:, None]))
     out_ptrs = tile_ptrs(out_ptr + over_tile((draw * rows + row) * columns), column)
     tl.store(out_ptrs, y.to(out_ptr.dtype.element_ty), mask=mask)
@@ -169,36 +197,23 @@ def _relaxed_kernel(
 
 @triton.jit(do_not_specialize=_PER_CALL)
 def _relaxed_sums_kernel(
-    logits_ptr, temperature_ptr, parts_ptr, seed_ptr, key: tl.int64, counter3: tl.int64,
-    row_offset: tl.int64, row_stride: tl.int64, temperature: tl.float64, temperature_stride: tl.int64, rows: tl.int64,
-    columns,
+    logits_ptr, row_stride: tl.int64,
+    temperature_ptr, temperature: tl.float64, temperature_stride: tl.int64,
+    seed_ptr, key: tl.int64, counter3: tl.int64, row_offset: tl.int64,
+    parts_ptr,
+    rows: tl.int64, columns,
     TYPE: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     # The (top, maximum, total) of a part of one draw of one long row a program.
     key = load_key(seed_ptr, key)
     at = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
-    draw = at // rows
     row = at % rows
     column, call = _columns(DEPTH, LANES, VECTOR)
-    x_ptrs = tile_ptrs(logits_ptr + over_tile(row * row_stride), column)
-    inverse = inverse_temperature(temperature_ptr, temperature, row * temperature_stride, row >= 0, TYPE)
-    row += row_offset
-    top = tl.full([1, LANES], float("-inf"), TYPE)
-    maximum = tl.full([1, LANES], float("-inf"), TYPE)
-    total = tl.zeros([1, LANES], TYPE)
-    BLOCK: tl.constexpr = 4 * DEPTH * LANES * VECTOR
-    whole = columns // BLOCK * BLOCK
-    for start in range(tl.program_id(1) * BLOCK, whole, tl.num_programs(1) * BLOCK):
-        x = load_logits(tile_ptrs(x_ptrs, start), None, TYPE)
-        top, maximum, total, _ = _add_scores(
-            x, top, maximum, total, call + start // 4, row, draw, key, counter3, inverse
-        )
-    if has_tail(whole, columns, BLOCK):
-        x = load_logits(tile_ptrs(x_ptrs, whole), whole + column < columns, TYPE)
-        top, maximum, total, _ = _add_scores(
-            x, top, maximum, total, call + whole // 4, row, draw, key, counter3, inverse
-        )
-    top, maximum, total = _join(top, maximum, total, inverse)
+    logits = tile_logits(row_logits(logits_ptr, row_stride, None, None, row), column)
+    inverse = inverse_temperature(temperature_ptr, temperature, row * temperature_stride, None, TYPE)
+    known = (logits, call, (row + row_offset, at // rows, key, counter3), inverse)
+    sums = walk(_add_tile, _nothing(1, LANES, TYPE), known, None, column, columns, TYPE)
+    top, maximum, total = _join(sums, inverse)
     store_part(parts_ptr, 3 * at, top)
     store_part(parts_ptr, 3 * at + 1, maximum)
     store_part(parts_ptr, 3 * at + 2, total)
@@ -206,43 +221,33 @@ def _relaxed_sums_kernel(
 
 @triton.jit(do_not_specialize=_PER_CALL)
 def _relaxed_write_kernel(
-    logits_ptr, temperature_ptr, parts_ptr, out_ptr, seed_ptr, key: tl.int64, counter3: tl.int64,
-    row_offset: tl.int64, row_stride: tl.int64, temperature: tl.float64, temperature_stride: tl.int64, rows: tl.int64,
-    columns,
-    TYPE: tl.constexpr, PARTS: tl.constexpr,
-    DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
+    logits_ptr, row_stride: tl.int64,
+    temperature_ptr, temperature: tl.float64, temperature_stride: tl.int64,
+    seed_ptr, key: tl.int64, counter3: tl.int64, row_offset: tl.int64,
+    parts_ptr,
+    out_ptr,
+    rows: tl.int64, columns,
+    TYPE: tl.constexpr, PARTS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
-    # The same part of the row a program: y = 2^(s - log2 sum 2^s).
+    # The same part of the row a program.
     key = load_key(seed_ptr, key)
     at = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
-    draw = at // rows
     row = at % rows
     column, call = _columns(DEPTH, LANES, VECTOR)
-    x_ptrs = tile_ptrs(logits_ptr + over_tile(row * row_stride), column)
+    logits = tile_logits(row_logits(logits_ptr, row_stride, None, None, row), column)
     out_ptrs = tile_ptrs(out_ptr + over_tile(at * columns), column)
-    inverse = inverse_temperature(temperature_ptr, temperature, row * temperature_stride, row >= 0, TYPE)
-    row += row_offset
+    inverse = inverse_temperature(temperature_ptr, temperature, row * temperature_stride, None, TYPE)
     parts = tl.num_programs(1)
-    top, maximum, total = _join(
+    sums = (
         load_parts(parts_ptr, 3 * at, parts, float("-inf"), PARTS),
         load_parts(parts_ptr, 3 * at + 1, parts, float("-inf"), PARTS),
         load_parts(parts_ptr, 3 * at + 2, parts, 0.0, PARTS),
-        inverse,
     )
+    top, maximum, total = _join(sums, inverse)
+    noise = (row + row_offset, at // rows, key, counter3)
     base = over_tile(_log2_sum(maximum, total))
-    top = over_tile(or_zero(top))
-    cold = over_tile(-inverse)
-    BLOCK: tl.constexpr = 4 * DEPTH * LANES * VECTOR
-    whole = columns // BLOCK * BLOCK
-    for start in range(tl.program_id(1) * BLOCK, whole, tl.num_programs(1) * BLOCK):
-        x = load_logits(tile_ptrs(x_ptrs, start), None, TYPE)
-        y = tl.exp2(_races(x, top, call + start // 4, row, draw, key, counter3) * cold - base)
-        tl.store(tile_ptrs(out_ptrs, start), y.to(out_ptr.dtype.element_ty))
-    if has_tail(whole, columns, BLOCK):
-        mask = whole + column < columns
-        x = load_logits(tile_ptrs(x_ptrs, whole), mask, TYPE)
-        y = tl.exp2(_races(x, top, call + whole // 4, row, draw, key, counter3) * cold - base)
-        tl.store(tile_ptrs(out_ptrs, whole), y.to(out_ptr.dtype.element_ty), mask=mask)
+    known = (logits, out_ptrs, call, noise, over_tile(or_zero(top)), base, over_tile(-inverse))
+    walk(_write_scores, (), known, None, column, columns, TYPE)
 
 
 @launch.on_its_device
@@ -294,14 +299,15 @@ def _log2(x):
 
 
 @triton.jit
-def _weights(x, call, winner, row, draw, key, counter3, base, inverse):
+def _weights(x, call, winner, noise, base, inverse):
     """w_j = (1 + E_j / (p_j E_k))^(-1/t), 1 for the winner, and log2 w_j; `x` is relative to the row's maximum, `base`
     the log2 of its sum. p_j = 0 makes the quotient inf and the weight 0."""
+    row, draw, key, counter3 = noise
     hi, lo, _, _ = words(POSTERIOR, WINNER_CALL, row, draw, key, counter3)
     base -= fast_log2(exponential64(hi, lo))
     # -1.0 *: a sign, where 0 - is an instruction.
     one_over_p = tl.exp2(-1.0 * exp2_of(x, over_tile(base)))
-    one_plus = 1.0 + exponential32(_words(POSTERIOR, call, row, draw, key, counter3)) * one_over_p
+    one_plus = 1.0 + exponential32(_words(POSTERIOR, call, noise)) * one_over_p
     log2_weight = _log2(one_plus) * over_tile(-inverse)
     # The winner by its Philox call and quarter, which take fewer registers than the columns.
     winner = winner.to(tl.int32)
@@ -312,11 +318,28 @@ def _weights(x, call, winner, row, draw, key, counter3, base, inverse):
     return tl.where(hot, 1.0, tl.exp2(log2_weight)), tl.where(hot, 0.0, tl.maximum(log2_weight, FAR))
 
 
+@triton.jit
+def _add_weights(start, mask, sums, row, TYPE: tl.constexpr):
+    """Add a tile to (sum w, sum w g) of each lane, [1, LANES]."""
+    total, dot = sums
+    logits, grad_ptrs, call, winner, noise, law = row
+    maximum, base, inverse = law
+    x = load_logits(logits, start, mask, TYPE) - over_tile(maximum)
+    w, _ = _weights(x, call + start // 4, winner, noise, base, inverse)
+    return total + lane_sum(w), dot + lane_sum(w * load_grad(tile_ptrs(grad_ptrs, start), mask, TYPE))
+
+
 @triton.jit(do_not_specialize=_PER_CALL)
 def _grad_sums_kernel(
-    logits_ptr, allowed_ptr, logsumexp_ptr, index_ptr, grad_ptr, temperature_ptr, parts_ptr, seed_ptr,
-    key: tl.int64, counter3: tl.int64, row_offset: tl.int64, row_stride: tl.int64, allowed_strides,
-    temperature: tl.float64, temperature_stride: tl.int64, rows: tl.int64, samples, columns,
+    logits_ptr, row_stride: tl.int64,
+    allowed_ptr, allowed_strides,
+    logsumexp_ptr,
+    index_ptr,
+    grad_ptr,
+    temperature_ptr, temperature: tl.float64, temperature_stride: tl.int64,
+    seed_ptr, key: tl.int64, counter3: tl.int64, row_offset: tl.int64,
+    parts_ptr,
+    rows: tl.int64, samples, columns,
     TYPE: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     # (sum w, sum w g) of a part of one sample of one long row a program.
@@ -326,53 +349,43 @@ def _grad_sums_kernel(
     row = at % rows
     drawn_at = sample // samples * rows + row
     column, call = _columns(DEPTH, LANES, VECTOR)
-    x_ptrs = tile_ptrs(logits_ptr + over_tile(row * row_stride), column)
-    allowed_at = over_tile(allowed_row(row, allowed_strides)) + column
+    logits = tile_logits(row_logits(logits_ptr, row_stride, allowed_ptr, allowed_strides, row), column)
     grad_ptrs = tile_ptrs(grad_ptr + over_tile(drawn_at * columns), column)
     maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, None)
-    base = log_sum * LOG2E
-    inverse = inverse_temperature(temperature_ptr, temperature, row * temperature_stride, row >= 0, TYPE)
+    inverse = inverse_temperature(temperature_ptr, temperature, row * temperature_stride, None, TYPE)
     winner = tl.load(index_ptr + drawn_at)
-    row += row_offset
-    total = tl.zeros([1, LANES], TYPE)
-    dot = tl.zeros([1, LANES], TYPE)
-    BLOCK: tl.constexpr = 4 * DEPTH * LANES * VECTOR
-    whole = columns // BLOCK * BLOCK
-    for start in range(tl.program_id(1) * BLOCK, whole, tl.num_programs(1) * BLOCK):
-        x = load_logits(tile_ptrs(x_ptrs, start), None, TYPE, allowed_ptr, allowed_at + start) - over_tile(maximum)
-        w, _ = _weights(x, call + start // 4, winner, row, sample, key, counter3, base, inverse)
-        total += lane_sum(w)
-        dot += lane_sum(w * load_grad(tile_ptrs(grad_ptrs, start), None, TYPE))
-    if has_tail(whole, columns, BLOCK):
-        mask = whole + column < columns
-        x = load_logits(tile_ptrs(x_ptrs, whole), mask, TYPE, allowed_ptr, allowed_at + whole) - over_tile(maximum)
-        w, _ = _weights(x, call + whole // 4, winner, row, sample, key, counter3, base, inverse)
-        total += lane_sum(w)
-        dot += lane_sum(w * load_grad(tile_ptrs(grad_ptrs, whole), mask, TYPE))
+    noise = (row + row_offset, sample, key, counter3)
+    known = (logits, grad_ptrs, call, winner, noise, (maximum, log_sum * LOG2E, inverse))
+    zeros = tl.zeros([1, LANES], TYPE)
+    total, dot = walk(_add_weights, (zeros, zeros), known, None, column, columns, TYPE)
     store_part(parts_ptr, 2 * at, tl.sum(total, 1))
     store_part(parts_ptr, 2 * at + 1, tl.sum(dot, 1))
 
 
 @triton.jit
-def _write_tile(
-    start, mask, x_ptrs, allowed_ptr, allowed_at, index_ptr, grad_ptrs, parts_ptr, out_ptrs, call, row, inside,
-    row_offset, rows, draws, samples, columns, key, counter3, maximum, base, inverse, DT: tl.constexpr,
-    TYPE: tl.constexpr, PARTS: tl.constexpr,
-):  # fmt: skip
-    """Writes a tile of the gradient, which stays in registers over all samples. Their sums come from the tile itself
-    where the rows are in it whole, else from the PARTS of them. Returns <dx, log2 w> of each lane, [ROWS, LANES]."""
+def _write_tile(start, mask, product, known, CONSTANTS: tl.constexpr):
+    """Write a tile of the gradient, which stays in registers over all samples. Their sums come from the tile itself
+    where the rows are in it whole, otherwise from the PARTS of them. Add <dx, log2 w> to that of each lane,
+    [ROWS, LANES]."""
+    DT: tl.constexpr = CONSTANTS[0]
+    TYPE: tl.constexpr = CONSTANTS[1]
+    PARTS: tl.constexpr = CONSTANTS[2]
+    logits, index_ptr, grad_ptrs, parts_ptr, out_ptrs, call, place, counts, noise, law = known
+    row, inside = place
+    rows, draws, samples, columns = counts
+    noise_row, key, counter3 = noise
+    maximum, base, inverse = law
     if PARTS == 0 or DT:
         # What is off is no part of a sum.
-        x = load_logits(tile_ptrs(x_ptrs, start), mask, TYPE, allowed_ptr, allowed_at + start) - over_tile(maximum)
+        x = load_logits(logits, start, mask, TYPE) - over_tile(maximum)
     else:
-        x = load_logits(tile_ptrs(x_ptrs, start), mask, TYPE) - over_tile(maximum)
+        x = load_logits(without_mask(logits), start, mask, TYPE) - over_tile(maximum)
     out = tl.zeros(x.shape, TYPE)
-    product = tl.zeros([x.shape[3], x.shape[4]], TYPE)
     for sample in range(draws * samples):
         at = sample * rows + row
         drawn_at = sample // samples * rows + row
         winner = tl.load(index_ptr + drawn_at, mask=inside, other=-1)
-        w, log2_w = _weights(x, call + start // 4, winner, row + row_offset, sample, key, counter3, base, inverse)
+        w, log2_w = _weights(x, call + start // 4, winner, (noise_row, sample, key, counter3), base, inverse)
         # After the noise, which needs all the registers there are.
         g = load_grad(tile_ptrs(grad_ptrs + start, over_tile(drawn_at * columns)), mask, TYPE)
         if PARTS == 0:
@@ -385,16 +398,24 @@ def _write_tile(
         dx = w * over_tile(inverse / (total * samples)) * (g - over_tile(dot / total))
         out += dx
         product += lane_sum(dx * log2_w)
-    out = where_allowed(out, 0.0, mask, allowed_ptr, allowed_at + start)
+    out = where_allowed(out, 0.0, logits, start, mask)
     tl.store(tile_ptrs(out_ptrs, start), out.to(out_ptrs.dtype.element_ty), mask=mask)
     return product
 
 
 @triton.jit(do_not_specialize=_PER_CALL, do_not_specialize_on_alignment=["draws", "samples"])
 def _relaxed_grad_kernel(
-    logits_ptr, allowed_ptr, logsumexp_ptr, index_ptr, grad_ptr, temperature_ptr, parts_ptr, out_ptr, dt_ptr, seed_ptr,
-    key: tl.int64, counter3: tl.int64, row_offset: tl.int64, row_stride: tl.int64, allowed_strides,
-    temperature: tl.float64, temperature_stride: tl.int64, rows: tl.int64, draws, samples, columns,
+    logits_ptr, row_stride: tl.int64,
+    allowed_ptr, allowed_strides,
+    logsumexp_ptr,
+    index_ptr,
+    grad_ptr,
+    temperature_ptr, temperature: tl.float64, temperature_stride: tl.int64,
+    seed_ptr, key: tl.int64, counter3: tl.int64, row_offset: tl.int64,
+    parts_ptr,
+    out_ptr,
+    dt_ptr,
+    rows: tl.int64, draws, samples, columns,
     DT: tl.constexpr, TYPE: tl.constexpr, MASK: tl.constexpr, PARTS: tl.constexpr,
     ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
@@ -404,36 +425,20 @@ def _relaxed_grad_kernel(
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
     column, call = _columns(DEPTH, LANES, VECTOR)
-    x_ptrs = tile_ptrs(logits_ptr + over_tile(row * row_stride), column)
-    allowed_at = over_tile(allowed_row(row, allowed_strides)) + column
-    grad_ptrs = grad_ptr + column
+    logits = tile_logits(row_logits(logits_ptr, row_stride, allowed_ptr, allowed_strides, row), column)
     out_ptrs = tile_ptrs(out_ptr + over_tile(row * columns), column)
     maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, inside)
-    base = log_sum * LOG2E
     inverse = inverse_temperature(temperature_ptr, temperature, row * temperature_stride, inside, TYPE)
+    known = (
+        logits, index_ptr, grad_ptr + column, parts_ptr, out_ptrs, call, (row, inside), (rows, draws, samples, columns),
+        (row + row_offset, key, counter3), (maximum, log_sum * LOG2E, inverse),
+    )  # fmt: skip
+    product = tl.zeros([ROWS, LANES], TYPE)
     if PARTS == 0:
         mask = (over_tile(inside) & (column < columns)) if MASK else None
-        product = _write_tile(
-            0, mask, x_ptrs, allowed_ptr, allowed_at, index_ptr, grad_ptrs, parts_ptr, out_ptrs, call, row,
-            inside, row_offset, rows, draws, samples, columns, key, counter3, maximum, base, inverse, DT, TYPE,
-            PARTS,
-        )  # fmt: skip
+        product = _write_tile(0, mask, product, known, (DT, TYPE, PARTS))
     else:
-        product = tl.zeros([ROWS, LANES], TYPE)
-        BLOCK: tl.constexpr = 4 * DEPTH * LANES * VECTOR
-        whole = columns // BLOCK * BLOCK
-        for start in range(tl.program_id(1) * BLOCK, whole, tl.num_programs(1) * BLOCK):
-            product += _write_tile(
-                start, None, x_ptrs, allowed_ptr, allowed_at, index_ptr, grad_ptrs, parts_ptr, out_ptrs, call,
-                row, inside, row_offset, rows, draws, samples, columns, key, counter3, maximum, base, inverse, DT,
-                TYPE, PARTS,
-            )  # fmt: skip
-        if has_tail(whole, columns, BLOCK):
-            product += _write_tile(
-                whole, whole + column < columns, x_ptrs, allowed_ptr, allowed_at, index_ptr, grad_ptrs, parts_ptr,
-                out_ptrs, call, row, inside, row_offset, rows, draws, samples, columns, key, counter3, maximum, base,
-                inverse, DT, TYPE, PARTS,
-            )  # fmt: skip
+        product = walk(_write_tile, product, known, None, column, columns, (DT, TYPE, PARTS))
     if DT:
         # Without it nothing reads the product, and the compiler drops it.
         dt = -LN2 * tl.sum(product, 1)

@@ -114,46 +114,75 @@ def allowed_arguments(allowed: Tensor | None) -> dict:
 
 @triton.jit
 def allowed_row(row, strides):
-    """Where the category mask of a row starts, by its (stride,), or by (stride, n, jump), a jump after each n rows; any
-    number where there is none."""
-    at = row
-    if strides is not None:
-        at = row * strides[0]
-        if len(strides) == 3:
-            at += row // strides[1] * strides[2]
+    """Where the category mask of a row starts, by its (stride,), or by (stride, n, jump), a jump after each n rows."""
+    at = row * strides[0]
+    if len(strides) == 3:
+        at += row // strides[1] * strides[2]
     return at
 
 
 @triton.jit
-def load_logits(ptrs, mask, TYPE: tl.constexpr, allowed_ptr=None, allowed_at=0):
-    """Logits in the compute type; -inf where `mask` (None: nowhere) is False, and where the category mask, if there is
-    one, is 0 at its offset `allowed_at`, whatever the logit there is."""
+def row_logits(logits_ptr, row_stride, allowed_ptr, allowed_strides, row):
+    """Gather what is known of the logits of rows in one tuple, which `load_logits` and the functions below it read.
+
+    It is (where the rows start,), or with a category mask (where the rows start, the mask's pointer, the offsets of its
+    rows). The length tells which, because a function of Triton 3.6 cannot return a tuple that holds None. The row of a
+    kernel is a number, or several [ROWS]."""
+    ptrs = logits_ptr + row * row_stride
+    if allowed_ptr is None:
+        return (ptrs,)
+    else:
+        return ptrs, allowed_ptr, allowed_row(row, allowed_strides)
+
+
+@triton.jit
+def tile_logits(logits, column):
+    """The logits of rows [ROWS], seen from the columns of a tile."""
+    ptrs = tile_ptrs(over_tile(logits[0]), column)
+    if len(logits) == 1:
+        return (ptrs,)
+    else:
+        return ptrs, logits[1], over_tile(logits[2]) + column
+
+
+@triton.jit
+def without_mask(logits):
+    """The same logits, as if they had no category mask."""
+    return (logits[0],)
+
+
+@triton.jit
+def load_logits(logits, at, mask, TYPE: tl.constexpr):
+    """Logits in the compute type, at a number of columns from where they start, or at several; -inf where `mask`
+    (None: nowhere) is False, and where the category mask is 0, whatever the logit there is."""
+    ptrs = tile_ptrs(logits[0], at)
     if mask is None:
         x = tl.load(ptrs)
     else:
         x = tl.load(ptrs, mask=mask, other=float("-inf"))
-    return where_allowed(x.to(TYPE), float("-inf"), mask, allowed_ptr, allowed_at)
+    return where_allowed(x.to(TYPE), float("-inf"), logits, at, mask)
 
 
 @triton.jit
-def where_allowed(x, other, mask, allowed_ptr, allowed_at):
-    """A tile `x`, but `other` where the category mask, if there is one, is 0 at its offset `allowed_at`, or where
-    `mask` (None: nowhere) is False."""
-    if allowed_ptr is not None:
+def where_allowed(x, other, logits, at, mask):
+    """A tile `x` of what belongs to `logits` at `at`, but `other` where the category mask is 0, or where `mask` (None:
+    nowhere) is False; `x` itself where there is no category mask."""
+    if len(logits) > 1:
+        ptrs = tile_ptrs(logits[1], logits[2] + at)
         if mask is None:
-            allowed = tl.load(tile_ptrs(allowed_ptr, allowed_at))
+            allowed = tl.load(ptrs)
         else:
-            allowed = tl.load(tile_ptrs(allowed_ptr, allowed_at), mask=mask, other=0)
+            allowed = tl.load(ptrs, mask=mask, other=0)
         x = tl.where(allowed != 0, x, other)
     return x
 
 
 @triton.jit
-def load_chosen(logits_ptr, row, row_stride, index, exists, TYPE: tl.constexpr, allowed_ptr, allowed_strides):
-    """The logit of column `index` of each row, as `load_logits` gives it; NaN where `exists` is False."""
-    x = tl.load(logits_ptr + row * row_stride + index, mask=exists, other=float("nan")).to(TYPE)
-    if allowed_ptr is not None:
-        allowed = tl.load(allowed_ptr + allowed_row(row, allowed_strides) + index, mask=exists, other=1)
+def load_chosen(logits, index, exists, TYPE: tl.constexpr):
+    """The logit of column `index` of each row [ROWS], as `load_logits` gives it; NaN where `exists` is False."""
+    x = tl.load(logits[0] + index, mask=exists, other=float("nan")).to(TYPE)
+    if len(logits) > 1:
+        allowed = tl.load(logits[1] + logits[2] + index, mask=exists, other=1)
         x = tl.where(allowed != 0, x, float("-inf"))
     return x
 
@@ -169,10 +198,57 @@ def load_grad(ptrs, mask, TYPE: tl.constexpr):
 
 
 @triton.jit
-def has_tail(whole, columns, BLOCK: tl.constexpr):
+def _has_tail(whole, columns, BLOCK: tl.constexpr):
     """Whether the masked last tile of a row, after `whole` columns in whole ones, is this program's. The programs of a
     row, number (row, part) of a grid, take its tiles in turn."""
     return (whole < columns) & (whole // BLOCK % tl.num_programs(1) == tl.program_id(1))
+
+
+@triton.jit
+def tail_mask(start, inside, column, columns):
+    """Which columns of the tile from column `start` on there are, in rows that are `inside`; None: every row exists."""
+    mask = start + column < columns
+    if inside is not None:
+        mask = over_tile(inside) & mask
+    return mask
+
+
+@triton.jit
+def walk(tile: tl.constexpr, total, row, inside, column, columns, CONSTANTS: tl.constexpr):
+    """Walk this program's tiles of a row, first the whole ones without a mask, then the last one with it.
+
+    Each is `total = tile(start, mask, total, row, CONSTANTS)`, and the last total is returned.
+
+    tile: a function of one tile. The tile starts at column `start`. `mask` is None where it is whole.
+    total: what is added up over the tiles, a tensor or a tuple of tensors. () where a tile only writes.
+    row: what the function needs to know of the row, a tuple that may hold tuples. Triton takes those apart one level
+        at a time.
+    inside: which rows exist, [ROWS]. None where all do. Several rows are in one tile whole, always under a mask.
+    column: the columns of a tile from its start. `columns` is how many the row has.
+    CONSTANTS: what the function needs to know at compile time, often the compute type alone, or a tuple."""
+    BLOCK: tl.constexpr = column.numel
+    if inside is not None and inside.shape[0] > 1:
+        whole = 0
+    else:
+        whole = columns // BLOCK * BLOCK
+    for start in range(tl.program_id(1) * BLOCK, whole, tl.num_programs(1) * BLOCK):
+        total = tile(start, None, total, row, CONSTANTS)
+    if _has_tail(whole, columns, BLOCK):
+        total = tile(whole, tail_mask(whole, inside, column, columns), total, row, CONSTANTS)
+    return total
+
+
+@triton.jit
+def walk_back(tile: tl.constexpr, row, column, columns, CONSTANTS: tl.constexpr):
+    """Write the tiles of `walk` by `tile(start, mask, row, CONSTANTS)`, the last one first, because what was read last
+    is still in the L2."""
+    BLOCK: tl.constexpr = column.numel
+    whole = columns // BLOCK * BLOCK
+    if _has_tail(whole, columns, BLOCK):
+        tile(whole, whole + column < columns, row, CONSTANTS)
+    turns = tl.cdiv(whole // BLOCK - tl.program_id(1), tl.num_programs(1))
+    for turn in range(turns):
+        tile((tl.program_id(1) + (turns - 1 - turn) * tl.num_programs(1)) * BLOCK, None, row, CONSTANTS)
 
 
 @triton.jit
@@ -280,9 +356,12 @@ def log2_probs(x, maximum, log_sum):
 
 @triton.jit
 def inverse_temperature(temperature_ptr, temperature, at, inside, TYPE: tl.constexpr):
-    """1 / t of each row, [ROWS]: of the tensor at the offsets `at`, or of the one number where there is no tensor."""
+    """1 / t of each row, [ROWS]: of the tensor at the offsets `at`, or of the one number where there is no tensor; 1
+    where `inside` (None: nowhere) is False."""
     if temperature_ptr is None:
         t = tl.full(at.shape, temperature, TYPE)
+    elif inside is None:
+        t = tl.load(temperature_ptr + at)
     else:
         t = tl.load(temperature_ptr + at, mask=inside, other=1.0)
     return 1.0 / t

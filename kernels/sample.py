@@ -21,10 +21,8 @@ from .entropy import logsumexp as row_logsumexp
 from .noise import ELEMENT, GROUP, GROUPS, LOG2E, PER_CALL, exponential64, load_key, seed_arguments, words
 from .rows import (
     allowed_arguments,
-    allowed_row,
     compute_dtype,
     compute_type,
-    has_tail,
     is_shared,
     lane_max,
     lane_min,
@@ -33,9 +31,12 @@ from .rows import (
     log_sum_of,
     or_zero,
     over_tile,
+    row_logits,
     store_logsumexp,
     tile_columns,
+    tile_logits,
     tile_ptrs,
+    walk,
     with_unit_stride,
 )
 
@@ -53,11 +54,12 @@ def _race(w0, w1, x, maximum):
 
 
 @triton.jit
-def _winner(x, upper, maximum, call, upper_call, HALF: tl.constexpr, first_call, row, draw, key, counter3):
+def _winner(x, upper, maximum, call, upper_call, HALF: tl.constexpr, first_call, noise):
     """The place in its group of the least E / w of each row, [ROWS]; the lowest of them where some are equal. A logit
     of -inf ends at inf, and is never drawn. The group is two tiles: the places `call` of its first half, and those of
     its second, HALF + `upper_call`, that may be columns. One Philox call, numbered from `first_call` on, serves a place
     of each half: where both tiles have it, the compiler makes it once."""
+    row, draw, key, counter3 = noise
     row = over_tile(row)
     w0, w1, _, _ = words(ELEMENT, first_call + call, row, draw, key, counter3)
     _, _, w2, w3 = words(ELEMENT, first_call + upper_call, row, draw, key, counter3)
@@ -81,8 +83,11 @@ def _zero_or_one(condition, ptr):
 
 @triton.jit(do_not_specialize=[*PER_CALL, "draws"])
 def _short_kernel(
-    logits_ptr, one_hot_ptr, index_ptr, logsumexp_ptr, allowed_ptr, seed_ptr, key: tl.int64, counter3: tl.int64,
-    row_offset: tl.int64, row_stride: tl.int64, allowed_strides, rows: tl.int64, draws: tl.int64, columns,
+    logits_ptr, one_hot_ptr, index_ptr, logsumexp_ptr,
+    row_stride: tl.int64,
+    allowed_ptr, allowed_strides,
+    seed_ptr, key: tl.int64, counter3: tl.int64, row_offset: tl.int64,
+    rows: tl.int64, draws: tl.int64, columns,
     ONE_HOT: tl.constexpr, TYPE: tl.constexpr,
     ROWS: tl.constexpr, DEPTH: tl.constexpr, UPPER_DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
@@ -96,10 +101,9 @@ def _short_kernel(
     upper = HALF + call
     mask = over_tile(inside) & (column < columns)
     upper_mask = over_tile(inside) & (upper < columns)
-    ptrs = logits_ptr + over_tile(row * row_stride)
-    allowed_at = over_tile(allowed_row(row, allowed_strides))
-    x = load_logits(tile_ptrs(ptrs, column), mask, TYPE, allowed_ptr, allowed_at + column)
-    upper_x = load_logits(tile_ptrs(ptrs, upper), upper_mask, TYPE, allowed_ptr, allowed_at + upper)
+    logits = row_logits(logits_ptr, row_stride, allowed_ptr, allowed_strides, row)
+    x = load_logits(tile_logits(logits, column), 0, mask, TYPE)
+    upper_x = load_logits(tile_logits(logits, upper), 0, upper_mask, TYPE)
 
     maximum = tl.max(tl.maximum(lane_max(x), lane_max(upper_x)), 1)
     base = over_tile(or_zero(maximum))
@@ -108,7 +112,8 @@ def _short_kernel(
         store_logsumexp(logsumexp_ptr, row, rows, inside, maximum, log_sum_of(total))
 
     for draw in range(tl.program_id(1).to(tl.int64), draws, tl.num_programs(1)):
-        winner = _winner(x, upper_x, maximum, column, call, HALF, 0, row + row_offset, draw, key, counter3)
+        noise = (row + row_offset, draw, key, counter3)
+        winner = _winner(x, upper_x, maximum, column, call, HALF, 0, noise)
         winner = tl.where(total > 0, winner, -1)
         at = draw * rows + row
         tl.store(index_ptr + at, winner.to(tl.int64), mask=inside)
@@ -120,71 +125,55 @@ def _short_kernel(
 
 
 @triton.jit
-def _sum_tile(
-    logits_ptr, allowed_ptr, allowed_at, one_hot_ptr, maximum_ptr, total_ptr, start, columns, MASK: tl.constexpr,
-    ZERO: tl.constexpr, TYPE: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
-):  # fmt: skip
-    # [DEPTH, TILE, WIDTH]: a warp for each of TILE groups, a width of one load for all of its threads, so that a
-    # group's maximum and sum cost ten shuffles and no barrier.
-    DEPTH: tl.constexpr = _GROUP // WIDTH
-    depth = tl.arange(0, DEPTH)[:, None, None] * WIDTH
-    group = tl.arange(0, TILE)
-    column = start + depth + group[None, :, None] * _GROUP + tl.arange(0, WIDTH)[None, None, :]
+def _group_columns(start, TILE: tl.constexpr, WIDTH: tl.constexpr):
+    """The columns of a tile of TILE groups from column `start` on, [DEPTH, TILE, WIDTH]: a warp for each group, a width
+    of one load for all of its threads, so that a group's maximum and sum cost ten shuffles and no barrier."""
+    depth = tl.arange(0, _GROUP // WIDTH)[:, None, None] * WIDTH
+    return start + depth + tl.arange(0, TILE)[None, :, None] * _GROUP + tl.arange(0, WIDTH)[None, None, :]
+
+
+@triton.jit
+def _sum_tile(start, mask, total, row, TYPE: tl.constexpr):
+    """Write (m, s) of each group of a tile, sum exp x = s exp m, and zeros to the one-hot, if there is one."""
+    logits, zero_ptr, sums, column, columns = row
+    TILE: tl.constexpr = column.shape[1]
     zero_column = start + tl.arange(0, TILE * _GROUP)
-    if MASK:
-        mask = column < columns
-        zero_mask = zero_column < columns
-    else:
-        mask: tl.constexpr = None
-        zero_mask: tl.constexpr = None
-    x = load_logits(tile_ptrs(logits_ptr, column), mask, TYPE, allowed_ptr, allowed_at + column)
-    if ZERO:
-        tl.store(one_hot_ptr + zero_column, tl.zeros([TILE * _GROUP], one_hot_ptr.dtype.element_ty), mask=zero_mask)
+    zero_mask = None if mask is None else zero_column < columns
+    x = load_logits(logits, _group_columns(start, TILE, column.shape[2]), mask, TYPE)
+    if zero_ptr is not None:
+        tl.store(zero_ptr + zero_column, tl.zeros([TILE * _GROUP], zero_ptr.dtype.element_ty), mask=zero_mask)
     maximum = tl.max(tl.max(x, 0), 1)
-    total = tl.sum(tl.sum(tl.exp2((x - or_zero(maximum)[None, :, None]) * LOG2E), 0), 1)
+    total_of_group = tl.sum(tl.sum(tl.exp2((x - or_zero(maximum)[None, :, None]) * LOG2E), 0), 1)
     # By the first thread of the group's warp: as numbers of [TILE] alone they would be dealt out to other threads.
     thread = tl.arange(0, 32)[None, :]
-    group = (group + start // _GROUP)[:, None]
+    group = (tl.arange(0, TILE) + start // _GROUP)[:, None]
     first = (thread == 0) & (group < tl.cdiv(columns, _GROUP))
-    tl.store(maximum_ptr + group + thread, tl.broadcast_to(maximum[:, None], [TILE, 32]), mask=first)
-    tl.store(total_ptr + group + thread, tl.broadcast_to(total[:, None], [TILE, 32]), mask=first)
+    tl.store(sums[0] + group + thread, tl.broadcast_to(maximum[:, None], [TILE, 32]), mask=first)
+    tl.store(sums[1] + group + thread, tl.broadcast_to(total_of_group[:, None], [TILE, 32]), mask=first)
+    return total
 
 
 @triton.jit
-def _sum_groups(
-    logits_ptr, allowed_ptr, allowed_at, one_hot_ptr, maximum_ptr, total_ptr, columns, ZERO: tl.constexpr,
-    TYPE: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
-):  # fmt: skip
-    """Writes (m, s) of each group of this program's tiles of a row, sum exp x = s exp m; zeros beside."""
-    BLOCK: tl.constexpr = TILE * _GROUP
-    whole = columns // BLOCK * BLOCK
-    # Whole tiles without a mask, and one more with it.
-    for start in range(tl.program_id(1) * BLOCK, whole, tl.num_programs(1) * BLOCK):
-        _sum_tile(
-            logits_ptr, allowed_ptr, allowed_at, one_hot_ptr, maximum_ptr, total_ptr, start, columns,
-            False, ZERO, TYPE, TILE, WIDTH,
-        )  # fmt: skip
-    if has_tail(whole, columns, BLOCK):
-        _sum_tile(
-            logits_ptr, allowed_ptr, allowed_at, one_hot_ptr, maximum_ptr, total_ptr, whole, columns,
-            True, ZERO, TYPE, TILE, WIDTH,
-        )  # fmt: skip
+def _sum_groups(logits, zero_ptr, sums, columns, TYPE: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr):
+    """Write the sums of this program's tiles of a row."""
+    column = _group_columns(0, TILE, WIDTH)
+    walk(_sum_tile, (), (logits, zero_ptr, sums, column, columns), None, column, columns, TYPE)
 
 
 @triton.jit
-def _number(group, first_group):
-    """The number by which the noise knows a group of this shard of a row; None: the row is whole."""
-    if first_group is not None:
-        group += first_group
+def _number(group, shard):
+    """The number by which the noise knows a group of this shard of a row; (): the row is whole."""
+    if len(shard) > 0:
+        group += shard[0]
     return group
 
 
 @triton.jit
-def _race_groups(
-    maximum_ptr, total_ptr, first_group, row, draw, key, counter3, columns, TYPE: tl.constexpr, RACE: tl.constexpr
-):
+def _race_groups(sums, shard, noise, columns, TYPE: tl.constexpr, RACE: tl.constexpr):
     """The winning group of a row, its E / sum exp(x - maximum), and the row's (maximum, total), sum exp x =
     total exp(maximum)."""
+    maximum_ptr, total_ptr = sums
+    row, draw, key, counter3 = noise
     groups = tl.cdiv(columns, _GROUP)
     maximum = tl.full([], float("-inf"), TYPE)
     row_total = tl.full([], 0.0, TYPE)
@@ -196,7 +185,7 @@ def _race_groups(
         total = tl.load(total_ptr + group, mask=group < groups, other=0.0)
         new = tl.maximum(maximum, tl.max(group_maximum, 0))
         base = or_zero(new)
-        w0, w1, _, _ = words(GROUPS, _number(group, first_group), row, draw, key, counter3)
+        w0, w1, _, _ = words(GROUPS, _number(group, shard), row, draw, key, counter3)
         # A group that is all -inf has a total of 0 and ends at inf.
         result = exponential64(w0, w1) * (tl.exp2((base - group_maximum) * LOG2E) / total).to(tl.float32)
         # The first of the least, by two reductions: the interpreter's search for a least number and its place fails
@@ -214,111 +203,105 @@ def _race_groups(
 
 
 @triton.jit
-def _race_elements(
-    logits_ptr, allowed_ptr, allowed_at, first_group, group, row, draw, key, counter3, columns, TYPE: tl.constexpr
-):
+def _race_elements(logits, group, shard, noise, columns, TYPE: tl.constexpr):
     """The winning column of the winning group."""
     call = tile_columns(1, 128, _HALF // 128)
     column = group * _GROUP + call
     upper = column + _HALF
-    x = load_logits(tile_ptrs(logits_ptr, column), column < columns, TYPE, allowed_ptr, allowed_at + column)
-    upper_x = load_logits(tile_ptrs(logits_ptr, upper), upper < columns, TYPE, allowed_ptr, allowed_at + upper)
+    x = load_logits(logits, column, column < columns, TYPE)
+    upper_x = load_logits(logits, upper, upper < columns, TYPE)
+    row, draw, key, counter3 = noise
     row += tl.arange(0, 1)
     maximum = tl.max(tl.maximum(lane_max(x), lane_max(upper_x)), 1)
-    first_call = _number(group, first_group) * _HALF
-    winner = _winner(x, upper_x, maximum, call, call, _HALF, first_call, row, draw, key, counter3)
+    first_call = _number(group, shard) * _HALF
+    winner = _winner(x, upper_x, maximum, call, call, _HALF, first_call, (row, draw, key, counter3))
     return group * _GROUP + tl.min(winner, 0)
 
 
 @triton.jit
 def _select(
-    logits_ptr, allowed_ptr, allowed_at, one_hot_ptr, index_ptr, logsumexp_ptr, maximum_ptr, total_ptr, row, rows,
-    draw, key, counter3, columns, ONE_HOT: tl.constexpr, TYPE: tl.constexpr, RACE: tl.constexpr,
-    first_group=None, score_ptr=None,
-):  # fmt: skip
-    """One draw of one row, from the sums of its groups. The pointers are to the row and the draw; the row's part of the
-    category mask starts at `allowed_at`. Of a shard of a row, the winner's score, and the total for its logarithm."""
-    group, score, maximum, total = _race_groups(
-        maximum_ptr, total_ptr, first_group, row, draw, key, counter3, columns, TYPE, RACE
-    )
-    winner = _race_elements(
-        logits_ptr, allowed_ptr, allowed_at, first_group, group, row, draw, key, counter3, columns, TYPE
-    )
+    logits, out, sums, shard, noise, rows, columns, ONE_HOT: tl.constexpr, TYPE: tl.constexpr, RACE: tl.constexpr
+):
+    """One draw of one row, from the sums of its groups. The pointers are to the row and the draw. For a shard
+    of a row, (its first group, the pointer of the score), the winner's score is stored as well, and the total in place
+    of its logarithm. () is a whole row."""
+    one_hot_ptr, index_ptr, logsumexp_ptr = out
+    group, score, maximum, total = _race_groups(sums, shard, noise, columns, TYPE, RACE)
+    winner = _race_elements(logits, group, shard, noise, columns, TYPE)
     valid = total > 0
     tl.store(index_ptr, tl.where(valid, winner, -1).to(tl.int64))
-    if score_ptr is None:
-        store_logsumexp(logsumexp_ptr, 0, rows, draw == 0, maximum, log_sum_of(total))
+    if len(shard) == 0:
+        store_logsumexp(logsumexp_ptr, 0, rows, noise[1] == 0, maximum, log_sum_of(total))
     else:
-        store_logsumexp(logsumexp_ptr, 0, rows, draw == 0, maximum, total)
-        tl.store(score_ptr, score)
+        store_logsumexp(logsumexp_ptr, 0, rows, noise[1] == 0, maximum, total)
+        tl.store(shard[1], score)
     if ONE_HOT:
         tl.store(one_hot_ptr + winner, _zero_or_one(valid, one_hot_ptr), mask=valid)
 
 
 @triton.jit(do_not_specialize=[*PER_CALL, *_SUMS, "summed"])
 def _row_kernel(
-    logits_ptr, one_hot_ptr, index_ptr, logsumexp_ptr, maximum_ptr, total_ptr, allowed_ptr, seed_ptr, key: tl.int64,
-    counter3: tl.int64, row_offset: tl.int64, row_stride: tl.int64, allowed_strides, columns, summed,
+    logits_ptr, one_hot_ptr, index_ptr, logsumexp_ptr, maximum_ptr, total_ptr,
+    row_stride: tl.int64,
+    allowed_ptr, allowed_strides,
+    seed_ptr, key: tl.int64, counter3: tl.int64, row_offset: tl.int64,
+    columns, summed,
     ONE_HOT: tl.constexpr, TYPE: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
     RACE: tl.constexpr,
 ):  # fmt: skip
-    # One draw of one long row a program, which reads it once, and the winning group of 1024 a second time. Of a row
-    # that programs share, they leave the sums alone; the same kernel is launched again, and finds it summed.
+    # One draw of one long row a program, which reads it once, and the winning group of 1024 a second time. Programs
+    # that share a row leave the sums alone; the same kernel is launched again, and finds it summed.
     row = tl.program_id(0).to(tl.int64)
-    logits_ptr += row * row_stride
+    logits = row_logits(logits_ptr, row_stride, allowed_ptr, allowed_strides, row)
     one_hot_ptr += row * columns
-    maximum_ptr += row * tl.cdiv(columns, _GROUP)
-    total_ptr += row * tl.cdiv(columns, _GROUP)
-    allowed_at = allowed_row(row, allowed_strides)
+    groups = tl.cdiv(columns, _GROUP)
+    sums = (maximum_ptr + row * groups, total_ptr + row * groups)
     if summed == 0:
-        _sum_groups(
-            logits_ptr, allowed_ptr, allowed_at, one_hot_ptr, maximum_ptr, total_ptr, columns,
-            ONE_HOT, TYPE, TILE, WIDTH,
-        )  # fmt: skip
+        _sum_groups(logits, one_hot_ptr if ONE_HOT else None, sums, columns, TYPE, TILE, WIDTH)
     if not is_shared(1):
         # Every sum before other threads of this program read it; and the zeros of the row before the one 1 of it.
         tl.debug_barrier()
-        _select(
-            logits_ptr, allowed_ptr, allowed_at, one_hot_ptr, index_ptr + row, logsumexp_ptr + row, maximum_ptr,
-            total_ptr, row + row_offset, tl.num_programs(0), 0, load_key(seed_ptr, key), counter3, columns,
-            ONE_HOT, TYPE, RACE,
-        )  # fmt: skip
+        out = (one_hot_ptr, index_ptr + row, logsumexp_ptr + row)
+        noise = (row + row_offset, 0, load_key(seed_ptr, key), counter3)
+        _select(logits, out, sums, (), noise, tl.num_programs(0), columns, ONE_HOT, TYPE, RACE)
 
 
 @triton.jit(do_not_specialize=_SUMS)
 def _sums_kernel(
-    logits_ptr, maximum_ptr, total_ptr, allowed_ptr, row_stride: tl.int64, allowed_strides, columns,
+    logits_ptr, maximum_ptr, total_ptr,
+    row_stride: tl.int64,
+    allowed_ptr, allowed_strides,
+    columns,
     TYPE: tl.constexpr, TILE: tl.constexpr, WIDTH: tl.constexpr,
 ):  # fmt: skip
     # A part of a long row a program, for several draws or of a shard.
     row = tl.program_id(0).to(tl.int64)
-    logits_ptr += row * row_stride
-    maximum_ptr += row * tl.cdiv(columns, _GROUP)
-    total_ptr += row * tl.cdiv(columns, _GROUP)
-    _sum_groups(
-        logits_ptr, allowed_ptr, allowed_row(row, allowed_strides), None, maximum_ptr, total_ptr, columns,
-        False, TYPE, TILE, WIDTH,
-    )  # fmt: skip
+    logits = row_logits(logits_ptr, row_stride, allowed_ptr, allowed_strides, row)
+    groups = tl.cdiv(columns, _GROUP)
+    sums = (maximum_ptr + row * groups, total_ptr + row * groups)
+    _sum_groups(logits, None, sums, columns, TYPE, TILE, WIDTH)
 
 
 @triton.jit(do_not_specialize=[*PER_CALL, *_SUMS, "first_group"])
 def _select_kernel(
-    logits_ptr, one_hot_ptr, index_ptr, logsumexp_ptr, maximum_ptr, total_ptr, allowed_ptr, seed_ptr, key: tl.int64,
-    counter3: tl.int64, row_offset: tl.int64, row_stride: tl.int64, allowed_strides, rows: tl.int64, columns,
-    first_group, score_ptr, ONE_HOT: tl.constexpr, TYPE: tl.constexpr, RACE: tl.constexpr,
+    logits_ptr, one_hot_ptr, index_ptr, logsumexp_ptr, maximum_ptr, total_ptr,
+    row_stride: tl.int64,
+    allowed_ptr, allowed_strides,
+    seed_ptr, key: tl.int64, counter3: tl.int64, row_offset: tl.int64,
+    rows: tl.int64, columns,
+    first_group, score_ptr,
+    ONE_HOT: tl.constexpr, TYPE: tl.constexpr, RACE: tl.constexpr,
 ):  # fmt: skip
     # One draw of one long row a program.
-    if score_ptr is not None:
-        score_ptr += tl.program_id(0)
     at = tl.program_id(0).to(tl.int64)
-    draw = at // rows
     row = at % rows
+    logits = row_logits(logits_ptr, row_stride, allowed_ptr, allowed_strides, row)
     groups = tl.cdiv(columns, _GROUP)
-    _select(
-        logits_ptr + row * row_stride, allowed_ptr, allowed_row(row, allowed_strides), one_hot_ptr + at * columns,
-        index_ptr + at, logsumexp_ptr + row, maximum_ptr + row * groups, total_ptr + row * groups, row + row_offset,
-        rows, draw, load_key(seed_ptr, key), counter3, columns, ONE_HOT, TYPE, RACE, first_group, score_ptr,
-    )  # fmt: skip
+    sums = (maximum_ptr + row * groups, total_ptr + row * groups)
+    out = (one_hot_ptr + at * columns, index_ptr + at, logsumexp_ptr + row)
+    noise = (row + row_offset, at // rows, load_key(seed_ptr, key), counter3)
+    shard = () if score_ptr is None else (first_group, score_ptr + tl.program_id(0))
+    _select(logits, out, sums, shard, noise, rows, columns, ONE_HOT, TYPE, RACE)
 
 
 @launch.on_its_device

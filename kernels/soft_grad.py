@@ -17,7 +17,6 @@ from .noise import LN2
 from .rows import (
     compute_dtype,
     compute_type,
-    has_tail,
     inverse_temperature,
     lane_sum,
     load_grad,
@@ -27,6 +26,7 @@ from .rows import (
     temperature_arguments,
     tile_columns,
     tile_ptrs,
+    walk,
     with_unit_stride,
 )
 
@@ -35,10 +35,20 @@ _LEAST = tl.constexpr(-126.0)
 _PER_CALL = ["temperature_ptr", "temperature_stride", "rows"]
 
 
+@triton.jit
+def _add_dot(start, mask, dot, row, TYPE: tl.constexpr):
+    """Add a tile to <g, y> of each lane, [1, LANES]."""
+    y_ptrs, grad_ptrs = row
+    y = load_grad(tile_ptrs(y_ptrs, start), mask, TYPE)
+    return dot + lane_sum(y * load_grad(tile_ptrs(grad_ptrs, start), mask, TYPE))
+
+
 @triton.jit(do_not_specialize=["rows"])
 def _soft_dot_kernel(
-    y_ptr, grad_ptr, parts_ptr, y_draw_stride: tl.int64, y_row_stride: tl.int64, grad_draw_stride: tl.int64,
-    grad_row_stride: tl.int64, rows: tl.int64, columns,
+    y_ptr, y_draw_stride: tl.int64, y_row_stride: tl.int64,
+    grad_ptr, grad_draw_stride: tl.int64, grad_row_stride: tl.int64,
+    parts_ptr,
+    rows: tl.int64, columns,
     TYPE: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     # <g, y> of a part of one draw of one long row a program.
@@ -48,48 +58,45 @@ def _soft_dot_kernel(
     column = tile_columns(DEPTH, LANES, VECTOR)
     y_ptrs = tile_ptrs(y_ptr + over_tile(draw * y_draw_stride + row * y_row_stride), column)
     grad_ptrs = tile_ptrs(grad_ptr + over_tile(draw * grad_draw_stride + row * grad_row_stride), column)
-    dot = tl.zeros([1, LANES], TYPE)
-    BLOCK: tl.constexpr = DEPTH * LANES * VECTOR
-    whole = columns // BLOCK * BLOCK
-    for start in range(tl.program_id(1) * BLOCK, whole, tl.num_programs(1) * BLOCK):
-        y = load_grad(tile_ptrs(y_ptrs, start), None, TYPE)
-        dot += lane_sum(y * load_grad(tile_ptrs(grad_ptrs, start), None, TYPE))
-    if has_tail(whole, columns, BLOCK):
-        mask = whole + column < columns
-        y = load_grad(tile_ptrs(y_ptrs, whole), mask, TYPE)
-        dot += lane_sum(y * load_grad(tile_ptrs(grad_ptrs, whole), mask, TYPE))
+    dot = walk(_add_dot, tl.zeros([1, LANES], TYPE), (y_ptrs, grad_ptrs), None, column, columns, TYPE)
     store_part(parts_ptr, at, tl.sum(dot, 1))
 
 
 @triton.jit
-def _write_tile(
-    y_ptrs, grad_ptrs, out_ptrs, mask, y_draw_stride, grad_draw_stride, parts_ptr, row, rows, draws, inverse,
-    DT: tl.constexpr, TYPE: tl.constexpr, PARTS: tl.constexpr,
-    ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
-):  # fmt: skip
-    """Writes a tile of dx, which stays in registers over all draws. <g, y> comes from the tile itself where the rows
-    are in it whole, else from the PARTS of it. Returns <dx, log2 y> of each lane, [ROWS, LANES]."""
-    out = tl.zeros([DEPTH, ROWS, LANES, VECTOR], TYPE)
-    product = tl.zeros([ROWS, LANES], TYPE)
+def _write_tile(start, mask, product, known, CONSTANTS: tl.constexpr):
+    """Write a tile of dx, which stays in registers over all draws. <g, y> comes from the tile itself where the rows
+    are in it whole, else from the PARTS of it. Add <dx, log2 y> to that of each lane, [ROWS, LANES]."""
+    DT: tl.constexpr = CONSTANTS[0]
+    TYPE: tl.constexpr = CONSTANTS[1]
+    PARTS: tl.constexpr = CONSTANTS[2]
+    y, grad, out_ptrs, parts_ptr, row, counts, inverse = known
+    rows, draws = counts
+    y_ptrs = tile_ptrs(y[0], start)
+    grad_ptrs = tile_ptrs(grad[0], start)
+    out = tl.zeros(y_ptrs.shape, TYPE)
     for draw in range(draws):
-        y = load_grad(tile_ptrs(y_ptrs, draw * y_draw_stride), mask, TYPE)
-        g = load_grad(tile_ptrs(grad_ptrs, draw * grad_draw_stride), mask, TYPE)
+        y_of_draw = load_grad(tile_ptrs(y_ptrs, draw * y[1]), mask, TYPE)
+        g = load_grad(tile_ptrs(grad_ptrs, draw * grad[1]), mask, TYPE)
         if PARTS == 0:
-            dot = tl.sum(lane_sum(y * g), 1)
+            dot = tl.sum(lane_sum(y_of_draw * g), 1)
         else:
             dot = sum_parts(parts_ptr, draw * rows + row, tl.num_programs(1), TYPE, PARTS)
-        dx = y * (g - over_tile(dot)) * over_tile(inverse)
+        dx = y_of_draw * (g - over_tile(dot)) * over_tile(inverse)
         out += dx
         if DT:
-            product += lane_sum(dx * tl.maximum(tl.log2(y), _LEAST))
-    tl.store(out_ptrs, out.to(out_ptrs.dtype.element_ty), mask=mask)
+            product += lane_sum(dx * tl.maximum(tl.log2(y_of_draw), _LEAST))
+    tl.store(tile_ptrs(out_ptrs, start), out.to(out_ptrs.dtype.element_ty), mask=mask)
     return product
 
 
 @triton.jit(do_not_specialize=_PER_CALL, do_not_specialize_on_alignment=["draws"])
 def _soft_grad_kernel(
-    y_ptr, grad_ptr, temperature_ptr, parts_ptr, out_ptr, dt_ptr, y_draw_stride: tl.int64, y_row_stride: tl.int64,
-    grad_draw_stride: tl.int64, grad_row_stride: tl.int64, temperature: tl.float64, temperature_stride: tl.int64,
+    y_ptr, y_draw_stride: tl.int64, y_row_stride: tl.int64,
+    grad_ptr, grad_draw_stride: tl.int64, grad_row_stride: tl.int64,
+    temperature_ptr, temperature: tl.float64, temperature_stride: tl.int64,
+    parts_ptr,
+    out_ptr,
+    dt_ptr,
     rows: tl.int64, draws, columns,
     DT: tl.constexpr, TYPE: tl.constexpr, PARTS: tl.constexpr,
     ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
@@ -98,30 +105,17 @@ def _soft_grad_kernel(
     row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
     inside = row < rows
     column = tile_columns(DEPTH, LANES, VECTOR)
-    y_ptrs = tile_ptrs(y_ptr + over_tile(row * y_row_stride), column)
-    grad_ptrs = tile_ptrs(grad_ptr + over_tile(row * grad_row_stride), column)
+    y = (tile_ptrs(y_ptr + over_tile(row * y_row_stride), column), y_draw_stride)
+    grad = (tile_ptrs(grad_ptr + over_tile(row * grad_row_stride), column), grad_draw_stride)
     out_ptrs = tile_ptrs(out_ptr + over_tile(row * columns), column)
     inverse = inverse_temperature(temperature_ptr, temperature, row * temperature_stride, inside, TYPE)
+    known = (y, grad, out_ptrs, parts_ptr, row, (rows, draws), inverse)
+    product = tl.zeros([ROWS, LANES], TYPE)
     if PARTS == 0:
-        product = _write_tile(
-            y_ptrs, grad_ptrs, out_ptrs, over_tile(inside) & (column < columns), y_draw_stride, grad_draw_stride,
-            parts_ptr, row, rows, draws, inverse, DT, TYPE, PARTS, ROWS, DEPTH, LANES, VECTOR,
-        )  # fmt: skip
+        mask = over_tile(inside) & (column < columns)
+        product = _write_tile(0, mask, product, known, (DT, TYPE, PARTS))
     else:
-        product = tl.zeros([ROWS, LANES], TYPE)
-        BLOCK: tl.constexpr = DEPTH * LANES * VECTOR
-        whole = columns // BLOCK * BLOCK
-        for start in range(tl.program_id(1) * BLOCK, whole, tl.num_programs(1) * BLOCK):
-            product += _write_tile(
-                tile_ptrs(y_ptrs, start), tile_ptrs(grad_ptrs, start), tile_ptrs(out_ptrs, start), None, y_draw_stride,
-                grad_draw_stride, parts_ptr, row, rows, draws, inverse, DT, TYPE, PARTS, ROWS, DEPTH, LANES, VECTOR,
-            )  # fmt: skip
-        if has_tail(whole, columns, BLOCK):
-            product += _write_tile(
-                tile_ptrs(y_ptrs, whole), tile_ptrs(grad_ptrs, whole), tile_ptrs(out_ptrs, whole),
-                whole + column < columns, y_draw_stride, grad_draw_stride, parts_ptr, row, rows, draws, inverse,
-                DT, TYPE, PARTS, ROWS, DEPTH, LANES, VECTOR,
-            )  # fmt: skip
+        product = walk(_write_tile, product, known, None, column, columns, (DT, TYPE, PARTS))
     if DT:
         dt = -LN2 * tl.sum(product, 1)
         tl.store(dt_ptr + row * tl.num_programs(1) + tl.program_id(1), dt, mask=inside)

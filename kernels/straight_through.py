@@ -18,25 +18,28 @@ from . import launch
 from .noise import LOG2E
 from .rows import (
     allowed_arguments,
-    allowed_row,
     compute_dtype,
     compute_type,
-    has_tail,
+    exp2_of,
     inverse_temperature,
     lane_sum,
     load_grad,
     load_logits,
     load_logsumexp,
-    log2_probs,
     over_lanes,
     over_tile,
+    row_logits,
     store_part,
     sum_parts,
     temperature_arguments,
     tile_columns,
+    tile_logits,
     tile_ptrs,
+    walk,
+    walk_back,
     where_allowed,
     with_unit_stride,
+    without_mask,
 )
 
 _GAP = tl.constexpr(1.0)
@@ -44,21 +47,19 @@ _PER_CALL = ["temperature_ptr", "temperature_stride", "rows"]
 
 
 @triton.jit
-def _weights(
-    ptrs, mask, allowed_ptr, allowed_at, hot, maximum, log_sum, inverse, TYPE: tl.constexpr, METHOD: tl.constexpr
-):
-    """(w, p) of a tile; p is that of ReinMax alone. At temperature 1 q is p, one exponential and one sum of a
-    row less."""
-    x = load_logits(ptrs, mask, TYPE, allowed_ptr, allowed_at)
-    d = x - over_tile(maximum)
+def _weights(logits, start, mask, hot, law, TYPE: tl.constexpr, METHOD: tl.constexpr):
+    """(w, p) of a tile from column `start` on; p is ReinMax's alone. `law` is what is known of the rows. At temperature
+    1 q is p, which saves an exponential and a sum of the row."""
+    maximum, log_sum, inverse = law
+    d = load_logits(logits, start, mask, TYPE) - over_tile(maximum)
     if METHOD == "gapped":
         w = tl.where(hot, 1.0, tl.exp2(tl.minimum(d, -_GAP) * over_tile(inverse * LOG2E)))
         return w, w
     elif METHOD == "reinmax at 1":
-        p = tl.exp2(log2_probs(x, maximum, log_sum))
+        p = tl.exp2(exp2_of(d, over_tile(log_sum * LOG2E)))
         return p, p
     else:
-        return tl.exp2(d * over_tile(inverse * LOG2E)), tl.exp2(log2_probs(x, maximum, log_sum))
+        return tl.exp2(d * over_tile(inverse * LOG2E)), tl.exp2(exp2_of(d, over_tile(log_sum * LOG2E)))
 
 
 @triton.jit
@@ -75,11 +76,13 @@ def _hot(winner, start, column):
 
 
 @triton.jit
-def _gradient(w, p, hot, g, total, dot, p_dot, winner_grad, log_sum, inverse, METHOD: tl.constexpr):
+def _gradient(w, p, hot, g, sums, winner_grad, law, METHOD: tl.constexpr):
     """The gradient of a tile from its rows' sums of w, w g and p g, [ROWS]."""
+    total, dot, p_dot = sums
+    _, log_sum, inverse = law
     mean = dot / total
     if METHOD == "gapped":
-        # Where the row is no distribution, its log_sum is NaN, and a minimum may be none.
+        # The log_sum of an invalid row is NaN. A minimum may drop the NaN of its logits.
         scale = tl.where(log_sum == log_sum, inverse / total, float("nan"))
         return w * (g * over_tile(scale) - over_tile(scale * mean))
     else:
@@ -104,88 +107,59 @@ def _winner(index_ptr, grad_ptr, at, grad_stride, inside, TYPE: tl.constexpr, ME
 
 
 @triton.jit
-def _tile(
-    x_ptrs, allowed_ptr, allowed_at, grad_ptrs, start, mask, column, winner, maximum, log_sum, inverse,
-    TYPE: tl.constexpr, METHOD: tl.constexpr,
-):  # fmt: skip
-    """(w, p, g, where the draw is) of the tile from column `start` on; `mask` is None where it is whole."""
-    hot = _hot(winner, start, column)
-    w, p = _weights(
-        tile_ptrs(x_ptrs, start), mask, allowed_ptr, allowed_at + start, hot, maximum, log_sum, inverse, TYPE, METHOD
-    )
-    return w, p, load_grad(tile_ptrs(grad_ptrs, start), mask, TYPE), hot
+def _law(logsumexp_ptr, temperature_ptr, temperature, temperature_stride, row, rows, inside, TYPE: tl.constexpr):
+    """(maximum, log_sum, 1 / t) of rows."""
+    maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, inside)
+    inverse = inverse_temperature(temperature_ptr, temperature, row * temperature_stride, inside, TYPE)
+    return maximum, log_sum, inverse
 
 
 @triton.jit
-def _row_sums(
-    x_ptrs, allowed_ptr, allowed_at, grad_ptrs, column, columns, winner, maximum, log_sum, inverse, TYPE: tl.constexpr,
-    METHOD: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
+def _add_tile(start, mask, sums, row, CONSTANTS: tl.constexpr):
+    """Add a tile to the sums of w, w g and p g of each lane, [1, LANES]."""
+    TYPE: tl.constexpr = CONSTANTS[0]
+    total, dot, p_dot = sums
+    logits, grad_ptrs, column, winner, law = row
+    hot = _hot(winner, start, column)
+    w, p = _weights(logits, start, mask, hot, law, TYPE, CONSTANTS[1])
+    g = load_grad(tile_ptrs(grad_ptrs, start), mask, TYPE)
+    return total + lane_sum(w), dot + lane_sum(w * g), p_dot + lane_sum(p * g)
+
+
+@triton.jit
+def _row_sums(logits, grad_ptrs, column, columns, winner, law, TYPE: tl.constexpr, METHOD: tl.constexpr):
     """The sums of w, w g and p g, [1], over this program's tiles of a long row."""
-    whole = columns // BLOCK * BLOCK
-    total = tl.zeros([1, column.shape[2]], TYPE)
-    dot = tl.zeros([1, column.shape[2]], TYPE)
-    p_dot = tl.zeros([1, column.shape[2]], TYPE)
-    for start in range(tl.program_id(1) * BLOCK, whole, tl.num_programs(1) * BLOCK):
-        w, p, g, _ = _tile(
-            x_ptrs, allowed_ptr, allowed_at, grad_ptrs, start, None, column, winner, maximum, log_sum, inverse, TYPE,
-            METHOD,
-        )  # fmt: skip
-        total += lane_sum(w)
-        dot += lane_sum(w * g)
-        p_dot += lane_sum(p * g)
-    if has_tail(whole, columns, BLOCK):
-        w, p, g, _ = _tile(
-            x_ptrs, allowed_ptr, allowed_at, grad_ptrs, whole, whole + column < columns, column, winner, maximum,
-            log_sum, inverse, TYPE, METHOD,
-        )  # fmt: skip
-        total += lane_sum(w)
-        dot += lane_sum(w * g)
-        p_dot += lane_sum(p * g)
+    zeros = tl.zeros([1, column.shape[2]], TYPE)
+    row = (logits, grad_ptrs, column, winner, law)
+    total, dot, p_dot = walk(_add_tile, (zeros, zeros, zeros), row, None, column, columns, (TYPE, METHOD))
     return tl.sum(total, 1), tl.sum(dot, 1), tl.sum(p_dot, 1)
 
 
 @triton.jit
-def _write_tile(
-    x_ptrs, allowed_ptr, allowed_at, grad_ptrs, out_ptrs, start, mask, column, winner, winner_grad, total, dot, p_dot,
-    maximum, log_sum, inverse, TYPE: tl.constexpr, METHOD: tl.constexpr,
-):  # fmt: skip
-    w, p, g, hot = _tile(
-        x_ptrs, None, 0, grad_ptrs, start, mask, column, winner, maximum, log_sum, inverse, TYPE, METHOD
-    )
-    out = _gradient(w, p, hot, g, total, dot, p_dot, winner_grad, log_sum, inverse, METHOD)
-    out = where_allowed(out, 0.0, mask, allowed_ptr, allowed_at + start)
+def _write_tile(start, mask, row, CONSTANTS: tl.constexpr):
+    """Write the gradient of a tile."""
+    TYPE: tl.constexpr = CONSTANTS[0]
+    METHOD: tl.constexpr = CONSTANTS[1]
+    logits, grad_ptrs, out_ptrs, column, winner, winner_grad, law, sums = row
+    hot = _hot(winner, start, column)
+    w, p = _weights(without_mask(logits), start, mask, hot, law, TYPE, METHOD)
+    g = load_grad(tile_ptrs(grad_ptrs, start), mask, TYPE)
+    out = where_allowed(_gradient(w, p, hot, g, sums, winner_grad, law, METHOD), 0.0, logits, start, mask)
     tl.store(tile_ptrs(out_ptrs, start), out.to(out_ptrs.dtype.element_ty), mask=mask)
-
-
-@triton.jit
-def _write_row(
-    x_ptrs, allowed_ptr, allowed_at, grad_ptrs, out_ptrs, column, columns, winner, winner_grad, total, dot, p_dot,
-    maximum, log_sum, inverse, TYPE: tl.constexpr, METHOD: tl.constexpr, BLOCK: tl.constexpr,
-):  # fmt: skip
-    """The gradient of the same tiles, the last one first: what was read last is still in the L2."""
-    whole = columns // BLOCK * BLOCK
-    if has_tail(whole, columns, BLOCK):
-        _write_tile(
-            x_ptrs, allowed_ptr, allowed_at, grad_ptrs, out_ptrs, whole, whole + column < columns, column, winner,
-            winner_grad, total, dot, p_dot, maximum, log_sum, inverse, TYPE, METHOD,
-        )  # fmt: skip
-    turns = tl.cdiv(whole // BLOCK - tl.program_id(1), tl.num_programs(1))
-    for turn in range(turns):
-        start = (tl.program_id(1) + (turns - 1 - turn) * tl.num_programs(1)) * BLOCK
-        _write_tile(
-            x_ptrs, allowed_ptr, allowed_at, grad_ptrs, out_ptrs, start, None, column, winner, winner_grad, total, dot,
-            p_dot, maximum, log_sum, inverse, TYPE, METHOD,
-        )  # fmt: skip
 
 
 @triton.jit(do_not_specialize=[*_PER_CALL, "programs_per_draw"])
 def _tile_kernel(
-    logits_ptr, allowed_ptr, logsumexp_ptr, index_ptr, grad_ptr, temperature_ptr, out_ptr, row_stride: tl.int64,
-    allowed_strides, grad_stride: tl.int64, temperature: tl.float64, temperature_stride: tl.int64,
+    logits_ptr, row_stride: tl.int64,
+    allowed_ptr, allowed_strides,
+    logsumexp_ptr,
+    index_ptr,
+    grad_ptr, grad_stride: tl.int64,
+    temperature_ptr, temperature: tl.float64, temperature_stride: tl.int64,
+    out_ptr,
     rows: tl.int64, programs_per_draw, columns,
-    METHOD: tl.constexpr, TYPE: tl.constexpr, ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr,
-    VECTOR: tl.constexpr,
+    METHOD: tl.constexpr, TYPE: tl.constexpr,
+    ROWS: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     # Rows that are in a tile whole.
     draw = (tl.program_id(0) // programs_per_draw).to(tl.int64)
@@ -194,54 +168,53 @@ def _tile_kernel(
     at = draw * rows + row
     column = tile_columns(DEPTH, LANES, VECTOR)
     mask = over_tile(inside) & (column < columns)
-    maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, inside)
-    inverse = inverse_temperature(temperature_ptr, temperature, row * temperature_stride, inside, TYPE)
+    law = _law(logsumexp_ptr, temperature_ptr, temperature, temperature_stride, row, rows, inside, TYPE)
     winner, winner_grad = _winner(index_ptr, grad_ptr, at, grad_stride, inside, TYPE, METHOD)
     hot = _hot(winner, 0, column)
-    x_ptrs = tile_ptrs(logits_ptr + over_tile(row * row_stride), column)
-    allowed_at = over_tile(allowed_row(row, allowed_strides)) + column
-    w, p = _weights(x_ptrs, mask, allowed_ptr, allowed_at, hot, maximum, log_sum, inverse, TYPE, METHOD)
+    logits = tile_logits(row_logits(logits_ptr, row_stride, allowed_ptr, allowed_strides, row), column)
+    w, p = _weights(logits, 0, mask, hot, law, TYPE, METHOD)
     g = load_grad(tile_ptrs(grad_ptr + over_tile(at * grad_stride), column), mask, TYPE)
-    total, dot, p_dot = tl.sum(lane_sum(w), 1), tl.sum(lane_sum(w * g), 1), tl.sum(lane_sum(p * g), 1)
-    out = _gradient(w, p, hot, g, total, dot, p_dot, winner_grad, log_sum, inverse, METHOD)
-    out = where_allowed(out, 0.0, mask, allowed_ptr, allowed_at)
+    sums = (tl.sum(lane_sum(w), 1), tl.sum(lane_sum(w * g), 1), tl.sum(lane_sum(p * g), 1))
+    out = where_allowed(_gradient(w, p, hot, g, sums, winner_grad, law, METHOD), 0.0, logits, 0, mask)
     tl.store(tile_ptrs(out_ptr + over_tile(at * columns), column), out.to(out_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit(do_not_specialize=[*_PER_CALL, "draws"])
 def _rows_kernel(
-    logits_ptr, allowed_ptr, logsumexp_ptr, index_ptr, grad_ptr, temperature_ptr, out_ptr, row_stride: tl.int64,
-    allowed_strides, grad_stride: tl.int64, temperature: tl.float64, temperature_stride: tl.int64,
+    logits_ptr, row_stride: tl.int64,
+    allowed_ptr, allowed_strides,
+    logsumexp_ptr,
+    index_ptr,
+    grad_ptr, grad_stride: tl.int64,
+    temperature_ptr, temperature: tl.float64, temperature_stride: tl.int64,
+    out_ptr,
     rows: tl.int64, draws, columns,
     METHOD: tl.constexpr, TYPE: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     # Long rows, one after the other: between its two walks a row is to stay in the L2, which holds as few as these.
     column = tile_columns(DEPTH, LANES, VECTOR)
-    BLOCK: tl.constexpr = DEPTH * LANES * VECTOR
     for number in range(tl.program_id(0), draws * rows, tl.num_programs(0)):
         at = tl.zeros([1], tl.int64) + number
         row = at % rows
-        maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, None)
-        inverse = inverse_temperature(temperature_ptr, temperature, row * temperature_stride, row >= 0, TYPE)
+        law = _law(logsumexp_ptr, temperature_ptr, temperature, temperature_stride, row, rows, None, TYPE)
         winner, winner_grad = _winner(index_ptr, grad_ptr, at, grad_stride, row >= 0, TYPE, METHOD)
-        x_ptrs = tile_ptrs(logits_ptr + over_tile(row * row_stride), column)
-        allowed_at = over_tile(allowed_row(row, allowed_strides)) + column
+        logits = tile_logits(row_logits(logits_ptr, row_stride, allowed_ptr, allowed_strides, row), column)
         grad_ptrs = tile_ptrs(grad_ptr + over_tile(at * grad_stride), column)
         out_ptrs = tile_ptrs(out_ptr + over_tile(at * columns), column)
-        total, dot, p_dot = _row_sums(
-            x_ptrs, allowed_ptr, allowed_at, grad_ptrs, column, columns, winner, maximum, log_sum, inverse, TYPE,
-            METHOD, BLOCK,
-        )  # fmt: skip
-        _write_row(
-            x_ptrs, allowed_ptr, allowed_at, grad_ptrs, out_ptrs, column, columns, winner, winner_grad, total, dot,
-            p_dot, maximum, log_sum, inverse, TYPE, METHOD, BLOCK,
-        )  # fmt: skip
+        sums = _row_sums(logits, grad_ptrs, column, columns, winner, law, TYPE, METHOD)
+        known = (logits, grad_ptrs, out_ptrs, column, winner, winner_grad, law, sums)
+        walk_back(_write_tile, known, column, columns, (TYPE, METHOD))
 
 
 @triton.jit(do_not_specialize=_PER_CALL)
 def _sums_kernel(
-    logits_ptr, allowed_ptr, logsumexp_ptr, index_ptr, grad_ptr, temperature_ptr, parts_ptr, row_stride: tl.int64,
-    allowed_strides, grad_stride: tl.int64, temperature: tl.float64, temperature_stride: tl.int64,
+    logits_ptr, row_stride: tl.int64,
+    allowed_ptr, allowed_strides,
+    logsumexp_ptr,
+    index_ptr,
+    grad_ptr, grad_stride: tl.int64,
+    temperature_ptr, temperature: tl.float64, temperature_stride: tl.int64,
+    parts_ptr,
     rows: tl.int64, columns,
     METHOD: tl.constexpr, TYPE: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
@@ -249,17 +222,11 @@ def _sums_kernel(
     at = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
     row = at % rows
     column = tile_columns(DEPTH, LANES, VECTOR)
-    BLOCK: tl.constexpr = DEPTH * LANES * VECTOR
-    maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, None)
-    inverse = inverse_temperature(temperature_ptr, temperature, row * temperature_stride, row >= 0, TYPE)
+    law = _law(logsumexp_ptr, temperature_ptr, temperature, temperature_stride, row, rows, None, TYPE)
     winner = tl.load(index_ptr + at).to(tl.int32)
-    x_ptrs = tile_ptrs(logits_ptr + over_tile(row * row_stride), column)
-    allowed_at = over_tile(allowed_row(row, allowed_strides)) + column
+    logits = tile_logits(row_logits(logits_ptr, row_stride, allowed_ptr, allowed_strides, row), column)
     grad_ptrs = tile_ptrs(grad_ptr + over_tile(at * grad_stride), column)
-    total, dot, p_dot = _row_sums(
-        x_ptrs, allowed_ptr, allowed_at, grad_ptrs, column, columns, winner, maximum, log_sum, inverse, TYPE, METHOD,
-        BLOCK,
-    )  # fmt: skip
+    total, dot, p_dot = _row_sums(logits, grad_ptrs, column, columns, winner, law, TYPE, METHOD)
     store_part(parts_ptr, 3 * at, total)
     store_part(parts_ptr, 3 * at + 1, dot)
     store_part(parts_ptr, 3 * at + 2, p_dot)
@@ -267,32 +234,33 @@ def _sums_kernel(
 
 @triton.jit(do_not_specialize=_PER_CALL)
 def _write_kernel(
-    logits_ptr, allowed_ptr, logsumexp_ptr, index_ptr, grad_ptr, temperature_ptr, parts_ptr, out_ptr,
-    row_stride: tl.int64, allowed_strides, grad_stride: tl.int64, temperature: tl.float64,
-    temperature_stride: tl.int64, rows: tl.int64, columns,
-    METHOD: tl.constexpr, PARTS: tl.constexpr, TYPE: tl.constexpr, DEPTH: tl.constexpr, LANES: tl.constexpr,
-    VECTOR: tl.constexpr,
+    logits_ptr, row_stride: tl.int64,
+    allowed_ptr, allowed_strides,
+    logsumexp_ptr,
+    index_ptr,
+    grad_ptr, grad_stride: tl.int64,
+    temperature_ptr, temperature: tl.float64, temperature_stride: tl.int64,
+    parts_ptr,
+    out_ptr,
+    rows: tl.int64, columns,
+    METHOD: tl.constexpr, PARTS: tl.constexpr, TYPE: tl.constexpr,
+    DEPTH: tl.constexpr, LANES: tl.constexpr, VECTOR: tl.constexpr,
 ):  # fmt: skip
     # The same part of the row a program.
     at = tl.program_id(0).to(tl.int64) + tl.arange(0, 1)
     row = at % rows
     column = tile_columns(DEPTH, LANES, VECTOR)
-    BLOCK: tl.constexpr = DEPTH * LANES * VECTOR
-    maximum, log_sum = load_logsumexp(logsumexp_ptr, row, rows, None)
-    inverse = inverse_temperature(temperature_ptr, temperature, row * temperature_stride, row >= 0, TYPE)
+    law = _law(logsumexp_ptr, temperature_ptr, temperature, temperature_stride, row, rows, None, TYPE)
     winner, winner_grad = _winner(index_ptr, grad_ptr, at, grad_stride, row >= 0, TYPE, METHOD)
     parts = tl.num_programs(1)
     total = sum_parts(parts_ptr, 3 * at, parts, TYPE, PARTS)
     dot = sum_parts(parts_ptr, 3 * at + 1, parts, TYPE, PARTS)
     p_dot = sum_parts(parts_ptr, 3 * at + 2, parts, TYPE, PARTS)
-    x_ptrs = tile_ptrs(logits_ptr + over_tile(row * row_stride), column)
-    allowed_at = over_tile(allowed_row(row, allowed_strides)) + column
+    logits = tile_logits(row_logits(logits_ptr, row_stride, allowed_ptr, allowed_strides, row), column)
     grad_ptrs = tile_ptrs(grad_ptr + over_tile(at * grad_stride), column)
     out_ptrs = tile_ptrs(out_ptr + over_tile(at * columns), column)
-    _write_row(
-        x_ptrs, allowed_ptr, allowed_at, grad_ptrs, out_ptrs, column, columns, winner, winner_grad, total, dot, p_dot,
-        maximum, log_sum, inverse, TYPE, METHOD, BLOCK,
-    )  # fmt: skip
+    known = (logits, grad_ptrs, out_ptrs, column, winner, winner_grad, law, (total, dot, p_dot))
+    walk_back(_write_tile, known, column, columns, (TYPE, METHOD))
 
 
 def _straight_through(

@@ -1,7 +1,7 @@
 """Autograd, one Function an operation: forward, what is kept, backward. All arithmetic is the backend's.
 
 The functions take `logits` [*batch, columns], unnormalised, a `mask` of their shape or None, and give the rows that a
-backend takes (`backends/interface.py`).
+backend takes (`compute/interface.py`).
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from . import _backends as backends
-from ._backends import eager
-from ._backends.interface import Backend, Sample
+from . import compute
+from .compute import base
+from .compute.interface import Backend, Sample
 from .grad_method import ReparamGradientStrategy
 from .rng import Seed
 from .tensors import batch_sizes, compute_dtype, in_transform, is_differentiated, loses_functions, scalar_tensor
@@ -77,7 +77,7 @@ def _keep(
 
 def _of_backward(backend: Backend) -> Backend:
     """What computes a gradient: under create_graph, and in a transform, one that can be differentiated again."""
-    return backends.differentiable(backend) if torch.is_grad_enabled() else backend
+    return compute.differentiable(backend) if torch.is_grad_enabled() else backend
 
 
 def _shaped(tensor: Tensor, *shape: int) -> Tensor:
@@ -217,7 +217,7 @@ def sample(logits: Tensor, mask: Tensor | None, draw: Draw, seed: Seed | None = 
         one_hot [*sample_shape, *batch, columns] and index [*sample_shape, *batch]; the logsumexp stays inside of the
         library, so nobody gives it the batch's shape, which is an operator more.
     """
-    backend = backends.of(logits)
+    backend = compute.of(logits)
     logits = logits.detach() if logits.requires_grad else logits
     seed = backend.new_seed(logits, draw.generator) if seed is None else seed
     return _drawn(backend, logits, mask, draw, seed)
@@ -298,7 +298,7 @@ def rsample(
         samples: of RelaxedOneHot, for each draw.
         seed: in place of a new one of the draw's generator.
     """
-    backend, draws = backends.of(logits), math.prod(draw.sample_shape)
+    backend, draws = compute.of(logits), math.prod(draw.sample_shape)
     of_softmax = method is ReparamGradientStrategy.PassThrough
     relaxed = method is ReparamGradientStrategy.RelaxedOneHot
     relaxes_first = relaxed and seed is None and samples == 1 and backend.relaxes_first(logits, draws)
@@ -321,18 +321,18 @@ def mode(logits: Tensor, mask: Tensor | None) -> Tensor:
     logits, dims = logits.detach(), repeated(logits, mask)
     if dims:
         return again(mode(once(logits, dims), None if mask is None else once(mask, dims)), dims, logits.shape[:-1])
-    x = eager.masked(logits, mask)
-    index = backends.of(x).argmax(x)
+    x = base.masked(logits, mask)
+    index = compute.of(x).argmax(x)
     # NaN counts as the maximum: in an invalid row, it is not finite.
     return index.masked_fill(~x.gather(-1, index.unsqueeze(-1)).squeeze(-1).isfinite(), -1)
 
 
 def rmode(logits: Tensor, mask: Tensor | None) -> Tensor:
     """Give the one-hot of `mode`, [*batch, columns] in the logits' dtype, with the gradient of PassThrough."""
-    backend, index, method = backends.of(logits), mode(logits, mask), ReparamGradientStrategy.PassThrough
+    backend, index, method = compute.of(logits), mode(logits, mask), ReparamGradientStrategy.PassThrough
     if backend.records(logits):
         drawn = Sample(backend.one_hot(index, logits.shape[-1], logits.dtype), index, None, False, None)
-        one_hot = eager.with_gradient_of(drawn, backend.softmax(eager.masked(logits, mask))).one_hot
+        one_hot = base.with_gradient_of(drawn, backend.softmax(base.masked(logits, mask))).one_hot
         assert one_hot is not None
         return one_hot
     args = index, None, 0, 0, 0, backend, Draw((), logits.dtype), method, 1
@@ -370,7 +370,7 @@ class _Relaxed(Function):
     @staticmethod
     def forward(logits, temperature, seed_tensor, seed, offset, row_offset, backend, draw, log):
         seed = Seed(seed_tensor, seed, offset, draw.generator, row_offset)
-        relaxed = eager.log_relaxed if log else backend.relaxed
+        relaxed = base.log_relaxed if log else backend.relaxed
         out = relaxed(_rows(logits), temperature, math.prod(draw.sample_shape), seed)
         return _shaped(out, *draw.sample_shape, *logits.shape)
 
@@ -388,7 +388,7 @@ class _Relaxed(Function):
         columns = y.shape[-1]
         shape = math.prod(y.shape[: y.dim() - 1 - len(ctx.batch)]), math.prod(ctx.batch), columns
         y, grad = _shaped(y, *shape), _shaped(grad, *shape)
-        soft_grad = eager.log_soft_grad if ctx.log else _of_backward(ctx.backend).soft_grad
+        soft_grad = base.log_soft_grad if ctx.log else _of_backward(ctx.backend).soft_grad
         dx, dt = soft_grad(y, grad, temperature, ctx.needs_input_grad[1])
         return _shaped(dx, *ctx.batch, columns).to(ctx.dtype), dt, None, None, None, None, None, None, None
 
@@ -408,7 +408,7 @@ def relaxed_sample(
     Returns:
         [*sample_shape, *batch, columns], with gradients in the logits and the temperature.
     """
-    backend = eager if log else backends.of(logits)
+    backend = base if log else compute.of(logits)
     seed = backend.new_seed(logits, draw.generator) if seed is None else seed
     t = _temperature(constant_where_empty(temperature, logits), logits)
     args = t, seed.tensor, seed.seed, seed.offset, seed.row_offset, backend, draw, log
@@ -494,7 +494,7 @@ def log_prob(
         [*draws, *batch] in the compute dtype.
     """
     value = value.detach() if value is not None and value.requires_grad else value
-    backend = backends.of(logits)
+    backend = compute.of(logits)
     if backend.records(logits):
         return _LogProb.forward(logits, mask, None, value, index, inside, backend)[0]
     return apply(_LogProb, logits, mask, logsumexp, value, index, inside, backend)[0]
@@ -535,7 +535,7 @@ class _Entropy(Function):
 
 def entropy(logits: Tensor, mask: Tensor | None) -> Tensor:
     """-sum p log p of softmax(logits), [*batch] in the compute dtype, differentiable in the logits."""
-    backend = backends.of(logits)
+    backend = compute.of(logits)
     if backend.records(logits):
         return _Entropy.forward(logits, mask, backend)[0]
     return apply(_Entropy, logits, mask, backend)[0]
@@ -614,7 +614,7 @@ def log_prob_and_entropy(
 ) -> tuple[Tensor, Tensor]:
     """`log_prob` and `entropy` of the same arguments: of one reading of the logits, and with one gradient."""
     value = value.detach() if value is not None and value.requires_grad else value
-    backend = backends.of(logits)
+    backend = compute.of(logits)
     args = logits, mask, value, index, inside, None, 0, 0, backend, None
     # What autograd records is no by-product of a Function.
     out = _LogProbAndEntropy.forward(*args) if backend.records(logits) else apply(_LogProbAndEntropy, *args)
@@ -624,7 +624,7 @@ def log_prob_and_entropy(
 def rsample_log_prob_and_entropy(logits: Tensor, mask: Tensor | None, draw: Draw) -> tuple[Sample, Tensor, Tensor]:
     """`rsample` with the gradient of PassThrough, the draw's log_prob and the entropy, as one node of the graph: its
     backward reads the logits and writes their gradient once, where three of them would each, and autograd add up."""
-    backend = backends.of(logits)
+    backend = compute.of(logits)
     seed = backend.new_seed(logits, draw.generator)
     if backend.records(logits):
         args = _rows(logits), _mask_rows(mask, backend), math.prod(draw.sample_shape), draw.dtype, seed
@@ -686,4 +686,4 @@ def relaxed_log_prob(logits: Tensor, temperature: Tensor | float, value: Tensor,
         t = t.reshape(()) if t.numel() == 1 else t
     log_y = value.to(dtype) if of_log else log_of_value(value, dtype)
     logits = logits.to(dtype)
-    return backends.of(logits).relaxed_log_prob(logits, t, log_y, of_log)
+    return compute.of(logits).relaxed_log_prob(logits, t, log_y, of_log)

@@ -30,10 +30,9 @@ from torch.autograd import Function
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
-from . import _backends as backends
-from . import checks, ops, parameters, rng
-from ._backends import eager
-from ._backends.eager import (
+from . import checks, compute, ops, parameters, rng
+from .compute import base
+from .compute.base import (
     GAP,
     GROUP,
     LOWEST,
@@ -43,7 +42,7 @@ from ._backends.eager import (
     relaxed_limit,
     with_derivative_of,
 )
-from ._backends.interface import Sample
+from .compute.interface import Sample
 from .grad_method import ReparamGradientStrategy
 from .rng import Seed
 from .tensors import compute_dtype, is_differentiated
@@ -357,7 +356,7 @@ class _LogSoftmax(Function):
 def _log_softmax(x: Tensor, layout: Layout) -> Tensor:
     """log softmax of whole rows, [..., n] of this rank, with as many derivatives as are asked for."""
     if layout.vocabulary is None:
-        return backends.of(x).log_softmax(x)
+        return compute.of(x).log_softmax(x)
     return ops.apply(_LogSoftmax, x, layout.ranks)
 
 
@@ -457,7 +456,7 @@ def _seed(x: Tensor, layout: Layout, generator: torch.Generator | None) -> Seed:
     replicated = [
         dim for dim, p in enumerate(layout.placements) if isinstance(p, Replicate) and layout.mesh.size(dim) > 1
     ]
-    if backends.uses_kernels(x.device) and not replicated:
+    if compute.uses_kernels(x.device) and not replicated:
         return rng.next_seed(x, generator)
     tensor = rng.seed_tensor(x.device, generator)
     for dim in replicated:
@@ -489,7 +488,7 @@ def _shard_race(x: Tensor, layout: Layout, draws: int, seed: Seed, *numbers: Ten
     rows, n = x.shape
     dtype = compute_dtype(x.dtype)
     if n and rows:
-        runs = _by_runs(lambda seed, x: backends.of(x).shard_race(x, draws, seed, layout.first_group), layout, seed, x)
+        runs = _by_runs(lambda seed, x: compute.of(x).shard_race(x, draws, seed, layout.first_group), layout, seed, x)
         index, score = (torch.cat([run[i] for run in runs], 1) for i in range(2))
         m, s = (torch.cat([run[i] for run in runs]) for i in (2, 3))
         chosen = x.expand(draws, rows, n).gather(-1, index.clamp(min=0).unsqueeze(-1)).squeeze(-1).to(dtype)
@@ -604,7 +603,7 @@ def _pass_through_grad(x: Tensor, t: Any, sums: Sums, at: Tensor, grad: Tensor, 
 
 
 def _reinmax_grad(x: Tensor, t: Any, sums: Sums, at: Tensor, grad: Tensor, ranks: Ranks) -> Tensor:
-    """sum_s 2 J(m) g - J(p) g / 2, m = (softmax(x / t) + onehot(k)) / 2 (`eager.reinmax_grad`)."""
+    """sum_s 2 J(m) g - J(p) g / 2, m = (softmax(x / t) + onehot(k)) / 2 (`base.reinmax_grad`)."""
     p, hot, whole = _backward_log_p(x, sums, ranks).exp(), one_hot(at, x.shape[-1], grad.dtype), grad.sum(0)
     parts = [(hot * grad).sum(-1), (p * whole).sum(-1)]
     if isinstance(t, Tensor) or t != 1:
@@ -621,7 +620,7 @@ def _reinmax_grad(x: Tensor, t: Any, sums: Sums, at: Tensor, grad: Tensor, ranks
 
 def _gapped_grad(x: Tensor, t: Any, sums: Sums, at: Tensor, grad: Tensor, ranks: Ranks) -> Tensor:
     """sum_s J(y) g / t, y = softmax(x' / t), x' - max x = 0 at the draw and min(x - max x, -gap) elsewhere, with the
-    derivative of x (`eager.gapped`)."""
+    derivative of x (`base.gapped`)."""
     d = (x.detach().to(grad.dtype) - sums.maximum.unsqueeze(-1)).clamp_max(-GAP)
     score = with_derivative_of(torch.where(one_hot(at, x.shape[-1], torch.bool), 0.0, d), x)
     w = (score / t).exp()
@@ -641,7 +640,7 @@ def _relaxed_grad(
     with_temperature: bool,
 ) -> tuple[Tensor, Tensor | None]:
     """sum_s J(y) g / t, y = softmax(z) drawn given winner k: z_j = -log(1 + E_j / (p_j E_k)) / t, 0 at k, E iid Exp(1)
-    (`eager.scores_given`). 0 is the maximum, so that no rank need know another's. The mean over the `samples`. E is of
+    (`base.scores_given`). 0 is the maximum, so that no rank need know another's. The mean over the `samples`. E is of
     the first of the seeds, but for E_k: that is of the second, which all ranks have in common."""
     p = _log_p(x, sums).exp()
     at, g = for_each_sample(at, samples), for_each_sample(grad, samples)
@@ -772,7 +771,7 @@ def _mode_at(x: Tensor, maxima: Tensor, layout: Layout) -> Tensor:
     """Find the first maximum per row of this rank's [rows, n], int64 [rows], from the maxima of all shards,
     [size, rows]; -1 where the row's first maximum is in another shard, and for an invalid row."""
     rows, n = x.shape
-    at = backends.of(x).argmax(x) if n else torch.zeros(rows, dtype=torch.int64, device=x.device)
+    at = compute.of(x).argmax(x) if n else torch.zeros(rows, dtype=torch.int64, device=x.device)
     elsewhere = maxima.argmax(0) != layout.mesh.get_local_rank(layout.vocabulary)
     # NaN counts as the maximum: in an invalid row, it is not finite.
     return at.masked_fill(elsewhere | ~maxima.amax(0).isfinite(), -1)
@@ -904,7 +903,7 @@ def log_prob(logits: Tensor, value: Tensor, validate: bool = False) -> Tensor:
         m.new_full(value.shape[:-1], -torch.inf),
     )
     if n:
-        at = backends.of(value).argmax(value)
+        at = compute.of(value).argmax(value)
         best = value.gather(-1, at.unsqueeze(-1)).squeeze(-1).to(m.dtype)
     if validate:
         # 1 and 0 are good, and all zeros is a shard without the 1; NaN is anything else.
@@ -962,14 +961,14 @@ def entropy(logits: Tensor) -> Tensor:
 
 
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """Give sum p (log p - log q), [*batch], for normalised log-probabilities, as `eager.kl` does."""
+    """Give sum p (log p - log q), [*batch], for normalised log-probabilities, as `base.kl` does."""
     if not isinstance(log_p, DTensor):
         raise _error("p", "sharded logits where those of q are", "others")
     layout = layout_of(log_p, "p")
     # One of another batch would broadcast.
     if log_q.shape != log_p.shape:
         raise _error("q", f"the shape {list(log_p.shape)} of p, where that is sharded", list(log_q.shape))
-    part = eager.kl(_local(log_p, layout), _part(log_q, "q", layout, True))
+    part = base.kl(_local(log_p, layout), _part(log_q, "q", layout, True))
     return _wrap(_total(part, None if layout.vocabulary is None else layout.ranks), layout)
 
 
@@ -1024,7 +1023,7 @@ def relaxed_log_prob(
     x, log_y = x.to(dtype), value.to(dtype) if of_log else ops.log_of_value(value, dtype)
     t = t.to(dtype) if isinstance(t, Tensor) else t
     column_t = _spread(t, ranks).unsqueeze(-1) if isinstance(t, Tensor) else t
-    # As in `eager.relaxed_log_prob`.
+    # As in `base.relaxed_log_prob`.
     off, empty = x == -torch.inf, log_y == -torch.inf
     on = off.logical_not()
     zero, outside = on & empty, (off & empty.logical_not()).any(-1)

@@ -206,7 +206,7 @@ def straight_through_gradients_are_those_of_whole_rows(rank: int, world: int) ->
     from torch.distributed.tensor import DTensor, Replicate, Shard
 
     from onehot_triton import OneHotCategorical, ReparamGradientStrategy
-    from onehot_triton._backends import eager
+    from onehot_triton.compute import base
 
     mesh, full, grad = _mesh(world), 2 * _fixed(3, 7).double(), _fixed(2, 3, 7, seed=8).double()
     # Far below the others: of no weight in float64.
@@ -215,8 +215,8 @@ def straight_through_gradients_are_those_of_whole_rows(rank: int, world: int) ->
     t = torch.tensor([1.0, 1.5, 3.0]).double()
     each = DTensor.from_local(t, mesh, [Replicate()], run_check=False)
     formulas = {
-        ReparamGradientStrategy.ReinMax: eager.reinmax_grad,
-        ReparamGradientStrategy.GappedStraightThrough: eager.gapped_grad,
+        ReparamGradientStrategy.ReinMax: base.reinmax_grad,
+        ReparamGradientStrategy.GappedStraightThrough: base.gapped_grad,
     }
     for placement in (Shard(-1), Shard(0)):
         for method, formula in formulas.items():

@@ -30,7 +30,7 @@ from onehot_triton import (
     rng,
     use_backend,
 )
-from onehot_triton._backends import cpu, small
+from onehot_triton.compute import cpu, small
 
 INF, NAN = math.inf, math.nan
 PASS, RELAXED = ReparamGradientStrategy.PassThrough, ReparamGradientStrategy.RelaxedOneHot

@@ -10,9 +10,8 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad, gradcheck
 
-from onehot_triton import MaskedOneHotCategorical, OneHotCategorical, ReparamGradientStrategy, use_backend
-from onehot_triton import _backends as backends
-from onehot_triton._backends import cpu, eager
+from onehot_triton import MaskedOneHotCategorical, OneHotCategorical, ReparamGradientStrategy, compute, use_backend
+from onehot_triton.compute import base, cpu
 from onehot_triton.rng import Seed
 
 PASS, RELAXED, REINMAX, GAPPED = ReparamGradientStrategy
@@ -80,9 +79,9 @@ def mean_error(gradient: Callable[[Tensor, Tensor, Tensor], Tensor]) -> float:
 
 
 def test_reinmax_is_unbiased_for_every_quadratic(backend):
-    chosen = backends.of(torch.zeros(1))
+    chosen = compute.of(torch.zeros(1))
     kernels = backend == "triton"
-    logsumexp = (lambda x: eager.logsumexp(x)) if kernels else (lambda x: None)
+    logsumexp = (lambda x: base.logsumexp(x)) if kernels else (lambda x: None)
     assert mean_error(lambda x, k, g: chosen.reinmax_grad(x, k, g, 1.0, None, logsumexp(x))) < 2e-15
     # The others are not, and ReinMax is not at another temperature.
     assert mean_error(lambda x, k, g: chosen.softmax_grad(x, g[0], None, logsumexp(x))) > 0.05
@@ -313,8 +312,8 @@ def test_samples_of_a_draw_are_its_own_on_a_cpu():
     x, grad = torch.randn(3, 6).double(), torch.randn(2, 3, 6).double()
     index, t = torch.randint(6, (2, 3)), torch.tensor([0.5, 1.0, 2.0]).double()
     seed = Seed(torch.tensor(5))
-    each = eager.relaxed_grad(x, index.repeat_interleave(4, 0), grad.repeat_interleave(4, 0), t, seed, None, None, True)
-    for backend in (eager, cpu):
+    each = base.relaxed_grad(x, index.repeat_interleave(4, 0), grad.repeat_interleave(4, 0), t, seed, None, None, True)
+    for backend in (base, cpu):
         found = backend.relaxed_grad(x, index, grad, t, seed, None, None, True, 4)
         for f, e in zip(found, each, strict=True):
             assert f is not None

@@ -31,7 +31,7 @@ ZERO = "tests/test_distribution.py -k 'neg_inf or same_law'"
 
 TORCHRL, PYRO = PACKAGE + "integrations/torchrl.py", PACKAGE + "integrations/pyro.py"
 
-OPS, FORMULAS, CPU = PACKAGE + "ops.py", PACKAGE + "_backends/eager.py", PACKAGE + "_backends/cpu.py"
+OPS, FORMULAS, CPU = PACKAGE + "ops.py", PACKAGE + "compute/base.py", PACKAGE + "compute/cpu.py"
 
 MUTANTS = [
     # checks.py

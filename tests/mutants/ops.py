@@ -24,7 +24,7 @@ def _in(file: str) -> Callable[..., Mutant]:
 
 
 _cpu, _small, _formulas, _kernels, _choice = (
-    _in(f"_backends/{name}.py") for name in ("cpu", "small", "eager", "triton", "__init__")
+    _in(f"compute/{name}.py") for name in ("cpu", "small", "base", "triton", "__init__")
 )
 _ops, _library, _rng, _parameters = (_in(f"{name}.py") for name in ("ops", "torch_ops", "rng", "parameters"))
 _blocks, _checks = _in("blocks.py"), _in("checks.py")
@@ -91,8 +91,8 @@ MUTANTS = [
         function="rsample_log_prob_and_entropy",
     ),
     _small(
-        "eager.entropy_of(log_p, p)",
-        "eager.entropy_of(log_p, p.detach())",
+        "base.entropy_of(log_p, p)",
+        "base.entropy_of(log_p, p.detach())",
         "a small step as one: half of the entropy's gradient",
         joint("draw"),
         function="rsample_log_prob_and_entropy",
@@ -509,7 +509,7 @@ MUTANTS = [
         function="relaxed_grad",
     ),
     _ops(
-        "backends.differentiable(backend) if torch.is_grad_enabled() else backend",
+        "compute.differentiable(backend) if torch.is_grad_enabled() else backend",
         "backend",
         "the kernel's gradient under create_graph",
         eager("create_graph"),
@@ -751,8 +751,8 @@ MUTANTS = [
         "tests/test_masked.py -k 'empty_row_has_no_part'",
     ),
     _parameters(
-        "return masked(_log(backends.of(param).softmax(logits) * (1 - unimix) + unimix * uniform), mask), None",
-        "return _log(backends.of(param).softmax(logits) * (1 - unimix) + unimix * uniform), None",
+        "return masked(_log(compute.of(param).softmax(logits) * (1 - unimix) + unimix * uniform), mask), None",
+        "return _log(compute.of(param).softmax(logits) * (1 - unimix) + unimix * uniform), None",
         "NaN for the logits of a row that a mask leaves empty, under unimix",
         "tests/test_masked.py -k 'empty_row_has_no_part and unimix'",
     ),

@@ -383,8 +383,8 @@ MUTANTS = [
         function="_of_draws.block",
     ),
     _cpu(
-        "_of_draws(eager.gapped_grad,",
-        "_of_draws(eager.reinmax_grad,",
+        "_of_draws(base.gapped_grad,",
+        "_of_draws(base.reinmax_grad,",
         "one estimator for the other",
         estimators("large_batches"),
         function="gapped_grad",
@@ -397,7 +397,7 @@ MUTANTS = [
         function="log_prob_and_entropy_grad",
     ),
     _cpu(
-        "        d.clamp_(min=eager.LOWEST)\n        result",
+        "        d.clamp_(min=base.LOWEST)\n        result",
         "        result",
         "0 -inf is NaN",
         both("in_blocks"),

@@ -12,7 +12,7 @@ from torch.autograd import Function
 from .. import rng, torch_ops
 from ..rng import Seed
 from ..tensors import compute_dtype
-from .eager import argmax, one_hot, relaxed_log_prob, rsample_log_prob_and_entropy, straight_through  # noqa: F401
+from .base import argmax, one_hot, relaxed_log_prob, rsample_log_prob_and_entropy, straight_through  # noqa: F401
 from .interface import Sample, ShardRace
 
 reads_masks = True

@@ -1,4 +1,4 @@
-"""What a CPU computes otherwise than by the formulas of `eager.py`, and why. Deleted, nothing is wrong but the speed.
+"""What a CPU computes otherwise than by the formulas of `base.py`, and why. Deleted, nothing is wrong but the speed.
 
 Shapes and results are those of `interface.py`. What is a gradient here is itself written in differentiable operations.
 """
@@ -17,8 +17,8 @@ from ..blocks import blocks, by_rows, joined, part_of
 from ..grad_method import ReparamGradientStrategy
 from ..rng import Seed
 from ..tensors import can_look_at, compute_dtype, in_transform, is_differentiated, loses_functions
-from . import eager
-from .eager import masked, new_seed, reads_masks, shard_race  # noqa: F401
+from . import base
+from .base import masked, new_seed, reads_masks, shard_race  # noqa: F401
 from .interface import Sample
 
 # Up to so many elements, calls cost more than passes do, and `small.py` computes.
@@ -177,13 +177,13 @@ def one_hot(index: Tensor, columns: int, dtype: torch.dtype, all_valid: bool = F
 
 
 def race(noise: rng.Noise) -> Choice:
-    """`eager.race`, some draws at a time."""
+    """`base.race`, some draws at a time."""
 
     def choose(weight: Tensor, lead: tuple[int, ...], winner: Tensor | None) -> Tensor:
         draws, rows = lead
         some = []
         for part in blocks(draws, 3 * rows * weight.shape[-1]) if weight.dim() == 2 else [slice(0, draws)]:
-            some.append(eager.race(weight, noise((part.stop - part.start, rows, weight.shape[-1]), winner)))
+            some.append(base.race(weight, noise((part.stop - part.start, rows, weight.shape[-1]), winner)))
         return joined(some)
 
     return choose
@@ -229,7 +229,7 @@ def _logsumexp_from(logits: Tensor, weight: Tensor, winner: Tensor) -> Tensor:
 
 
 def sample_index(logits: Tensor, draws: int, choose: Choice, group: int) -> tuple[Tensor, Tensor | None, bool]:
-    """`eager.sample_index`, a block of rows at a time, with the logsumexp where it is a by-product of the groups, and
+    """`base.sample_index`, a block of rows at a time, with the logsumexp where it is a by-product of the groups, and
     whether every row was found to be a distribution.
 
     The sums of groups are vectorised, cumulative ones (1.7 ns an element) are not.
@@ -282,7 +282,7 @@ def sample(
     logits: Tensor, mask: Tensor | None, draws: int, dtype: torch.dtype | None, seed: Seed, again: bool
 ) -> Sample:
     if seed.tensor is not None:
-        return eager.sample(logits, mask, draws, dtype, seed, again)
+        return base.sample(logits, mask, draws, dtype, seed, again)
     x, columns = masked(logits, mask), logits.shape[-1]
     noise, seed_again = rng.noise_of_draw(x, seed, again)
     # Compiled, a draw whose noise is drawn again is made of a seed, and `inversion` is not. ONNX has no search in sums.
@@ -302,7 +302,7 @@ def relaxed(logits: Tensor, temperature: Tensor | float, draws: int, seed: Seed)
     noise = rng.noise_from(logits.device, seed)
 
     def block(x: Tensor, t: Tensor | float = temperature) -> Tensor:
-        return softmax(eager.relaxed_scores(x, t, draws, noise)).to(x.dtype)
+        return softmax(base.relaxed_scores(x, t, draws, noise)).to(x.dtype)
 
     of_rows = (temperature,) if isinstance(temperature, Tensor) else ()
     return by_rows(block, logits, *of_rows, scratch=4 * draws, dim=1)
@@ -323,11 +323,11 @@ def straight_through(
 ) -> Sample:
     x = masked(logits, mask)
     if method is ReparamGradientStrategy.PassThrough:
-        return eager.with_gradient_of(sample(x.detach(), None, draws, dtype, seed, False), nearly_softmax(x))
+        return base.with_gradient_of(sample(x.detach(), None, draws, dtype, seed, False), nearly_softmax(x))
     if method is ReparamGradientStrategy.RelaxedOneHot and samples == 1:
-        return eager.relaxed_first(x, draws, dtype, seed, temperature)
+        return base.relaxed_first(x, draws, dtype, seed, temperature)
     drawn = sample(x.detach(), None, draws, dtype, seed, False)
-    return eager.with_gradient_of(drawn, eager.smooth(x, drawn, seed, method, temperature, samples))
+    return base.with_gradient_of(drawn, base.smooth(x, drawn, seed, method, temperature, samples))
 
 
 def softmax_grad(logits: Tensor, grad: Tensor, mask: Tensor | None = None, logsumexp: Tensor | None = None) -> Tensor:
@@ -355,12 +355,12 @@ def relaxed_grad(
     def block(g: Tensor, x: Tensor, k: Tensor, t: Tensor | float = temperature) -> Tensor:
         e = noise((draws * samples, x.shape[0], columns + 1), None)
         p = nearly_softmax(x)
-        z = eager.scores_given(p, eager.for_each_sample(k.t(), samples), e[..., :-1], e[..., -1])
+        z = base.scores_given(p, base.for_each_sample(k.t(), samples), e[..., :-1], e[..., -1])
         # Each of these passes takes a twentieth of the time.
         is_one = not isinstance(t, Tensor) and t == 1
-        inverse = 1.0 if is_one else 1 / eager.by_row(t, p.dtype)
+        inverse = 1.0 if is_one else 1 / base.by_row(t, p.dtype)
         z = z if is_one else z * inverse
-        dz = softmax_backward(nearly_softmax(z), eager.for_each_sample(g.transpose(0, 1), samples).to(p.dtype))
+        dz = softmax_backward(nearly_softmax(z), base.for_each_sample(g.transpose(0, 1), samples).to(p.dtype))
         dz = dz if samples == 1 else dz / samples
         dx = dz if is_one else dz * inverse
         dx = dx.squeeze(0) if draws * samples == 1 else dx.sum(0)
@@ -399,7 +399,7 @@ def reinmax_grad(
     mask: Tensor | None = None,
     logsumexp: Tensor | None = None,
 ) -> Tensor:
-    return _of_draws(eager.reinmax_grad, logits, index, grad, temperature, mask)
+    return _of_draws(base.reinmax_grad, logits, index, grad, temperature, mask)
 
 
 def gapped_grad(
@@ -410,7 +410,7 @@ def gapped_grad(
     mask: Tensor | None = None,
     logsumexp: Tensor | None = None,
 ) -> Tensor:
-    return _of_draws(eager.gapped_grad, logits, index, grad, temperature, mask)
+    return _of_draws(base.gapped_grad, logits, index, grad, temperature, mask)
 
 
 def soft_grad(
@@ -420,7 +420,7 @@ def soft_grad(
         dtype = compute_dtype(y.dtype)
         p = y.to(dtype)
         dz = softmax_backward(p, g.to(dtype))
-        inverse = 1 / eager.by_row(t, dtype)
+        inverse = 1 / base.by_row(t, dtype)
         dx = dz.sum(1) * inverse
         if not with_temperature:
             return dx.to(y.dtype)
@@ -445,9 +445,9 @@ def _exp(d: Tensor, out: Tensor) -> Tensor:
 
 
 def _logsumexp(logits: Tensor) -> Tensor:
-    """`eager.logsumexp`."""
+    """`base.logsumexp`."""
     if not can_look_at(logits):
-        return eager.logsumexp(logits)
+        return base.logsumexp(logits)
     x = logits.to(compute_dtype(logits.dtype))
     m = x.amax(-1, keepdim=True)
     d = x - m
@@ -474,14 +474,14 @@ def log_prob_index(
     x, known, new = masked(logits, mask), logsumexp, None
     if known is None and not (is_short(x) or is_differentiated(x)):
         known = new = by_rows(_logsumexp, x, dim=1)
-    at = eager.columns_at(index)
+    at = base.columns_at(index)
     if known is None:
-        chosen = eager.by_draw(by_rows(lambda x, k: gathered(log_softmax(x), k, inside), x, at), index)
+        chosen = base.by_draw(by_rows(lambda x, k: gathered(log_softmax(x), k, inside), x, at), index)
         # By a rounding of the correction it is above 0.
         return chosen if is_short(x) else chosen - chosen.detach().clamp_min(0.0), None
     m, log_sum = known
     # Above 0 it is by a rounding, where m is the maximum of one group and not of the row.
-    return (eager.by_draw(gathered(x, at, inside), index).to(m.dtype) - m - log_sum).clamp_max_(0.0), new
+    return (base.by_draw(gathered(x, at, inside), index).to(m.dtype) - m - log_sum).clamp_max_(0.0), new
 
 
 def log_prob(
@@ -553,7 +553,7 @@ def _weights(x: Tensor, maximum: Tensor | None = None) -> Iterator[tuple[slice, 
 def _entropy_by_formula(logits: Tensor) -> Tensor:
     log_p = log_softmax(logits)
     p = log_p.exp()
-    lowest = eager.LOWEST
+    lowest = base.LOWEST
     product = p * log_p.clamp_min(lowest) if is_differentiated(logits) else p.mul_(log_p.clamp_min_(lowest))
     # Not -sum, which is -0 for a certain outcome; no term is positive.
     return product.sum(-1).abs()
@@ -567,7 +567,7 @@ def entropy_grad(
     entropy: Tensor | None = None,
 ) -> Tensor:
     def block(x: Tensor, g: Tensor) -> Tensor:
-        d = eager.shifted(x).clamp_min(eager.LOWEST)
+        d = base.shifted(x).clamp_min(base.LOWEST)
         return (softmax_backward(nearly_softmax(d), d) * -g.unsqueeze(-1)).to(x.dtype)
 
     return by_rows(block, masked(logits, mask), grad)
@@ -582,10 +582,10 @@ def log_prob_and_entropy(
         h, logsumexp = _entropy_and_logsumexp(x)
         return log_prob_index(x, index, None, logsumexp, inside)[0], h, logsumexp
     log_p = log_softmax(x)
-    chosen = eager.by_draw(gathered(log_p, eager.columns_at(index), inside), index)
+    chosen = base.by_draw(gathered(log_p, base.columns_at(index), inside), index)
     # As in `log_prob_index` and in `entropy`.
     chosen = chosen if is_short(x) else chosen - chosen.detach().clamp_min(0.0)
-    return chosen, eager.entropy_of(log_p), None
+    return chosen, base.entropy_of(log_p), None
 
 
 def rsample_log_prob_and_entropy(
@@ -607,11 +607,11 @@ def log_prob_and_entropy_grad(
     entropy: Tensor | None = None,
     grad: Tensor | None = None,
 ) -> Tensor:
-    """`eager`'s formula, with the two numbers of a row that are known, in as few passes as they leave over a block."""
+    """`base`'s formula, with the two numbers of a row that are known, in as few passes as they leave over a block."""
     differentiated = any(tensor is not None and is_differentiated(tensor) for tensor in (logits, grad_log_prob, grad))
     if differentiated or is_differentiated(grad_entropy) or logsumexp is None or entropy is None:
         args = index, grad_log_prob, grad_entropy, mask, logsumexp, entropy, grad
-        return eager.log_prob_and_entropy_grad(logits, *args)
+        return base.log_prob_and_entropy_grad(logits, *args)
     x = masked(logits, mask)
     m, log_sum = logsumexp
     dtype, out = m.dtype, torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -622,7 +622,7 @@ def log_prob_and_entropy_grad(
     over_sum, slope, total, constant = (t.unsqueeze(-1) for t in (over_sum, slope, total, constant))
     factor, offset = slope * over_sum, constant * over_sum
     for part, d, weight, _ in _weights(x, m):
-        d.clamp_(min=eager.LOWEST)
+        d.clamp_(min=base.LOWEST)
         result = out[part] if out.dtype == dtype else d
         if grad is None:
             torch.mul(torch.addcmul(offset[part], d, factor[part], out=d), weight, out=result)
@@ -641,9 +641,9 @@ def relaxed_log_prob(logits: Tensor, temperature: Tensor | float, log_y: Tensor,
     """In a third of the calls where no category is off and no value is 0."""
     looks = can_look_at(logits) and can_look_at(log_y)
     if not looks or not math.isfinite(logits.detach().sum().item() + log_y.detach().sum().item()):
-        return eager.relaxed_log_prob(logits, temperature, log_y, of_log)
+        return base.relaxed_log_prob(logits, temperature, log_y, of_log)
     columns = logits.shape[-1]
-    score = logits - eager.by_row(temperature, log_y.dtype) * log_y
+    score = logits - base.by_row(temperature, log_y.dtype) * log_y
     log_t = temperature.log() if isinstance(temperature, Tensor) else math.log(temperature)
     density = log_softmax(score).sum(-1) + (columns - 1) * log_t + math.lgamma(columns)
     return density if of_log else density - log_y.sum(-1)

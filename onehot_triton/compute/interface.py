@@ -1,4 +1,4 @@
-"""What a backend is: one function an operation, rows in, rows out. `triton.py`, `cpu.py` and `eager.py` are such.
+"""What a backend is: one function an operation, rows in, rows out. `triton.py`, `cpu.py` and `base.py` are such.
 
     logits          [rows, columns], unnormalised, of any floating dtype, with any strides
     temperature     [rows] in the compute dtype, or one number for all rows

@@ -19,7 +19,7 @@ from .. import rng
 from ..grad_method import ReparamGradientStrategy
 from ..rng import Seed
 from ..tensors import is_differentiated
-from . import cpu, eager
+from . import base, cpu
 from .cpu import (  # noqa: F401
     entropy_grad,
     gapped_grad,
@@ -74,7 +74,7 @@ def _race(x: Tensor, draws: int, dtype: torch.dtype | None, generator: torch.Gen
     """The draw of `cpu.race`."""
     weight = cpu.nearly_softmax(x)
     u = rng.uniform_like(x if draws == 1 else x.expand(draws, *x.shape), generator)
-    index = eager.race(weight, rng.exponential_of(u))
+    index = base.race(weight, rng.exponential_of(u))
     all_valid = math.isfinite(weight.sum().item())
     index = index if all_valid else index.masked_fill(weight[:, 0].isnan(), -1)
     hot = None if dtype is None else one_hot(index, x.shape[1], dtype, all_valid)
@@ -145,21 +145,21 @@ def straight_through(
 
 
 def _with_gradient_of(drawn: Sample, y: Tensor, dtype: torch.dtype | None) -> Sample:
-    """`eager.with_gradient_of` in one node of the graph: a copy of y, which autograd records, is written over, which it
+    """`base.with_gradient_of` in one node of the graph: a copy of y, which autograd records, is written over, which it
     need not know. With the backward, 64 x 6 takes 37 us so, 47 by y - y.detach() added to a one-hot. The draws of a row
     have one y, [rows, columns], or one each."""
     assert dtype is not None
     y = y.expand(*drawn.index.shape, -1) if y.dim() == drawn.index.dim() else y
     if not drawn.all_valid:
-        one_hot = eager.one_hot(drawn.index, y.shape[-1], dtype)
-        return eager.with_gradient_of(drawn._replace(one_hot=one_hot), y)
+        one_hot = base.one_hot(drawn.index, y.shape[-1], dtype)
+        return base.with_gradient_of(drawn._replace(one_hot=one_hot), y)
     out = y.to(dtype, copy=True, memory_format=torch.contiguous_format)
     out.detach().zero_().scatter_(-1, drawn.index.unsqueeze(-1), 1)
     return drawn._replace(one_hot=out)
 
 
 def _relaxed_first(x: Tensor, draws: int, dtype: torch.dtype | None, seed: Seed, temperature: Tensor | float) -> Sample:
-    """`eager.relaxed_first` in the fewest calls, in float64, where no maximum need be subtracted."""
+    """`base.relaxed_first` in the fewest calls, in float64, where no maximum need be subtracted."""
     u = rng.uniform_like(x if draws == 1 else x.expand(draws, *x.shape), seed.generator)
     z = x - rng.exponential_of(u).neg_().log_()
     top, index = z.detach().max(-1, keepdim=True)
@@ -170,7 +170,7 @@ def _relaxed_first(x: Tensor, draws: int, dtype: torch.dtype | None, seed: Seed,
         z = z.clamp_min(-1e20)
     drawn = Sample(None, index, None, all_valid, None, z.numel() > cpu._ONE_THREAD)
     if isinstance(temperature, Tensor) or temperature != 1:
-        z = z / eager.by_row(temperature, z.dtype)
+        z = z / base.by_row(temperature, z.dtype)
     # Without a gradient, nothing is asked of y but its shape.
     return _with_gradient_of(drawn, cpu.nearly_softmax(z) if is_differentiated(z) else z, dtype)
 
@@ -184,7 +184,7 @@ def log_prob_index(
     if not cpu.is_short(logits):
         return cpu.log_prob_index(logits, index, mask, logsumexp, inside)
     log_p = cpu.nearly_log_softmax(masked(logits, mask))
-    return eager.by_draw(cpu.gathered(log_p, eager.columns_at(index), inside), index), None
+    return base.by_draw(cpu.gathered(log_p, base.columns_at(index), inside), index), None
 
 
 def log_prob(
@@ -202,7 +202,7 @@ def log_prob(
 def entropy(logits: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
     if not cpu.is_short(logits):
         return cpu.entropy(logits, mask)
-    return eager.entropy_of(cpu.nearly_log_softmax(masked(logits, mask))), None
+    return base.entropy_of(cpu.nearly_log_softmax(masked(logits, mask))), None
 
 
 def rsample_log_prob_and_entropy(
@@ -216,5 +216,5 @@ def rsample_log_prob_and_entropy(
     drawn = sample(x.detach(), None, draws, None, seed, False)
     log_p = cpu.nearly_log_softmax(x)
     p = log_p.exp()
-    log_prob = eager.by_draw(cpu.gathered(log_p, eager.columns_at(drawn.index), drawn.all_valid), drawn.index)
-    return _with_gradient_of(drawn, p, dtype), log_prob, eager.entropy_of(log_p, p)
+    log_prob = base.by_draw(cpu.gathered(log_p, base.columns_at(drawn.index), drawn.all_valid), drawn.index)
+    return _with_gradient_of(drawn, p, dtype), log_prob, base.entropy_of(log_p, p)

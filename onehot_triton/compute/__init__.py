@@ -1,6 +1,6 @@
 """The choice of what computes: once for each call of a user, by the device of its tensors.
 
-The underscore is for torch.compile, which traces into no file whose path has "triton/backends" in it.
+The package is not called `backends`: torch.compile traces into no file whose path has "triton/backends" in it.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from ..tensors import loses_functions
-from . import cpu, eager, small, triton
+from . import base, cpu, small, triton
 from .interface import Backend
 
 _NAMES = ("auto", "triton", "eager")
@@ -59,13 +59,13 @@ def of(tensor: Tensor) -> Backend:
     # Where a Function would be lost, a gradient comes from torch's operations alone.
     if uses_kernels(device) and not loses_functions():
         return triton
-    backend = BY_DEVICE.get(device.type, eager)
+    backend = BY_DEVICE.get(device.type, base)
     return small if backend is cpu and cpu.is_small(tensor) else backend
 
 
 def differentiable(backend: Backend) -> Backend:
     """The backend whose gradients can be differentiated, in place of `backend`."""
-    return eager if backend is triton else backend
+    return base if backend is triton else backend
 
 
 def uses_kernels(device: torch.device) -> bool:

@@ -15,8 +15,7 @@ from torch.distributions import OneHotCategorical as TorchOneHotCategorical
 
 from . import checks, compute, ops, parameters, rng
 from .compute import base
-from .compute.base import LOWEST
-from .compute.interface import Sample
+from .compute.base import LOWEST, Sample
 from .grad_method import ReparamGradientStrategy
 from .tensors import in_transform, is_recorded, is_sharded, scalar_tensor
 

@@ -36,13 +36,13 @@ from .compute.base import (
     GAP,
     GROUP,
     LOWEST,
+    Sample,
     for_each_sample,
     one_hot,
     relaxed_constant,
     relaxed_limit,
     with_derivative_of,
 )
-from .compute.interface import Sample
 from .grad_method import ReparamGradientStrategy
 from .rng import Seed
 from .tensors import compute_dtype, is_differentiated
@@ -603,7 +603,7 @@ def _pass_through_grad(x: Tensor, t: Any, sums: Sums, at: Tensor, grad: Tensor, 
 
 
 def _reinmax_grad(x: Tensor, t: Any, sums: Sums, at: Tensor, grad: Tensor, ranks: Ranks) -> Tensor:
-    """sum_s 2 J(m) g - J(p) g / 2, m = (softmax(x / t) + onehot(k)) / 2 (`base.reinmax_grad`)."""
+    """sum_s 2 J(m) g - J(p) g / 2, m = (softmax(x / t) + onehot(k)) / 2 (`Eager.reinmax_grad`)."""
     p, hot, whole = _backward_log_p(x, sums, ranks).exp(), one_hot(at, x.shape[-1], grad.dtype), grad.sum(0)
     parts = [(hot * grad).sum(-1), (p * whole).sum(-1)]
     if isinstance(t, Tensor) or t != 1:
@@ -1023,7 +1023,7 @@ def relaxed_log_prob(
     x, log_y = x.to(dtype), value.to(dtype) if of_log else ops.log_of_value(value, dtype)
     t = t.to(dtype) if isinstance(t, Tensor) else t
     column_t = _spread(t, ranks).unsqueeze(-1) if isinstance(t, Tensor) else t
-    # As in `base.relaxed_log_prob`.
+    # As in `Eager.relaxed_log_prob`.
     off, empty = x == -torch.inf, log_y == -torch.inf
     on = off.logical_not()
     zero, outside = on & empty, (off & empty.logical_not()).any(-1)

@@ -134,7 +134,7 @@ def philox_noise(
 def philox_relaxed_noise(
     seed: int, offset: int, row_offset: int = 0
 ) -> Callable[[tuple[int, ...], Tensor | None], Tensor]:
-    """The `noise` argument of `base.relaxed_with`: the noise of the relaxed kernel."""
+    """The `noise` argument of `EAGER.relaxed_with`: the noise of the relaxed kernel."""
 
     def noise(shape: tuple[int, ...], winner: Tensor | None) -> Tensor:
         draws, rows, columns = shape
@@ -159,7 +159,7 @@ def twin_sample(
 def posterior_noise(
     seed: int, offset: int, draws: int, rows: int, columns: int, row_offset: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """(E_j, E_k) of `base.relaxed_grad_with`: the noise of the relaxed_grad kernel."""
+    """(E_j, E_k) of `EAGER.relaxed_grad_with`: the noise of the relaxed_grad kernel."""
     draw, row = np.arange(draws)[:, None], row_offset + np.arange(rows)[None, :]
     high, low, _, _ = words(seed, offset, RELAXED_GRAD, 2**30 - 1, row, draw)
     each = relaxed_words(seed, offset, columns, row[..., None], draw[..., None], np.arange(columns), RELAXED_GRAD)

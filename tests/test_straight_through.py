@@ -11,7 +11,8 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad, gradcheck
 
 from onehot_triton import MaskedOneHotCategorical, OneHotCategorical, ReparamGradientStrategy, compute, use_backend
-from onehot_triton.compute import base, cpu
+from onehot_triton.compute import CPU, EAGER, base, cpu
+from onehot_triton.compute.base import Rows
 from onehot_triton.rng import Seed
 
 PASS, RELAXED, REINMAX, GAPPED = ReparamGradientStrategy
@@ -81,12 +82,15 @@ def mean_error(gradient: Callable[[Tensor, Tensor, Tensor], Tensor]) -> float:
 def test_reinmax_is_unbiased_for_every_quadratic(backend):
     chosen = compute.of(torch.zeros(1))
     kernels = backend == "triton"
-    logsumexp = (lambda x: base.logsumexp(x)) if kernels else (lambda x: None)
-    assert mean_error(lambda x, k, g: chosen.reinmax_grad(x, k, g, 1.0, None, logsumexp(x))) < 2e-15
+
+    def rows_of(x: Tensor) -> Rows:
+        return Rows(x, None, base.logsumexp(x) if kernels else None)
+
+    assert mean_error(lambda x, k, g: chosen.reinmax_grad(rows_of(x), k, g, 1.0)) < 2e-15
     # The others are not, and ReinMax is not at another temperature.
-    assert mean_error(lambda x, k, g: chosen.softmax_grad(x, g[0], None, logsumexp(x))) > 0.05
-    assert mean_error(lambda x, k, g: chosen.gapped_grad(x, k, g, 1.0, None, logsumexp(x))) > 0.05
-    assert mean_error(lambda x, k, g: chosen.reinmax_grad(x, k, g, 1.5, None, logsumexp(x))) > 0.05
+    assert mean_error(lambda x, k, g: chosen.softmax_grad(rows_of(x), g[0])) > 0.05
+    assert mean_error(lambda x, k, g: chosen.gapped_grad(rows_of(x), k, g, 1.0)) > 0.05
+    assert mean_error(lambda x, k, g: chosen.reinmax_grad(rows_of(x), k, g, 1.5)) > 0.05
 
 
 # By definition --------------------------------------------------------------------------------------------------------
@@ -312,9 +316,9 @@ def test_samples_of_a_draw_are_its_own_on_a_cpu():
     x, grad = torch.randn(3, 6).double(), torch.randn(2, 3, 6).double()
     index, t = torch.randint(6, (2, 3)), torch.tensor([0.5, 1.0, 2.0]).double()
     seed = Seed(torch.tensor(5))
-    each = base.relaxed_grad(x, index.repeat_interleave(4, 0), grad.repeat_interleave(4, 0), t, seed, None, None, True)
-    for backend in (base, cpu):
-        found = backend.relaxed_grad(x, index, grad, t, seed, None, None, True, 4)
+    each = EAGER.relaxed_grad(Rows(x), index.repeat_interleave(4, 0), grad.repeat_interleave(4, 0), t, seed, True)
+    for backend in (EAGER, CPU):
+        found = backend.relaxed_grad(Rows(x), index, grad, t, seed, True, 4)
         for f, e in zip(found, each, strict=True):
             assert f is not None
             assert e is not None

@@ -1,6 +1,6 @@
-"""What a CPU computes otherwise than by the formulas of `base.py`, and why. Deleted, nothing is wrong but the speed.
+"""What a CPU computes in another way than the formulas of `base.py`, and why.
 
-Shapes and results are those of `interface.py`. What is a gradient here is itself written in differentiable operations.
+It is optional: without it everything still works, only slower.
 """
 
 from __future__ import annotations
@@ -18,24 +18,37 @@ from ..grad_method import ReparamGradientStrategy
 from ..rng import Seed
 from ..tensors import can_look_at, compute_dtype, in_transform, is_differentiated, loses_functions
 from . import base
-from .base import masked, new_seed, reads_masks, shard_race  # noqa: F401
-from .interface import Sample
+from .base import (
+    LOWEST,
+    Eager,
+    Rows,
+    Sample,
+    by_draw,
+    by_row,
+    columns_at,
+    entropy_of,
+    for_each_sample,
+    masked,
+    scores_given,
+    shifted,
+    zero_where_off,
+)
 
 # Up to so many elements, calls cost more than passes do, and `small.py` computes.
 _SMALL = 2**16
 # Up to so many elements, a second thread costs more than it helps.
-_ONE_THREAD = 2**12
+ONE_THREAD = 2**12
+# Rows up to this length are drawn by a race, as on other devices: the README's example promises its numbers.
+RACED = 4
 # Rows up to this length are one group.
 _ONE_GROUP = 512
 # The float32 numbers of a vector register, and rows enough for two views more.
 _LANES = 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8
 _MANY_ROWS = 128
 _LOG2_E = math.log2(math.e)
-# torch's exp is MKL's, which is fast on its maker's processors: 2^18 float32 numbers in 20 us, by exp2 in 31 and 13 for
-# the product; on an AMD 110, by exp2 39 and 9. Older torch does not name the processor.
+# torch.exp is MKL's, which is slow on processors that are not Intel's: exp2 takes a third of its time there. Older
+# torch does not name the processor.
 _EXP_IS_FAST = "Intel" in getattr(torch.cpu, "get_capabilities", dict)().get("cpu_name", "")
-# Rows up to this length are drawn by a race, as on other devices: the README's example promises its numbers.
-_RACED = 4
 
 Choice = Callable[[Tensor, tuple[int, ...], Tensor | None], Tensor]
 """(weights [rows, n] or [draws, rows, n], (draws, rows), winning group or None in the group stage) -> int64
@@ -47,21 +60,12 @@ def is_small(tensor: Tensor) -> bool:
     return can_look_at(tensor) and tensor.numel() <= _SMALL
 
 
-def records(logits: Tensor, relaxed: bool = False) -> bool:
-    return is_differentiated(logits) and loses_functions()
-
-
-def relaxes_first(logits: Tensor, draws: int) -> bool:
-    # With and without a gradient, and in a transform, which must not look: a seed gives one draw.
-    return loses_functions() or (not torch.compiler.is_compiling() and draws * logits.numel() <= _SMALL)
-
-
 # Softmax --------------------------------------------------------------------------------------------------------------
 #
-# torch's softmax takes the maximum, subtracts it, and its exponential is cheaper than torch.exp's: 16 x 131072 in
-# 440 us, exp alone 660 (two threads). But it divides by a sum that it adds up one term after the other: behind a large
-# one, of 2^20 small ones a part is lost, 1e-3 of the whole. Where rows are long, what it gives is added up again, by
-# `sum`, in a tree, and divided by that, which is 1 but for the loss: no gradient flows through it.
+# torch's softmax subtracts the maximum by itself, and its exponential is cheaper than torch.exp. But it divides by a
+# sum that it adds up one term after the other: of 2^20 small terms behind a large one, 1e-3 of the whole is lost. Where
+# rows are long, its result is added up again, by `sum`, in a tree, and divided by that. The divisor is 1 but for the
+# loss: no gradient flows through it.
 
 
 def is_short(logits: Tensor) -> bool:
@@ -70,32 +74,20 @@ def is_short(logits: Tensor) -> bool:
 
 
 def _is_narrow(tensor: Tensor) -> bool:
-    """Whether torch's softmax of the columns takes one number at a time, and that of a transposed tensor a register:
-    1024 x 6 in 119 us, transposed and back in 19; 64 x 6 in 8.5, and 4.9, but with the graph of two views more."""
+    """Whether torch's softmax of the columns takes one number at a time, and that of the transposed tensor a register.
+
+    For few rows, the two views more in the graph cost more than that saves.
+    """
     if torch.compiler.is_compiling() or tensor.dim() != 2:
         return False
     return tensor.shape[1] < _LANES and tensor.shape[0] >= _MANY_ROWS
 
 
-def softmax(logits: Tensor) -> Tensor:
-    p = nearly_softmax(logits)
-    if is_short(logits):
-        return p.contiguous()
-    total = p.detach().sum(-1, keepdim=True)
-    return p / total if is_differentiated(logits) else p.div_(total)
-
-
-def log_softmax(logits: Tensor) -> Tensor:
-    log_p = nearly_log_softmax(logits)
-    if is_short(logits):
-        return log_p.contiguous()
-    log_total = log_p.detach().exp().sum(-1, keepdim=True).log()
-    return log_p - log_total if is_differentiated(logits) else log_p.sub_(log_total)
-
-
 def nearly_softmax(logits: Tensor) -> Tensor:
-    """softmax(x) but for that loss, which is one number for a row: weights need not add up to 1, and of a gradient it
-    is a part of 1e-3 at most, as in torch's own backward. Of any strides."""
+    """Give softmax(x) but for that loss, which is one factor per row; of any strides.
+
+    Weights need not add up to 1, and a gradient is off by 1e-3 of itself at most, as in torch's own backward.
+    """
     dtype = compute_dtype(logits.dtype)
     if _is_narrow(logits):
         return torch.softmax(logits.t(), 0, dtype=dtype).t()
@@ -103,7 +95,7 @@ def nearly_softmax(logits: Tensor) -> Tensor:
 
 
 def nearly_log_softmax(logits: Tensor) -> Tensor:
-    """log_softmax(x) but for that loss, of any strides."""
+    """Give log_softmax(x) but for that loss, of any strides."""
     dtype = compute_dtype(logits.dtype)
     if _is_narrow(logits):
         return torch.log_softmax(logits.t(), 0, dtype=dtype).t()
@@ -111,18 +103,20 @@ def nearly_log_softmax(logits: Tensor) -> Tensor:
 
 
 def softmax_backward(probs: Tensor, grad: Tensor) -> Tensor:
-    """y (g - <y, g>): torch's own fused operator, which is differentiable in both."""
+    """Give y (g - <y, g>) by torch's own fused operator, which is differentiable in both."""
     if _is_narrow(probs):
         return torch.ops.aten._softmax_backward_data(grad.t(), probs.t(), 0, probs.dtype).t()
     return torch.ops.aten._softmax_backward_data(grad, probs, -1, probs.dtype)
 
 
-# Categories -----------------------------------------------------------------------------------------------------------
+# Groups of columns ----------------------------------------------------------------------------------------------------
 
 
 def group_length(columns: int) -> int:
-    """The columns of a group on this path: all of a short row, else the power of two next to sqrt(columns), which makes
-    the least of what a draw looks at one by one: every group, and every element of the winning group."""
+    """The columns of a group on this path: all of a short row, else the power of two next to sqrt(columns).
+
+    That makes the least of what a draw looks at one by one: every group, and every element of the winning group.
+    """
     if columns <= _ONE_GROUP:
         return columns
     length = 16
@@ -142,42 +136,11 @@ def _of_groups(reduction: Callable[..., Tensor], tensor: Tensor, group: int) -> 
     return out
 
 
-def argmax(tensor: Tensor) -> Tensor:
-    """torch's own looks at one element after the other, on one thread. A vectorised maximum of each group of columns
-    leaves it one group of a long row: 16 x 131072 in 90 us (argmax 550), and the same answer for every tensor, ties and
-    NaN too."""
-    columns = tensor.shape[-1]
-    if tensor.dtype == torch.bool:
-        tensor = tensor.view(torch.uint8)
-    if not can_look_at(tensor) or tensor.numel() <= _ONE_THREAD:
-        return tensor.argmax(-1)
-    if tensor.dtype in (torch.bfloat16, torch.float16):
-        # A maximum of these takes three times that of float32: 8 x 32000 in 106 us, 60 with the conversion.
-        return by_rows(lambda some: argmax(some.float()), tensor)
-    if columns <= 4 * _ONE_GROUP:
-        # This one shares the rows among the threads.
-        return tensor.max(-1)[1]
-    group = group_length(columns)
-    first = group * _of_groups(torch.amax, tensor, group).argmax(-1)
-    column = first.unsqueeze(-1) + torch.arange(group, device=tensor.device)
-    return first + tensor.gather(-1, column.clamp(max=columns - 1)).argmax(-1)
-
-
-def one_hot(index: Tensor, columns: int, dtype: torch.dtype, all_valid: bool = False) -> Tensor:
-    """One write for each row, beside the zeros: no comparison of every element. `all_valid` where no index is -1."""
-    out = index.new_zeros((*index.shape, columns), dtype=dtype)
-    index = index.unsqueeze(-1)
-    one = 1 if all_valid else (index >= 0).to(dtype)
-    index = index if all_valid else index.clamp(min=0)
-    # vmap has a rule for the one that does not write in place.
-    return out.scatter(-1, index, one) if in_transform() else out.scatter_(-1, index, one)
-
-
 # Draws ----------------------------------------------------------------------------------------------------------------
 
 
 def race(noise: rng.Noise) -> Choice:
-    """`base.race`, some draws at a time."""
+    """Choose by `base.race`, some draws at a time."""
 
     def choose(weight: Tensor, lead: tuple[int, ...], winner: Tensor | None) -> Tensor:
         draws, rows = lead
@@ -190,11 +153,12 @@ def race(noise: rng.Noise) -> Choice:
 
 
 def inversion(device: torch.device, generator: torch.Generator | None) -> Choice:
-    """The first index whose cumulative weight is above u sum w, in float64: one uniform u, where a race wants one, and
-    its logarithm, for each weight. 1024 x 32 in 55 us (race 161), 64 x 4096 in 56 (103), 16 x 131072 in 134 (202), one
-    thread. What is lost is reach, 31 nats in place of 36; and only a CPU sums up in a fixed order, and in float64.
+    """Choose the first index whose cumulative weight is above u sum w, in float64.
 
-    As u is a multiple of 2^-53 and below 1, u sum w is below sum w, rounded too, and an index of weight 0 never the
+    It needs one uniform u, where a race needs one, and its logarithm, for each weight. It reaches 31 nats below the
+    sum, a race 36; and only a CPU sums up in a fixed order, and in float64.
+
+    As u is a multiple of 2^-53 and below 1, u sum w is below sum w, rounded too, and an index of weight 0 is never the
     first above it.
     """
 
@@ -206,7 +170,7 @@ def inversion(device: torch.device, generator: torch.Generator | None) -> Choice
         if weight.dim() == 3:
             u = rng.uniform((*lead, 1), device, generator)
             return torch.searchsorted(cumulative, u * total, right=True).squeeze(-1)
-        # The draws of a row have its sums in common.
+        # The draws of a row share its sums.
         draws, rows = lead
         some = []
         for part in blocks(draws, 3 * rows):
@@ -229,20 +193,24 @@ def _logsumexp_from(logits: Tensor, weight: Tensor, winner: Tensor) -> Tensor:
 
 
 def sample_index(logits: Tensor, draws: int, choose: Choice, group: int) -> tuple[Tensor, Tensor | None, bool]:
-    """`base.sample_index`, a block of rows at a time, with the logsumexp where it is a by-product of the groups, and
-    whether every row was found to be a distribution.
+    """Draw as `base.sample_index` does, a block of rows at a time.
 
-    The sums of groups are vectorised, cumulative ones (1.7 ns an element) are not.
+    The sums of groups are vectorised; cumulative sums are not, so they are taken of few numbers.
 
     Args:
         logits: [rows, columns].
         draws: how many draws of each row.
         choose: draws in proportion to weights.
         group: columns in a group; one group, and no first choice, where it is at least `columns`.
+
+    Returns:
+        index: int64 [draws, rows], -1 for an invalid row.
+        logsumexp: [2, rows], where it is a by-product of the groups.
+        all_valid: whether every row was found to be valid.
     """
     rows, columns = logits.shape
     groups = -(-columns // group)
-    # What is chosen from, and its sums in float64.
+    # The weights to choose from, and their sums in float64.
     scratch = 3 * (groups + group if groups > 1 else columns)
     indices, logsumexps, found_invalid = [], [], False
     for part in blocks(rows, scratch):
@@ -253,7 +221,7 @@ def sample_index(logits: Tensor, draws: int, choose: Choice, group: int) -> tupl
             weight = nearly_softmax(x)
         index = choose(weight, (draws, x.shape[0]), None)
         if groups > 1:
-            # In a row that is no distribution, a search ends anywhere.
+            # In an invalid row, a search ends anywhere.
             winners, some = index.clamp(max=groups - 1), []
             for chunk in blocks(draws, 3 * group * x.shape[0]):
                 winner = part_of(winners, chunk)
@@ -278,174 +246,21 @@ def _exports_onnx() -> bool:
     return "torch.onnx" in sys.modules and torch.onnx.is_in_onnx_export()
 
 
-def sample(
-    logits: Tensor, mask: Tensor | None, draws: int, dtype: torch.dtype | None, seed: Seed, again: bool
-) -> Sample:
-    if seed.tensor is not None:
-        return base.sample(logits, mask, draws, dtype, seed, again)
-    x, columns = masked(logits, mask), logits.shape[-1]
-    noise, seed_again = rng.noise_of_draw(x, seed, again)
-    # Compiled, a draw whose noise is drawn again is made of a seed, and `inversion` is not. ONNX has no search in sums.
-    by_race = columns <= _RACED or (again and torch.compiler.is_compiling()) or _exports_onnx()
-    group = group_length(columns)
-    # One search in place of two stages where second stages would look at more than a row has: 32,000 draws of 50,257
-    # categories are 1.7 ms, in two stages 22.
-    if not by_race and draws * group >= columns:
-        group = columns
-    choose = race(noise) if by_race else inversion(x.device, seed.generator)
-    index, logsumexp, all_valid = sample_index(x, draws, choose, group)
-    hot = None if dtype is None else one_hot(index, columns, dtype, all_valid)
-    return Sample(hot, index, logsumexp, all_valid, seed_again() if again else None)
-
-
-def relaxed(logits: Tensor, temperature: Tensor | float, draws: int, seed: Seed) -> Tensor:
-    noise = rng.noise_from(logits.device, seed)
-
-    def block(x: Tensor, t: Tensor | float = temperature) -> Tensor:
-        return softmax(base.relaxed_scores(x, t, draws, noise)).to(x.dtype)
-
-    of_rows = (temperature,) if isinstance(temperature, Tensor) else ()
-    return by_rows(block, logits, *of_rows, scratch=4 * draws, dim=1)
-
-
-# Straight-through gradients -------------------------------------------------------------------------------------------
-
-
-def straight_through(
-    logits: Tensor,
-    mask: Tensor | None,
-    draws: int,
-    dtype: torch.dtype | None,
-    seed: Seed,
-    method: ReparamGradientStrategy,
-    temperature: Tensor | float,
-    samples: int,
-) -> Sample:
-    x = masked(logits, mask)
-    if method is ReparamGradientStrategy.PassThrough:
-        return base.with_gradient_of(sample(x.detach(), None, draws, dtype, seed, False), nearly_softmax(x))
-    if method is ReparamGradientStrategy.RelaxedOneHot and samples == 1:
-        return base.relaxed_first(x, draws, dtype, seed, temperature)
-    drawn = sample(x.detach(), None, draws, dtype, seed, False)
-    return base.with_gradient_of(drawn, base.smooth(x, drawn, seed, method, temperature, samples))
-
-
-def softmax_grad(logits: Tensor, grad: Tensor, mask: Tensor | None = None, logsumexp: Tensor | None = None) -> Tensor:
-    def block(x: Tensor, g: Tensor) -> Tensor:
-        p = nearly_softmax(x)
-        return softmax_backward(p, g.to(p.dtype)).to(x.dtype)
-
-    return by_rows(block, masked(logits, mask), grad)
-
-
-def relaxed_grad(
-    logits: Tensor,
-    index: Tensor,
-    grad: Tensor,
-    temperature: Tensor | float,
-    seed: Seed,
-    mask: Tensor | None = None,
-    logsumexp: Tensor | None = None,
-    with_temperature: bool = False,
-    samples: int = 1,
-) -> tuple[Tensor, Tensor | None]:
-    assert seed.tensor is not None
-    noise, draws, columns = rng.noise_again(seed.tensor), index.shape[0], logits.shape[-1]
-
-    def block(g: Tensor, x: Tensor, k: Tensor, t: Tensor | float = temperature) -> Tensor:
-        e = noise((draws * samples, x.shape[0], columns + 1), None)
-        p = nearly_softmax(x)
-        z = base.scores_given(p, base.for_each_sample(k.t(), samples), e[..., :-1], e[..., -1])
-        # Each of these passes takes a twentieth of the time.
-        is_one = not isinstance(t, Tensor) and t == 1
-        inverse = 1.0 if is_one else 1 / base.by_row(t, p.dtype)
-        z = z if is_one else z * inverse
-        dz = softmax_backward(nearly_softmax(z), base.for_each_sample(g.transpose(0, 1), samples).to(p.dtype))
-        dz = dz if samples == 1 else dz / samples
-        dx = dz if is_one else dz * inverse
-        dx = dx.squeeze(0) if draws * samples == 1 else dx.sum(0)
-        if not with_temperature:
-            return dx.to(x.dtype)
-        # dt as one column more. Where y is 0, so is dz, and 0 -inf would be NaN.
-        return torch.cat([dx, -(dz * z.clamp_min(-1e30)).sum((0, 2)).unsqueeze(-1) * inverse], -1)
-
-    of_rows = (temperature,) if isinstance(temperature, Tensor) else ()
-    out = by_rows(block, grad.transpose(0, 1), masked(logits, mask), index.t(), *of_rows, scratch=4 * samples)
-    return (out[:, :-1].to(logits.dtype), out[:, -1]) if with_temperature else (out, None)
-
-
-def _of_draws(
-    formula: Callable[..., Tensor],
-    logits: Tensor,
-    index: Tensor,
-    grad: Tensor,
-    temperature: Tensor | float,
-    mask: Tensor | None,
-) -> Tensor:
-    """A gradient of the formulas, some rows at a time."""
-
-    def block(g: Tensor, x: Tensor, k: Tensor, t: Tensor | float = temperature) -> Tensor:
-        return formula(x, k.t(), g.transpose(0, 1), t)
-
-    of_rows = (temperature,) if isinstance(temperature, Tensor) else ()
-    return by_rows(block, grad.transpose(0, 1), masked(logits, mask), index.t(), *of_rows, scratch=4)
-
-
-def reinmax_grad(
-    logits: Tensor,
-    index: Tensor,
-    grad: Tensor,
-    temperature: Tensor | float,
-    mask: Tensor | None = None,
-    logsumexp: Tensor | None = None,
-) -> Tensor:
-    return _of_draws(base.reinmax_grad, logits, index, grad, temperature, mask)
-
-
-def gapped_grad(
-    logits: Tensor,
-    index: Tensor,
-    grad: Tensor,
-    temperature: Tensor | float,
-    mask: Tensor | None = None,
-    logsumexp: Tensor | None = None,
-) -> Tensor:
-    return _of_draws(base.gapped_grad, logits, index, grad, temperature, mask)
-
-
-def soft_grad(
-    y: Tensor, grad: Tensor, temperature: Tensor | float, with_temperature: bool = False
-) -> tuple[Tensor, Tensor | None]:
-    def block(y: Tensor, g: Tensor, t: Tensor | float = temperature) -> Tensor:
-        dtype = compute_dtype(y.dtype)
-        p = y.to(dtype)
-        dz = softmax_backward(p, g.to(dtype))
-        inverse = 1 / base.by_row(t, dtype)
-        dx = dz.sum(1) * inverse
-        if not with_temperature:
-            return dx.to(y.dtype)
-        # dt as one column more. Where y is 0, so is dz, and 0 -inf would be NaN.
-        log_y = p.clamp(min=torch.finfo(dtype).tiny).log()
-        return torch.cat([dx, -(dz * log_y).sum((1, 2)).unsqueeze(-1) * inverse], -1)
-
-    of_rows = (temperature,) if isinstance(temperature, Tensor) else ()
-    out = by_rows(block, y.transpose(0, 1), grad.transpose(0, 1), *of_rows, scratch=4)
-    return (out[:, :-1].to(y.dtype), out[:, -1]) if with_temperature else (out, None)
-
-
 # Densities ------------------------------------------------------------------------------------------------------------
 
 
 def _exp(d: Tensor, out: Tensor) -> Tensor:
-    """exp d in `out`, which d may be. By exp2, the product's rounding is a part |d| 6e-8 of the result, no more than
-    that of d."""
+    """Write exp d into `out`, which d may be.
+
+    By exp2, the product's rounding is a part |d| 6e-8 of the result, no more than that of d.
+    """
     if _EXP_IS_FAST or d.dtype != torch.float32:
         return torch.exp(d, out=out)
     return torch.mul(d, _LOG2_E, out=out).exp2_()
 
 
 def _logsumexp(logits: Tensor) -> Tensor:
-    """`base.logsumexp`."""
+    """Compute `base.logsumexp`."""
     if not can_look_at(logits):
         return base.logsumexp(logits)
     x = logits.to(compute_dtype(logits.dtype))
@@ -455,7 +270,7 @@ def _logsumexp(logits: Tensor) -> Tensor:
 
 
 def gathered(tensor: Tensor, at: Tensor, inside: bool) -> Tensor:
-    """tensor [rows, columns] at [rows, draws], NaN where that is outside: gather itself looks whether it is."""
+    """Take tensor [rows, columns] at [rows, draws], NaN where that is outside: gather itself looks whether it is."""
     if inside:
         return tensor.gather(-1, at)
     if can_look_at(at):
@@ -467,78 +282,31 @@ def gathered(tensor: Tensor, at: Tensor, inside: bool) -> Tensor:
     return torch.where(at == inner, tensor.gather(-1, inner), torch.nan)
 
 
-def log_prob_index(
-    logits: Tensor, index: Tensor, mask: Tensor | None = None, logsumexp: Tensor | None = None, inside: bool = False
-) -> tuple[Tensor, Tensor | None]:
-    """Where nothing records it, by the logsumexp: no normalised copy of the logits."""
-    x, known, new = masked(logits, mask), logsumexp, None
-    if known is None and not (is_short(x) or is_differentiated(x)):
-        known = new = by_rows(_logsumexp, x, dim=1)
-    at = base.columns_at(index)
-    if known is None:
-        chosen = base.by_draw(by_rows(lambda x, k: gathered(log_softmax(x), k, inside), x, at), index)
-        # By a rounding of the correction it is above 0.
-        return chosen if is_short(x) else chosen - chosen.detach().clamp_min(0.0), None
-    m, log_sum = known
-    # Above 0 it is by a rounding, where m is the maximum of one group and not of the row.
-    return (base.by_draw(gathered(x, at, inside), index).to(m.dtype) - m - log_sum).clamp_max_(0.0), new
-
-
-def log_prob(
-    logits: Tensor,
-    value: Tensor,
-    mask: Tensor | None = None,
-    logsumexp: Tensor | None = None,
-    hint: Tensor | None = None,
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    index = argmax(value)
-    out, new = log_prob_index(logits, index, mask, logsumexp, True)
-    return out, index, new
-
-
-def log_prob_grad(
-    logits: Tensor, index: Tensor, grad: Tensor, mask: Tensor | None = None, logsumexp: Tensor | None = None
-) -> Tensor:
-    def block(x: Tensor, k: Tensor, g: Tensor) -> Tensor:
-        smooth = nearly_softmax(x) * -g.sum(-1, keepdim=True)
-        return smooth.scatter_add(-1, k, g.to(smooth.dtype)).to(x.dtype)
-
-    out = by_rows(block, masked(logits, mask), index.clamp(0, logits.shape[-1] - 1).t(), grad.t())
-    return out if mask is None else torch.where(mask, out, 0.0)
-
-
-def entropy(logits: Tensor, mask: Tensor | None = None) -> tuple[Tensor, Tensor | None]:
-    """Short rows, and what is differentiated, by the formula."""
-    x = masked(logits, mask)
-    if is_short(x) or is_differentiated(x):
-        return by_rows(_entropy_by_formula, x), None
-    return _entropy_and_logsumexp(x)
-
-
 def _entropy_and_logsumexp(x: Tensor) -> tuple[Tensor, Tensor]:
-    """With d = x - max x and w in proportion to exp d, H = log sum exp d - (sum w d) / sum w: two numbers that are not
-    negative, and one exponential."""
+    """Give the entropy, [rows], and the logsumexp, [2, rows], with one exponential per element.
+
+    With d = x - max x and w in proportion to exp d, H = log sum exp d - (sum w d) / sum w: neither is negative.
+    """
     dtype = compute_dtype(x.dtype)
     entropies, maxima, log_sums = out = x.new_empty((3, x.shape[0]), dtype=dtype)
     for part, d, weight, m in _weights(x):
         total = weight.sum(-1)
         log_total = total.log()
-        # 0 -inf is NaN, and counts 0. In a row that is no distribution, the total is NaN.
+        # 0 -inf is NaN, and counts 0. In an invalid row, the total is NaN.
         entropies[part] = log_total - weight.mul_(d).nansum(-1) / total
         maxima[part], log_sums[part] = m.squeeze(-1), log_total
     return entropies, out[1:]
 
 
 def _weights(x: Tensor, maximum: Tensor | None = None) -> Iterator[tuple[slice, Tensor, Tensor, Tensor]]:
-    """Blocks of rows: which they are, d = x - max x, exp d, both to be written over, and max x, where it is not known.
+    """Go through blocks of rows: which they are, d = x - max x, exp d, and max x, which may be given.
 
-    All blocks have the same memory, since fresh pages cost more than the work on them. Half precision is converted
-    first, 2^19 numbers in 27 us: the maximum of bfloat16 takes 57, of float32 17.
+    The caller may write over d and exp d. All blocks have the same memory, since fresh pages cost more than the work on
+    them. Half precision is converted first, because its maximum takes longer than the conversion and that of float32.
     """
     rows, columns = x.shape
     dtype = compute_dtype(x.dtype)
-    # With the rows that are read and written, a block is four of its size: 16 x 131072 forward in 3.1 ms, in 4.0 where
-    # the scratch alone fills the cache; the gradient, with a draw's, in 5.6 and 6.0 (one thread).
+    # With the rows that are read and written, a block is four times its size: scratch that fills the cache is slower.
     parts = blocks(rows, 4 * columns)
     scratch = x.new_empty((2, parts[0].stop, columns), dtype=dtype)
     for part in parts:
@@ -550,100 +318,280 @@ def _weights(x: Tensor, maximum: Tensor | None = None) -> Iterator[tuple[slice, 
         yield part, d, _exp(d, weight), m
 
 
-def _entropy_by_formula(logits: Tensor) -> Tensor:
-    log_p = log_softmax(logits)
-    p = log_p.exp()
-    lowest = base.LOWEST
-    product = p * log_p.clamp_min(lowest) if is_differentiated(logits) else p.mul_(log_p.clamp_min_(lowest))
-    # Not -sum, which is -0 for a certain outcome; no term is positive.
-    return product.sum(-1).abs()
+class Cpu(Eager):
+    """The backend of a CPU. Its gradients, too, are written in differentiable operations."""
+
+    def relaxes_first(self, logits: Tensor, draws: int) -> bool:
+        # With a gradient, without one, and in a transform, which must not look: a seed gives one draw.
+        return loses_functions() or (not torch.compiler.is_compiling() and draws * logits.numel() <= _SMALL)
+
+    # Categories
+
+    def softmax(self, logits: Tensor) -> Tensor:
+        p = nearly_softmax(logits)
+        if is_short(logits):
+            return p.contiguous()
+        total = p.detach().sum(-1, keepdim=True)
+        return p / total if is_differentiated(logits) else p.div_(total)
+
+    def log_softmax(self, logits: Tensor) -> Tensor:
+        log_p = nearly_log_softmax(logits)
+        if is_short(logits):
+            return log_p.contiguous()
+        log_total = log_p.detach().exp().sum(-1, keepdim=True).log()
+        return log_p - log_total if is_differentiated(logits) else log_p.sub_(log_total)
+
+    def argmax(self, tensor: Tensor) -> Tensor:
+        # torch's own argmax looks at one element after the other, on one thread. A vectorised maximum of each group of
+        # columns leaves it one group of a long row, with the same answer for every tensor, ties and NaN too.
+        columns = tensor.shape[-1]
+        if tensor.dtype == torch.bool:
+            tensor = tensor.view(torch.uint8)
+        if not can_look_at(tensor) or tensor.numel() <= ONE_THREAD:
+            return tensor.argmax(-1)
+        if tensor.dtype in (torch.bfloat16, torch.float16):
+            # The maximum of half precision takes longer than the conversion and that of float32.
+            return by_rows(lambda some: self.argmax(some.float()), tensor)
+        if columns <= 4 * _ONE_GROUP:
+            # This one shares the rows among the threads.
+            return tensor.max(-1)[1]
+        group = group_length(columns)
+        first = group * _of_groups(torch.amax, tensor, group).argmax(-1)
+        column = first.unsqueeze(-1) + torch.arange(group, device=tensor.device)
+        return first + tensor.gather(-1, column.clamp(max=columns - 1)).argmax(-1)
+
+    def one_hot(self, index: Tensor, columns: int, dtype: torch.dtype, all_valid: bool = False) -> Tensor:
+        # One write per row, beside the zeros: no comparison of every element.
+        out = index.new_zeros((*index.shape, columns), dtype=dtype)
+        index = index.unsqueeze(-1)
+        one = 1 if all_valid else (index >= 0).to(dtype)
+        index = index if all_valid else index.clamp(min=0)
+        # vmap has a rule for the one that does not write in place.
+        return out.scatter(-1, index, one) if in_transform() else out.scatter_(-1, index, one)
+
+    # Draws
+
+    def sample(self, rows: Rows, draws: int, dtype: torch.dtype | None, seed: Seed, again: bool) -> Sample:
+        if seed.tensor is not None:
+            return super().sample(rows, draws, dtype, seed, again)
+        x, columns = masked(rows.logits, rows.mask), rows.logits.shape[-1]
+        noise, seed_again = rng.noise_of_draw(x, seed, again)
+        # Compiled, a backward replays its noise from a seed, which only the race supports; ONNX has no searchsorted.
+        by_race = columns <= RACED or (again and torch.compiler.is_compiling()) or _exports_onnx()
+        group = group_length(columns)
+        # One search in place of two stages where the second stages would look at more than a row has.
+        if not by_race and draws * group >= columns:
+            group = columns
+        choose = race(noise) if by_race else inversion(x.device, seed.generator)
+        index, logsumexp, all_valid = sample_index(x, draws, choose, group)
+        hot = None if dtype is None else self.one_hot(index, columns, dtype, all_valid)
+        return Sample(hot, index, logsumexp, all_valid, seed_again() if again else None)
+
+    def relaxed(self, logits: Tensor, temperature: Tensor | float, draws: int, seed: Seed) -> Tensor:
+        noise = rng.noise_from(logits.device, seed)
+
+        def block(x: Tensor, t: Tensor | float = temperature) -> Tensor:
+            return self.relaxed_with(x, t, draws, noise)
+
+        return by_rows(block, logits, *_of_rows(temperature), scratch=4 * draws, dim=1)
+
+    # Straight-through gradients
+
+    def softmax_grad(self, rows: Rows, grad: Tensor) -> Tensor:
+        def block(x: Tensor, g: Tensor) -> Tensor:
+            p = nearly_softmax(x)
+            return softmax_backward(p, g.to(p.dtype)).to(x.dtype)
+
+        return by_rows(block, masked(rows.logits, rows.mask), grad)
+
+    def relaxed_grad(
+        self,
+        rows: Rows,
+        index: Tensor,
+        grad: Tensor,
+        temperature: Tensor | float,
+        seed: Seed,
+        with_temperature: bool = False,
+        samples: int = 1,
+    ) -> tuple[Tensor, Tensor | None]:
+        assert seed.tensor is not None
+        noise, draws, columns = rng.noise_again(seed.tensor), index.shape[0], rows.logits.shape[-1]
+
+        def block(g: Tensor, x: Tensor, k: Tensor, t: Tensor | float = temperature) -> Tensor:
+            e = noise((draws * samples, x.shape[0], columns + 1), None)
+            p = nearly_softmax(x)
+            z = scores_given(p, for_each_sample(k.t(), samples), e[..., :-1], e[..., -1])
+            # Each of these passes takes a twentieth of the time.
+            is_one = not isinstance(t, Tensor) and t == 1
+            inverse = 1.0 if is_one else 1 / by_row(t, p.dtype)
+            z = z if is_one else z * inverse
+            dz = softmax_backward(nearly_softmax(z), for_each_sample(g.transpose(0, 1), samples).to(p.dtype))
+            dz = dz if samples == 1 else dz / samples
+            dx = dz if is_one else dz * inverse
+            dx = dx.squeeze(0) if draws * samples == 1 else dx.sum(0)
+            if not with_temperature:
+                return dx.to(x.dtype)
+            # dt as one column more. Where y is 0, so is dz, and 0 -inf would be NaN.
+            return torch.cat([dx, -(dz * z.clamp_min(-1e30)).sum((0, 2)).unsqueeze(-1) * inverse], -1)
+
+        x, t = masked(rows.logits, rows.mask), _of_rows(temperature)
+        out = by_rows(block, grad.transpose(0, 1), x, index.t(), *t, scratch=4 * samples)
+        return (out[:, :-1].to(x.dtype), out[:, -1]) if with_temperature else (out, None)
+
+    def reinmax_grad(self, rows: Rows, index: Tensor, grad: Tensor, temperature: Tensor | float) -> Tensor:
+        return _by_rows_of_draws(super().reinmax_grad, rows, index, grad, temperature)
+
+    def gapped_grad(self, rows: Rows, index: Tensor, grad: Tensor, temperature: Tensor | float) -> Tensor:
+        return _by_rows_of_draws(super().gapped_grad, rows, index, grad, temperature)
+
+    def soft_grad(
+        self, y: Tensor, grad: Tensor, temperature: Tensor | float, with_temperature: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        def block(y: Tensor, g: Tensor, t: Tensor | float = temperature) -> Tensor:
+            dtype = compute_dtype(y.dtype)
+            p = y.to(dtype)
+            dz = softmax_backward(p, g.to(dtype))
+            inverse = 1 / by_row(t, dtype)
+            dx = dz.sum(1) * inverse
+            if not with_temperature:
+                return dx.to(y.dtype)
+            # dt as one column more. Where y is 0, so is dz, and 0 -inf would be NaN.
+            log_y = p.clamp(min=torch.finfo(dtype).tiny).log()
+            return torch.cat([dx, -(dz * log_y).sum((1, 2)).unsqueeze(-1) * inverse], -1)
+
+        out = by_rows(block, y.transpose(0, 1), grad.transpose(0, 1), *_of_rows(temperature), scratch=4)
+        return (out[:, :-1].to(y.dtype), out[:, -1]) if with_temperature else (out, None)
+
+    def smooth(
+        self,
+        logits: Tensor,
+        drawn: Sample,
+        seed: Seed,
+        method: ReparamGradientStrategy,
+        temperature: Tensor | float,
+        samples: int,
+    ) -> Tensor:
+        if method is ReparamGradientStrategy.PassThrough:
+            return nearly_softmax(logits)
+        return super().smooth(logits, drawn, seed, method, temperature, samples)
+
+    # Densities
+
+    def log_prob_index(self, rows: Rows, index: Tensor, inside: bool = False) -> tuple[Tensor, Tensor | None]:
+        # Where nothing records it, by the logsumexp: no normalised copy of the logits.
+        x, known, new = masked(rows.logits, rows.mask), rows.logsumexp, None
+        if known is None and not (is_short(x) or is_differentiated(x)):
+            known = new = by_rows(_logsumexp, x, dim=1)
+        at = columns_at(index)
+        if known is None:
+            chosen = by_draw(by_rows(lambda x, k: gathered(self.log_softmax(x), k, inside), x, at), index)
+            # A rounding of the correction can bring it above 0.
+            return chosen if is_short(x) else chosen - chosen.detach().clamp_min(0.0), None
+        m, log_sum = known
+        # A rounding can bring it above 0, where m is the maximum of one group and not of the row.
+        return (by_draw(gathered(x, at, inside), index).to(m.dtype) - m - log_sum).clamp_max_(0.0), new
+
+    def log_prob_grad(self, rows: Rows, index: Tensor, grad: Tensor) -> Tensor:
+        def block(x: Tensor, k: Tensor, g: Tensor) -> Tensor:
+            smooth = nearly_softmax(x) * -g.sum(-1, keepdim=True)
+            return smooth.scatter_add(-1, k, g.to(smooth.dtype)).to(x.dtype)
+
+        x = masked(rows.logits, rows.mask)
+        out = by_rows(block, x, index.clamp(0, x.shape[-1] - 1).t(), grad.t())
+        return zero_where_off(out, rows.mask)
+
+    def entropy(self, rows: Rows) -> tuple[Tensor, Tensor | None]:
+        # Short rows, and what is differentiated, by the formula.
+        x = masked(rows.logits, rows.mask)
+        if is_short(x) or is_differentiated(x):
+            return by_rows(self._entropy_by_formula, x), None
+        return _entropy_and_logsumexp(x)
+
+    def _entropy_by_formula(self, logits: Tensor) -> Tensor:
+        log_p = self.log_softmax(logits)
+        p = log_p.exp()
+        product = p * log_p.clamp_min(LOWEST) if is_differentiated(logits) else p.mul_(log_p.clamp_min_(LOWEST))
+        # Not -sum, which is -0 for a certain outcome; no term is positive.
+        return product.sum(-1).abs()
+
+    def entropy_grad(self, rows: Rows, grad: Tensor) -> Tensor:
+        def block(x: Tensor, g: Tensor) -> Tensor:
+            d = shifted(x).clamp_min(LOWEST)
+            return (softmax_backward(nearly_softmax(d), d) * -g.unsqueeze(-1)).to(x.dtype)
+
+        return by_rows(block, masked(rows.logits, rows.mask), grad)
+
+    def log_prob_and_entropy(
+        self, rows: Rows, index: Tensor, inside: bool = False
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        # By the logsumexp that comes with the entropy. What is differentiated, or compiled, has one log_softmax.
+        x = masked(rows.logits, rows.mask)
+        if not (is_differentiated(x) or torch.compiler.is_compiling()):
+            h, logsumexp = _entropy_and_logsumexp(x)
+            return self.log_prob_index(Rows(x, None, logsumexp), index, inside)[0], h, logsumexp
+        log_p = self.log_softmax(x)
+        chosen = by_draw(gathered(log_p, columns_at(index), inside), index)
+        # As in `log_prob_index` and in `entropy`.
+        chosen = chosen if is_short(x) else chosen - chosen.detach().clamp_min(0.0)
+        return chosen, entropy_of(log_p), None
+
+    def log_prob_and_entropy_grad(
+        self, rows: Rows, index: Tensor, grad_log_prob: Tensor, grad_entropy: Tensor, grad: Tensor | None = None
+    ) -> Tensor:
+        # The formula, with the numbers of a row that are known, in as few passes over a block as they leave.
+        logits, mask, logsumexp, entropy = rows
+        given = logits, grad_log_prob, grad_entropy, grad
+        differentiated = any(tensor is not None and is_differentiated(tensor) for tensor in given)
+        if differentiated or logsumexp is None or entropy is None:
+            return super().log_prob_and_entropy_grad(rows, index, grad_log_prob, grad_entropy, grad)
+        x = masked(logits, mask)
+        m, log_sum = logsumexp
+        dtype, out = m.dtype, torch.empty_like(x, memory_format=torch.contiguous_format)
+        k, g_k = index.clamp(0, x.shape[1] - 1).t(), grad_log_prob.t().to(dtype)
+        over_sum, slope, total = (-log_sum).exp(), -grad_entropy.to(dtype), g_k.sum(-1)
+        # Per row, with w = exp d: p = w / sum w, and -g_H (log p + H) - sum g_s = -g_H d + constant.
+        constant = slope * (entropy - log_sum) - total
+        over_sum, slope, total, constant = (t.unsqueeze(-1) for t in (over_sum, slope, total, constant))
+        factor, offset = slope * over_sum, constant * over_sum
+        for part, d, weight, _ in _weights(x, m):
+            d.clamp_(min=LOWEST)
+            result = out[part] if out.dtype == dtype else d
+            if grad is None:
+                torch.mul(torch.addcmul(offset[part], d, factor[part], out=d), weight, out=result)
+            else:
+                # The constant is of no use where <p, g> must be found: it drops out of p (h - <p, h>).
+                wh = torch.addcmul(part_of(grad, part), d, slope[part], out=d).mul_(weight)
+                mean = wh.sum(-1, keepdim=True).mul_(over_sum[part]).add_(total[part])
+                torch.addcmul(wh, weight, mean, value=-1, out=result).mul_(over_sum[part])
+            result.scatter_add_(-1, k[part], g_k[part])
+            if result is d:
+                out[part] = d
+        return zero_where_off(out, mask)
+
+    def relaxed_log_prob(self, logits: Tensor, temperature: Tensor | float, log_y: Tensor, of_log: bool) -> Tensor:
+        # In a third of the calls where no category is off and no value is 0.
+        looks = can_look_at(logits) and can_look_at(log_y)
+        if not looks or not math.isfinite(logits.detach().sum().item() + log_y.detach().sum().item()):
+            return super().relaxed_log_prob(logits, temperature, log_y, of_log)
+        columns = logits.shape[-1]
+        score = logits - by_row(temperature, log_y.dtype) * log_y
+        log_t = temperature.log() if isinstance(temperature, Tensor) else math.log(temperature)
+        density = self.log_softmax(score).sum(-1) + (columns - 1) * log_t + math.lgamma(columns)
+        return density if of_log else density - log_y.sum(-1)
 
 
-def entropy_grad(
-    logits: Tensor,
-    grad: Tensor,
-    mask: Tensor | None = None,
-    logsumexp: Tensor | None = None,
-    entropy: Tensor | None = None,
+def _of_rows(temperature: Tensor | float) -> tuple[Tensor, ...]:
+    """The arguments of `by_rows` for a temperature: none for a number."""
+    return (temperature,) if isinstance(temperature, Tensor) else ()
+
+
+def _by_rows_of_draws(
+    formula: Callable[..., Tensor], rows: Rows, index: Tensor, grad: Tensor, temperature: Tensor | float
 ) -> Tensor:
-    def block(x: Tensor, g: Tensor) -> Tensor:
-        d = base.shifted(x).clamp_min(base.LOWEST)
-        return (softmax_backward(nearly_softmax(d), d) * -g.unsqueeze(-1)).to(x.dtype)
+    """A gradient of the formulas, some rows at a time."""
 
-    return by_rows(block, masked(logits, mask), grad)
+    def block(g: Tensor, x: Tensor, k: Tensor, t: Tensor | float = temperature) -> Tensor:
+        return formula(Rows(x), k.t(), g.transpose(0, 1), t)
 
-
-def log_prob_and_entropy(
-    logits: Tensor, index: Tensor, mask: Tensor | None = None, inside: bool = False
-) -> tuple[Tensor, Tensor, Tensor | None]:
-    """By the logsumexp that comes with the entropy. What is differentiated, or compiled, has one log_softmax."""
-    x = masked(logits, mask)
-    if not (is_differentiated(x) or torch.compiler.is_compiling()):
-        h, logsumexp = _entropy_and_logsumexp(x)
-        return log_prob_index(x, index, None, logsumexp, inside)[0], h, logsumexp
-    log_p = log_softmax(x)
-    chosen = base.by_draw(gathered(log_p, base.columns_at(index), inside), index)
-    # As in `log_prob_index` and in `entropy`.
-    chosen = chosen if is_short(x) else chosen - chosen.detach().clamp_min(0.0)
-    return chosen, base.entropy_of(log_p), None
-
-
-def rsample_log_prob_and_entropy(
-    logits: Tensor, mask: Tensor | None, draws: int, dtype: torch.dtype | None, seed: Seed
-) -> tuple[Sample, Tensor, Tensor]:
-    x = masked(logits, mask)
-    drawn = straight_through(x, None, draws, dtype, seed, ReparamGradientStrategy.PassThrough, 1.0, 1)
-    log_prob, h, _ = log_prob_and_entropy(x, drawn.index, None, drawn.all_valid)
-    return drawn, log_prob, h
-
-
-def log_prob_and_entropy_grad(
-    logits: Tensor,
-    index: Tensor,
-    grad_log_prob: Tensor,
-    grad_entropy: Tensor,
-    mask: Tensor | None = None,
-    logsumexp: Tensor | None = None,
-    entropy: Tensor | None = None,
-    grad: Tensor | None = None,
-) -> Tensor:
-    """`base`'s formula, with the two numbers of a row that are known, in as few passes as they leave over a block."""
-    differentiated = any(tensor is not None and is_differentiated(tensor) for tensor in (logits, grad_log_prob, grad))
-    if differentiated or is_differentiated(grad_entropy) or logsumexp is None or entropy is None:
-        args = index, grad_log_prob, grad_entropy, mask, logsumexp, entropy, grad
-        return base.log_prob_and_entropy_grad(logits, *args)
-    x = masked(logits, mask)
-    m, log_sum = logsumexp
-    dtype, out = m.dtype, torch.empty_like(x, memory_format=torch.contiguous_format)
-    k, g_k = index.clamp(0, x.shape[1] - 1).t(), grad_log_prob.t().to(dtype)
-    over_sum, slope, total = (-log_sum).exp(), -grad_entropy.to(dtype), g_k.sum(-1)
-    # Of a row, with w = exp d: p = w / sum w, and -g_H (log p + H) - sum g_s = -g_H d + constant.
-    constant = slope * (entropy - log_sum) - total
-    over_sum, slope, total, constant = (t.unsqueeze(-1) for t in (over_sum, slope, total, constant))
-    factor, offset = slope * over_sum, constant * over_sum
-    for part, d, weight, _ in _weights(x, m):
-        d.clamp_(min=base.LOWEST)
-        result = out[part] if out.dtype == dtype else d
-        if grad is None:
-            torch.mul(torch.addcmul(offset[part], d, factor[part], out=d), weight, out=result)
-        else:
-            # The constant is not of use where <p, g> must be found: p (h - <p, h>) does not know of it.
-            wh = torch.addcmul(part_of(grad, part), d, slope[part], out=d).mul_(weight)
-            mean = wh.sum(-1, keepdim=True).mul_(over_sum[part]).add_(total[part])
-            torch.addcmul(wh, weight, mean, value=-1, out=result).mul_(over_sum[part])
-        result.scatter_add_(-1, k[part], g_k[part])
-        if result is d:
-            out[part] = d
-    return out if mask is None else torch.where(mask, out, 0.0)
-
-
-def relaxed_log_prob(logits: Tensor, temperature: Tensor | float, log_y: Tensor, of_log: bool) -> Tensor:
-    """In a third of the calls where no category is off and no value is 0."""
-    looks = can_look_at(logits) and can_look_at(log_y)
-    if not looks or not math.isfinite(logits.detach().sum().item() + log_y.detach().sum().item()):
-        return base.relaxed_log_prob(logits, temperature, log_y, of_log)
-    columns = logits.shape[-1]
-    score = logits - base.by_row(temperature, log_y.dtype) * log_y
-    log_t = temperature.log() if isinstance(temperature, Tensor) else math.log(temperature)
-    density = log_softmax(score).sum(-1) + (columns - 1) * log_t + math.lgamma(columns)
-    return density if of_log else density - log_y.sum(-1)
+    x = masked(rows.logits, rows.mask)
+    return by_rows(block, grad.transpose(0, 1), x, index.t(), *_of_rows(temperature), scratch=4)

@@ -16,6 +16,7 @@ from torch.autograd import Function
 
 from . import compute
 from .compute.base import Eager, Rows, Sample, log_soft_grad, masked
+from .estimators import ESTIMATORS, GivenDraw
 from .grad_method import ReparamGradientStrategy
 from .rng import Seed
 from .tensors import batch_sizes, compute_dtype, in_transform, is_differentiated, loses_functions, scalar_tensor
@@ -66,10 +67,15 @@ def _keep(
     others: tuple[Tensor | None, ...],
     by_products: tuple[Tensor | None, ...],
 ) -> None:
-    """Saves tensors for the backward; no gradient comes in for by-products, not even one of zeros."""
+    """Save tensors for the backward. No gradient comes in for by-products, not even one of zeros."""
     # In a backward that torch.compile traces, no tensor has strides to be asked for.
     ctx.mask_sizes = None if mask is None else batch_sizes(mask)
-    ctx.mark_non_differentiable(*(t for t in by_products if t is not None))
+    # A loop enters no other frame, which a comprehension does before Python 3.12.
+    marked = []
+    for tensor in by_products:
+        if tensor is not None:
+            marked.append(tensor)
+    ctx.mark_non_differentiable(*marked)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(logits, mask, *others)
 
@@ -230,25 +236,25 @@ def sample(logits: Tensor, mask: Tensor | None, draw: Draw, seed: Seed | None = 
 
 
 class _StraightThrough(Function):
-    """A one-hot draw, exactly 0 and 1, with the gradient of `method`; of the columns `index` where they are given."""
+    """Draw a one-hot, exactly 0 and 1, with the gradient of `estimator`; or take the columns of `index`, if given."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(
-        logits, mask, temperature, index, seed_tensor, seed, offset, row_offset, backend, draw, method, samples
+        logits, mask, temperature, index, seed_tensor, seed, offset, row_offset, backend, draw, estimator, samples
     ):
         if index is not None:
             # A Function must not return what it was given.
             return backend.one_hot(index, logits.shape[-1], draw.dtype), None, None, None
         seed = Seed(seed_tensor, seed, offset, draw.generator, row_offset)
-        drawn = _drawn(backend, logits, mask, draw, seed, method is ReparamGradientStrategy.RelaxedOneHot)
+        drawn = _drawn(backend, logits, mask, draw, seed, estimator.relaxed)
         return drawn.one_hot, drawn.index, drawn.logsumexp, drawn.seed
 
     @staticmethod
     def setup_context(ctx, inputs, output):
         logits, mask, temperature, index, seed_tensor, ctx.seed, ctx.offset, ctx.row_offset, ctx.backend, *rest = inputs
-        _, ctx.method, ctx.samples = rest
+        _, ctx.estimator, ctx.samples = rest
         # A tensor is kept by autograd, which sees where it is changed in place.
         tensor, ctx.temperature = (temperature, None) if isinstance(temperature, Tensor) else (None, temperature)
         _, new_index, logsumexp, seed_again = output
@@ -262,24 +268,14 @@ class _StraightThrough(Function):
         temperature = ctx.temperature if temperature is None else temperature
         dx = dt = None
         if grad is not None:
-            is_relaxed = ctx.method is ReparamGradientStrategy.RelaxedOneHot
-            backend = ctx.backend if is_relaxed else _of_backward(ctx.backend)
+            # The noise of a relaxed sample is that of its draw, which another backend does not draw.
+            backend = ctx.backend if ctx.estimator.relaxed else _of_backward(ctx.backend)
             rows = _rows_of(logits, mask, backend, logsumexp, None, ctx.mask_sizes)
             draws = math.prod(index.shape[: index.dim() - logits.dim() + 1])
             grad = _shaped(grad, draws, *rows.logits.shape)
-            if ctx.method is ReparamGradientStrategy.PassThrough:
-                grad = grad[0] if draws == 1 else grad.sum(0)
-                dx = backend.softmax_grad(rows, grad)
-            else:
-                args = rows, _shaped(index, draws, rows.logits.shape[0]), grad, temperature
-                if is_relaxed:
-                    seed = Seed(seed_tensor, ctx.seed, ctx.offset, None, ctx.row_offset)
-                    with_dt = ctx.needs_input_grad[2]
-                    dx, dt = backend.relaxed_grad(*args, seed, with_dt, ctx.samples)
-                elif ctx.method is ReparamGradientStrategy.ReinMax:
-                    dx = backend.reinmax_grad(*args)
-                else:
-                    dx = backend.gapped_grad(*args)
+            seed = Seed(seed_tensor, ctx.seed, ctx.offset, None, ctx.row_offset)
+            draw = GivenDraw(_shaped(index, draws, rows.logits.shape[0]), temperature, seed, ctx.samples)
+            dx, dt = ctx.estimator.grad(backend, rows, draw, grad, ctx.needs_input_grad[2])
             dx = _shaped(dx, *logits.shape)
         return dx, None, dt, None, None, None, None, None, None, None, None, None
 
@@ -305,19 +301,19 @@ def rsample(
         seed: in place of a new one of the draw's generator.
     """
     backend, draws = compute.of(logits), math.prod(draw.sample_shape)
-    of_softmax = method is ReparamGradientStrategy.PassThrough
-    relaxed = method is ReparamGradientStrategy.RelaxedOneHot
+    estimator = ESTIMATORS[method]
+    relaxed, has_temperature = estimator.relaxed, estimator.takes_temperature
     relaxes_first = relaxed and seed is None and samples == 1 and backend.relaxes_first(logits, draws)
     learned = relaxed and isinstance(temperature, Tensor) and is_differentiated(temperature)
     if not (learned or relaxes_first or is_differentiated(logits)):
         return sample(logits, mask, draw, seed)
-    t = 1.0 if of_softmax else _temperature(temperature, logits)
+    t = _temperature(temperature, logits) if has_temperature else 1.0
     is_given = seed is not None
     seed = backend.new_seed(logits, draw.generator) if seed is None else seed
-    if relaxes_first or (not is_given and backend.records(logits, not of_softmax)):
-        args = draws, draw.dtype, seed, method, t, samples
+    if relaxes_first or (not is_given and backend.records(logits, has_temperature)):
+        args = draws, draw.dtype, seed, estimator, t, samples
         return _in_shape(backend.straight_through(_rows_of(logits, mask, backend), *args), draw, logits)
-    args = None, seed.tensor, seed.seed, seed.offset, seed.row_offset, backend, draw, method, samples
+    args = None, seed.tensor, seed.seed, seed.offset, seed.row_offset, backend, draw, estimator, samples
     one_hot, index, logsumexp, _ = apply(_StraightThrough, logits, mask, t, *args)
     return Sample(one_hot, index, logsumexp, False, None)
 
@@ -335,13 +331,14 @@ def mode(logits: Tensor, mask: Tensor | None) -> Tensor:
 
 def rmode(logits: Tensor, mask: Tensor | None) -> Tensor:
     """Give the one-hot of `mode`, [*batch, columns] in the logits' dtype, with the gradient of PassThrough."""
-    backend, index, method = compute.of(logits), mode(logits, mask), ReparamGradientStrategy.PassThrough
+    backend, index = compute.of(logits), mode(logits, mask)
     if backend.records(logits):
         y = backend.softmax(masked(logits, mask))
         one_hot = backend.with_gradient_of(Sample(None, index, None, False, None), y, logits.dtype).one_hot
         assert one_hot is not None
         return one_hot
-    args = index, None, 0, 0, 0, backend, Draw((), logits.dtype), method, 1
+    estimator = ESTIMATORS[ReparamGradientStrategy.PassThrough]
+    args = index, None, 0, 0, 0, backend, Draw((), logits.dtype), estimator, 1
     return apply(_StraightThrough, logits, mask, 1.0, *args)[0]
 
 

@@ -43,6 +43,7 @@ from .compute.base import (
     relaxed_limit,
     with_derivative_of,
 )
+from .estimators import ESTIMATORS, Grads
 from .grad_method import ReparamGradientStrategy
 from .rng import Seed
 from .tensors import compute_dtype, is_differentiated
@@ -546,15 +547,15 @@ def _of_whole_rows(function: Callable[..., Any], layout: Layout, seed: Seed, dra
 
 
 class _StraightThrough(Function):
-    """A one-hot draw of this rank's columns, with the gradient of `method`; `seeds` are those of its noise."""
+    """A one-hot draw of this rank's columns, with the gradient of `estimator`; `seeds` are those of its noise."""
 
     @staticmethod
-    def forward(x, temperature, maximum, log_sum, at, seeds, ranks, dtype, method, samples):
+    def forward(x, temperature, maximum, log_sum, at, seeds, ranks, dtype, estimator, samples):
         return one_hot(at, x.shape[-1], dtype)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, temperature, maximum, log_sum, at, seeds, ctx.ranks, _, ctx.method, ctx.samples = inputs
+        x, temperature, maximum, log_sum, at, seeds, ctx.ranks, _, ctx.estimator, ctx.samples = inputs
         tensor, ctx.temperature = (temperature, None) if isinstance(temperature, Tensor) else (None, temperature)
         ctx.save_for_backward(x, tensor, maximum, log_sum, at, seeds)
 
@@ -563,19 +564,7 @@ class _StraightThrough(Function):
         x, temperature, maximum, log_sum, at, seeds = ctx.saved_tensors
         t = ctx.temperature if temperature is None else temperature.unsqueeze(-1)
         args = x, t, Sums(maximum, log_sum), at, grad.to(maximum.dtype), ctx.ranks
-        dx: Any = None
-        dt: Any = None
-        if ctx.method is ReparamGradientStrategy.PassThrough:
-            dx = _pass_through_grad(*args)
-        elif ctx.method is ReparamGradientStrategy.ReinMax:
-            dx = _reinmax_grad(*args)
-        elif ctx.method is ReparamGradientStrategy.GappedStraightThrough:
-            dx = _gapped_grad(*args)
-        else:
-            with torch.no_grad():
-                dx, dt = _relaxed_grad(*args, seeds, ctx.samples, ctx.needs_input_grad[1])
-            if torch.is_grad_enabled():
-                dx, dt = (None if d is None else _NoSecondDerivative.apply(d, x, grad, temperature) for d in (dx, dt))
+        dx, dt = ctx.estimator.shard_grad(*args, seeds, ctx.samples, ctx.needs_input_grad[1])
         return dx.to(x.dtype), dt, None, None, None, None, None, None, None, None
 
 
@@ -595,14 +584,20 @@ class _NoSecondDerivative(Function):
         raise RuntimeError("rsample: the RelaxedOneHot gradient of sharded logits has no second derivative")
 
 
-def _pass_through_grad(x: Tensor, t: Any, sums: Sums, at: Tensor, grad: Tensor, ranks: Ranks) -> Tensor:
+# The arguments of the gradients: this rank's logits x [rows, n]; t, a number or [rows, 1]; the sums of whole rows; the
+# draws, [draws, rows], as columns of this rank, -1 for those of another; the incoming gradient [draws, rows, n] in the
+# compute dtype; the ranks. Then, for `relaxed_grad` alone: the seeds, the samples, and whether the temperature's
+# gradient is wanted.
+
+
+def pass_through_grad(x: Tensor, t: Any, sums: Sums, at: Tensor, grad: Tensor, ranks: Ranks, *_: Any) -> Grads:
     """p (g - <p, g>), of the sum of g: the draws have p in common."""
     p, grad = _backward_log_p(x, sums, ranks).exp(), grad.sum(0)
     (of_grad,) = _totals([(p * grad).sum(-1)], ranks)
-    return p * (grad - of_grad)
+    return p * (grad - of_grad), None
 
 
-def _reinmax_grad(x: Tensor, t: Any, sums: Sums, at: Tensor, grad: Tensor, ranks: Ranks) -> Tensor:
+def reinmax_grad(x: Tensor, t: Any, sums: Sums, at: Tensor, grad: Tensor, ranks: Ranks, *_: Any) -> Grads:
     """sum_s 2 J(m) g - J(p) g / 2, m = (softmax(x / t) + onehot(k)) / 2 (`Eager.reinmax_grad`)."""
     p, hot, whole = _backward_log_p(x, sums, ranks).exp(), one_hot(at, x.shape[-1], grad.dtype), grad.sum(0)
     parts = [(hot * grad).sum(-1), (p * whole).sum(-1)]
@@ -615,17 +610,36 @@ def _reinmax_grad(x: Tensor, t: Any, sums: Sums, at: Tensor, grad: Tensor, ranks
         of_draw, of_p, of_q = _totals([*parts, (p * grad).sum(-1)], ranks)
         q = p
     m, of_m = (q + hot) / 2, (of_q + of_draw) / 2
-    return (2 * m * (grad - of_m)).sum(0) - p * (whole - of_p) / 2
+    return (2 * m * (grad - of_m)).sum(0) - p * (whole - of_p) / 2, None
 
 
-def _gapped_grad(x: Tensor, t: Any, sums: Sums, at: Tensor, grad: Tensor, ranks: Ranks) -> Tensor:
+def gapped_grad(x: Tensor, t: Any, sums: Sums, at: Tensor, grad: Tensor, ranks: Ranks, *_: Any) -> Grads:
     """sum_s J(y) g / t, y = softmax(x' / t), x' - max x = 0 at the draw and min(x - max x, -gap) elsewhere, with the
     derivative of x (`base.gapped`)."""
     d = (x.detach().to(grad.dtype) - sums.maximum.unsqueeze(-1)).clamp_max(-GAP)
     score = with_derivative_of(torch.where(one_hot(at, x.shape[-1], torch.bool), 0.0, d), x)
     w = (score / t).exp()
     total, of_grad = _totals([w.sum(-1), (w * grad).sum(-1)], ranks)
-    return (w / total * (grad - of_grad / total) / t).sum(0)
+    return (w / total * (grad - of_grad / total) / t).sum(0), None
+
+
+def relaxed_grad(
+    x: Tensor,
+    t: Any,
+    sums: Sums,
+    at: Tensor,
+    grad: Tensor,
+    ranks: Ranks,
+    seeds: Tensor,
+    samples: int,
+    with_temperature: bool,
+) -> Grads:
+    """Give the gradients of `_relaxed_grad`, which have no derivative: it would need the noise of the draw again."""
+    with torch.no_grad():
+        dx, dt = _relaxed_grad(x, t, sums, at, grad, ranks, seeds, samples, with_temperature)
+    if not torch.is_grad_enabled():
+        return dx, dt
+    return _NoSecondDerivative.apply(dx, x, grad, t), None if dt is None else _NoSecondDerivative.apply(dt, x, grad, t)
 
 
 def _relaxed_grad(
@@ -638,7 +652,7 @@ def _relaxed_grad(
     seeds: Tensor,
     samples: int,
     with_temperature: bool,
-) -> tuple[Tensor, Tensor | None]:
+) -> Grads:
     """sum_s J(y) g / t, y = softmax(z) drawn given winner k: z_j = -log(1 + E_j / (p_j E_k)) / t, 0 at k, E iid Exp(1)
     (`base.scores_given`). 0 is the maximum, so that no rank need know another's. The mean over the `samples`. E is of
     the first of the seeds, but for E_k: that is of the second, which all ranks have in common."""
@@ -688,7 +702,8 @@ def rsample(
 ) -> Drawn:
     """`sample` in the logits' dtype, with the gradient of `method`."""
     layout = layout_of(logits, "logits")
-    relaxed = method is ReparamGradientStrategy.RelaxedOneHot
+    estimator = ESTIMATORS[method]
+    relaxed = estimator.relaxed
     learned = relaxed and isinstance(temperature, Tensor) and is_differentiated(temperature)
     if not (learned or is_differentiated(logits)):
         return sample(logits, draw)
@@ -708,7 +723,7 @@ def rsample(
         t = t.to(compute_dtype(x.dtype)).expand(x.shape[0])
         t = ops.constant_where_empty(t, known.sums.maximum.unsqueeze(-1)) if relaxed else t
     seeds = torch.stack([_place(numbers[0], layout, at) for at in (1 + layout.first_group, 0)]) if relaxed else None
-    how = layout.ranks, draw.dtype, method, samples
+    how = layout.ranks, draw.dtype, estimator, samples
     hot = ops.apply(_StraightThrough, x, t, *known.sums, known.at, seeds, *how)
     return _in_shape(hot, index, known, draw, layout)
 
@@ -789,7 +804,7 @@ def rmode(logits: Tensor) -> DTensor:
         m, s, _ = _shard_sums(x.detach())
         maxima, totals = _gather([m, s], layout.ranks)
         at, sums = _mode_at(x.detach(), maxima, layout), _join(maxima, totals)[0]
-        how = layout.ranks, x.dtype, ReparamGradientStrategy.PassThrough, 1
+        how = layout.ranks, x.dtype, ESTIMATORS[ReparamGradientStrategy.PassThrough], 1
         hot = ops.apply(_StraightThrough, x, 1.0, *sums, at.unsqueeze(0), None, *how)
     return _wrap(hot.reshape(layout.local), layout, columns=True)
 

@@ -10,7 +10,14 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad, gradcheck
 
-from onehot_triton import MaskedOneHotCategorical, OneHotCategorical, ReparamGradientStrategy, compute, use_backend
+from onehot_triton import (
+    MaskedOneHotCategorical,
+    OneHotCategorical,
+    ReparamGradientStrategy,
+    compute,
+    estimators,
+    use_backend,
+)
 from onehot_triton.compute import CPU, EAGER, base, cpu
 from onehot_triton.compute.base import Rows
 from onehot_triton.rng import Seed
@@ -422,3 +429,35 @@ def test_options_are_kept():
     assert dist.expand((5, 2)).relaxed_samples == 4
     assert "relaxed_samples: 4" in repr(dist)
     assert "relaxed_samples" not in repr(OneHotCategorical(torch.zeros(2, 3)))
+
+
+# Rows of estimators.py ------------------------------------------------------------------------------------------------
+
+
+def test_every_method_has_a_row():
+    assert list(estimators.ESTIMATORS) == list(ReparamGradientStrategy)
+
+
+@both_sizes
+@each_method
+@pytest.mark.parametrize("takes_temperature", [True, False])
+def test_a_method_is_what_its_row_says(takes_temperature, method, backend, monkeypatch):
+    """Of a row that passes the gradient on as it is, times a number: backward and forward mode."""
+    row = estimators.Estimator(
+        grad=lambda backend, rows, draw, g, with_dt: (3 * g.sum(0), None),
+        smooth=lambda backend, logits, draw: 3 * logits,
+        shard_grad=lambda *args: pytest.fail("has no shards"),
+        takes_temperature=takes_temperature,
+    )
+    monkeypatch.setitem(estimators.ESTIMATORS, method, row)
+    x, grad = torch.randn(3, 5), torch.randn(2, 3, 5)
+    hot, found = gradient_of_a_draw(x, grad, grad_method=method)
+    assert hot.sum(-1).eq(1).all()
+    torch.testing.assert_close(found, 3 * grad.sum(0))
+    with forward_ad.dual_level():
+        dist = OneHotCategorical(forward_ad.make_dual(x, grad[0]), grad_method=method)
+        tangent = forward_ad.unpack_dual(dist.rsample()).tangent
+    torch.testing.assert_close(tangent, 3 * grad[0])
+    if not takes_temperature:
+        with pytest.raises(ValueError, match=f"temperature: expected 1 for grad_method {method.name}"):
+            OneHotCategorical(x, grad_method=method, temperature=2.0)

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from .. import rng
-from ..grad_method import ReparamGradientStrategy
+from ..estimators import Estimator, GivenDraw
 from ..rng import Noise, Seed
 from ..tensors import compute_dtype, in_transform, is_differentiated, loses_functions
 
@@ -334,6 +334,10 @@ class Eager:
         """Give softmax(x), [..., columns] in the compute dtype."""
         return self.log_softmax(logits).exp()
 
+    def nearly_softmax(self, logits: Tensor) -> Tensor:
+        """Give softmax(x) where a factor per row, near 1, does no harm, as in what has the derivative of a softmax."""
+        return self.softmax(logits)
+
     def argmax(self, tensor: Tensor) -> Tensor:
         """Find the first maximum, int64 [...]; NaN counts as one."""
         return (tensor.view(torch.uint8) if tensor.dtype == torch.bool else tensor).argmax(-1)
@@ -489,19 +493,20 @@ class Eager:
         draws: int,
         dtype: torch.dtype | None,
         seed: Seed,
-        method: ReparamGradientStrategy,
+        estimator: Estimator,
         temperature: Tensor | float,
         samples: int,
     ) -> Sample:
-        """Draw as `sample` does, for autograd to record: the one-hot has the gradient of `method`.
+        """Draw as `sample` does, for autograd to record: the one-hot has the gradient of `estimator`.
 
         `samples` is that of `relaxed_grad`.
         """
         x = masked(rows.logits, rows.mask)
-        if method is ReparamGradientStrategy.RelaxedOneHot and samples == 1:
+        if estimator.relaxed and samples == 1:
             return self.relaxed_first(x, draws, dtype, seed, temperature)
         drawn = self.sample(Rows(x.detach()), draws, None, seed, False)
-        return self.with_gradient_of(drawn, self.smooth(x, drawn, seed, method, temperature, samples), dtype)
+        y = estimator.smooth(self, x, GivenDraw(drawn.index, temperature, seed, samples))
+        return self.with_gradient_of(drawn, y, dtype)
 
     def with_gradient_of(self, drawn: Sample, y: Tensor, dtype: torch.dtype | None) -> Sample:
         """Give the draw a one-hot of `dtype` that has the derivative of y, [draws, rows, columns] or [rows, columns].
@@ -523,45 +528,31 @@ class Eager:
         drawn = Sample(None, index.masked_fill(top.isnan(), -1), None, False, None)
         return self.with_gradient_of(drawn, self.softmax(z / by_row(temperature, z.dtype)), dtype)
 
-    def smooth(
-        self,
-        logits: Tensor,
-        drawn: Sample,
-        seed: Seed,
-        method: ReparamGradientStrategy,
-        temperature: Tensor | float,
-        samples: int,
-    ) -> Tensor:
-        """Give what a draw has the derivative of, [draws, rows, columns], or [rows, columns] for all draws."""
-        if method is ReparamGradientStrategy.PassThrough:
-            return self.softmax(logits)
-        if method is ReparamGradientStrategy.RelaxedOneHot:
-            return self.relaxed_given(logits, drawn, temperature, seed, samples)
-        if method is ReparamGradientStrategy.ReinMax:
-            return self.reinmax_given(logits, drawn, temperature)
-        score = gapped(logits, drawn.index)
-        return self.softmax(score / by_row(temperature, score.dtype))
-
     def relaxed_given(
-        self, logits: Tensor, drawn: Sample, temperature: Tensor | float, seed: Seed, samples: int
+        self, logits: Tensor, index: Tensor, temperature: Tensor | float, seed: Seed, samples: int
     ) -> Tensor:
         """Give the mean of relaxed samples y whose arg-max is the draw, [draws, rows, columns] in the compute dtype.
 
         Their derivatives are those of softmax((x + Gumbel) / t) for a fixed Gumbel.
         """
-        index = for_each_sample(drawn.index, samples)
+        index = for_each_sample(index, samples)
         with torch.no_grad():
             e = rng.exponential((*index.shape, logits.shape[-1] + 1), logits.device, seed.generator)
             score = scores_given(self.softmax(logits), index, e[..., :-1], e[..., -1]).clamp_min(-1e30)
         y = self.softmax(with_derivative_of(score, logits) / by_row(temperature, score.dtype))
         return y if samples == 1 else y.unflatten(0, (-1, samples)).mean(1)
 
-    def reinmax_given(self, logits: Tensor, drawn: Sample, temperature: Tensor | float) -> Tensor:
+    def reinmax_given(self, logits: Tensor, index: Tensor, temperature: Tensor | float) -> Tensor:
         """Give 2 softmax(log m + x) - softmax(x) / 2, with x's derivative alone: that of softmax at m is J(m)."""
         p = self.softmax(logits)
         q = self.softmax(shifted(logits.detach()) / by_row(temperature, p.dtype))
-        log_m = ((q + one_hot(drawn.index, q.shape[-1], q.dtype)) / 2).log()
+        log_m = ((q + one_hot(index, q.shape[-1], q.dtype)) / 2).log()
         return 2 * self.softmax(with_derivative_of(log_m, logits)) - p / 2
+
+    def gapped_given(self, logits: Tensor, index: Tensor, temperature: Tensor | float) -> Tensor:
+        """Give softmax(x' / t)."""
+        score = gapped(logits, index)
+        return self.softmax(score / by_row(temperature, score.dtype))
 
     # Densities
 
@@ -618,12 +609,11 @@ class Eager:
     def rsample_log_prob_and_entropy(
         self, rows: Rows, draws: int, dtype: torch.dtype | None, seed: Seed
     ) -> tuple[Sample, Tensor, Tensor]:
-        """Draw as `straight_through` does by PassThrough, and give `log_prob_and_entropy` of the draw, for autograd to
-        record."""
-        x = Rows(masked(rows.logits, rows.mask))
-        drawn = self.straight_through(x, draws, dtype, seed, ReparamGradientStrategy.PassThrough, 1.0, 1)
-        log_prob, h, _ = self.log_prob_and_entropy(x, drawn.index, drawn.all_valid)
-        return drawn, log_prob, h
+        """Draw with the gradient of PassThrough, and give the draw's `log_prob_and_entropy`, for autograd to record."""
+        x = masked(rows.logits, rows.mask)
+        drawn = self.sample(Rows(x.detach()), draws, None, seed, False)
+        log_prob, h, _ = self.log_prob_and_entropy(Rows(x), drawn.index, drawn.all_valid)
+        return self.with_gradient_of(drawn, self.nearly_softmax(x), dtype), log_prob, h
 
     def log_prob_and_entropy_grad(
         self, rows: Rows, index: Tensor, grad_log_prob: Tensor, grad_entropy: Tensor, grad: Tensor | None = None

@@ -14,7 +14,6 @@ from torch import Tensor
 
 from .. import rng
 from ..blocks import blocks, by_rows, joined, part_of
-from ..grad_method import ReparamGradientStrategy
 from ..rng import Seed
 from ..tensors import can_look_at, compute_dtype, in_transform, is_differentiated, loses_functions
 from . import base
@@ -45,6 +44,8 @@ _ONE_GROUP = 512
 # The float32 numbers of a vector register, and rows enough for two views more.
 _LANES = 16 if torch.backends.cpu.get_cpu_capability() == "AVX512" else 8
 _MANY_ROWS = 128
+# Rows up to this length have 64 terms at most that torch's softmax adds up one after the other: it is right to 2e-6.
+SHORT = 64 * _LANES
 _LOG2_E = math.log2(math.e)
 # torch.exp is MKL's, which is slow on processors that are not Intel's: exp2 takes a third of its time there. Older
 # torch does not name the processor.
@@ -66,11 +67,6 @@ def is_small(tensor: Tensor) -> bool:
 # sum that it adds up one term after the other: of 2^20 small terms behind a large one, 1e-3 of the whole is lost. Where
 # rows are long, its result is added up again, by `sum`, in a tree, and divided by that. The divisor is 1 but for the
 # loss: no gradient flows through it.
-
-
-def is_short(logits: Tensor) -> bool:
-    """Whether torch's softmax is right to 2e-6 as it is: where it adds up 64 terms at most, one after the other."""
-    return logits.shape[-1] <= 64 * _LANES
 
 
 def _is_narrow(tensor: Tensor) -> bool:
@@ -329,17 +325,20 @@ class Cpu(Eager):
 
     def softmax(self, logits: Tensor) -> Tensor:
         p = nearly_softmax(logits)
-        if is_short(logits):
+        if logits.shape[-1] <= SHORT:
             return p.contiguous()
         total = p.detach().sum(-1, keepdim=True)
         return p / total if is_differentiated(logits) else p.div_(total)
 
     def log_softmax(self, logits: Tensor) -> Tensor:
         log_p = nearly_log_softmax(logits)
-        if is_short(logits):
+        if logits.shape[-1] <= SHORT:
             return log_p.contiguous()
         log_total = log_p.detach().exp().sum(-1, keepdim=True).log()
         return log_p - log_total if is_differentiated(logits) else log_p.sub_(log_total)
+
+    def nearly_softmax(self, logits: Tensor) -> Tensor:
+        return nearly_softmax(logits)
 
     def argmax(self, tensor: Tensor) -> Tensor:
         # torch's own argmax looks at one element after the other, on one thread. A vectorised maximum of each group of
@@ -462,31 +461,18 @@ class Cpu(Eager):
         out = by_rows(block, y.transpose(0, 1), grad.transpose(0, 1), *_of_rows(temperature), scratch=4)
         return (out[:, :-1].to(y.dtype), out[:, -1]) if with_temperature else (out, None)
 
-    def smooth(
-        self,
-        logits: Tensor,
-        drawn: Sample,
-        seed: Seed,
-        method: ReparamGradientStrategy,
-        temperature: Tensor | float,
-        samples: int,
-    ) -> Tensor:
-        if method is ReparamGradientStrategy.PassThrough:
-            return nearly_softmax(logits)
-        return super().smooth(logits, drawn, seed, method, temperature, samples)
-
     # Densities
 
     def log_prob_index(self, rows: Rows, index: Tensor, inside: bool = False) -> tuple[Tensor, Tensor | None]:
         # Where nothing records it, by the logsumexp: no normalised copy of the logits.
         x, known, new = masked(rows.logits, rows.mask), rows.logsumexp, None
-        if known is None and not (is_short(x) or is_differentiated(x)):
+        if known is None and x.shape[-1] > SHORT and not is_differentiated(x):
             known = new = by_rows(_logsumexp, x, dim=1)
         at = columns_at(index)
         if known is None:
             chosen = by_draw(by_rows(lambda x, k: gathered(self.log_softmax(x), k, inside), x, at), index)
             # A rounding of the correction can bring it above 0.
-            return chosen if is_short(x) else chosen - chosen.detach().clamp_min(0.0), None
+            return chosen if x.shape[-1] <= SHORT else chosen - chosen.detach().clamp_min(0.0), None
         m, log_sum = known
         # A rounding can bring it above 0, where m is the maximum of one group and not of the row.
         return (by_draw(gathered(x, at, inside), index).to(m.dtype) - m - log_sum).clamp_max_(0.0), new
@@ -503,7 +489,7 @@ class Cpu(Eager):
     def entropy(self, rows: Rows) -> tuple[Tensor, Tensor | None]:
         # Short rows, and what is differentiated, by the formula.
         x = masked(rows.logits, rows.mask)
-        if is_short(x) or is_differentiated(x):
+        if x.shape[-1] <= SHORT or is_differentiated(x):
             return by_rows(self._entropy_by_formula, x), None
         return _entropy_and_logsumexp(x)
 
@@ -532,7 +518,7 @@ class Cpu(Eager):
         log_p = self.log_softmax(x)
         chosen = by_draw(gathered(log_p, columns_at(index), inside), index)
         # As in `log_prob_index` and in `entropy`.
-        chosen = chosen if is_short(x) else chosen - chosen.detach().clamp_min(0.0)
+        chosen = chosen if x.shape[-1] <= SHORT else chosen - chosen.detach().clamp_min(0.0)
         return chosen, entropy_of(log_p), None
 
     def log_prob_and_entropy_grad(
@@ -593,5 +579,5 @@ def _by_rows_of_draws(
     def block(g: Tensor, x: Tensor, k: Tensor, t: Tensor | float = temperature) -> Tensor:
         return formula(Rows(x), k.t(), g.transpose(0, 1), t)
 
-    x = masked(rows.logits, rows.mask)
-    return by_rows(block, grad.transpose(0, 1), x, index.t(), *_of_rows(temperature), scratch=4)
+    x, t = masked(rows.logits, rows.mask), (temperature,) if isinstance(temperature, Tensor) else ()
+    return by_rows(block, grad.transpose(0, 1), x, index.t(), *t, scratch=4)

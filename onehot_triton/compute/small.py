@@ -19,7 +19,7 @@ from ..rng import Seed
 from ..tensors import is_differentiated
 from . import cpu
 from .base import Rows, Sample, by_draw, by_row, columns_at, entropy_of, masked, race
-from .cpu import Cpu, gathered, is_short, nearly_log_softmax, nearly_softmax
+from .cpu import SHORT, Cpu, gathered, nearly_log_softmax, nearly_softmax
 
 # A sum of exp x above this in float64 has every term that a draw can reach, 31 nats below it, as a normal number.
 _LEAST = 1e-290
@@ -139,13 +139,13 @@ class Small(Cpu):
     # Densities
 
     def log_prob_index(self, rows: Rows, index: Tensor, inside: bool = False) -> tuple[Tensor, Tensor | None]:
-        if rows.logsumexp is not None or not is_short(rows.logits):
+        if rows.logsumexp is not None or rows.logits.shape[-1] > SHORT:
             return super().log_prob_index(rows, index, inside)
         log_p = nearly_log_softmax(masked(rows.logits, rows.mask))
         return by_draw(gathered(log_p, columns_at(index), inside), index), None
 
     def entropy(self, rows: Rows) -> tuple[Tensor, Tensor | None]:
-        if not is_short(rows.logits):
+        if rows.logits.shape[-1] > SHORT:
             return super().entropy(rows)
         return entropy_of(nearly_log_softmax(masked(rows.logits, rows.mask))), None
 
@@ -154,7 +154,7 @@ class Small(Cpu):
     ) -> tuple[Sample, Tensor, Tensor]:
         # By one log_softmax, whose exponential both gradients need.
         x = masked(rows.logits, rows.mask)
-        if not is_short(x):
+        if x.shape[-1] > SHORT:
             return super().rsample_log_prob_and_entropy(Rows(x), draws, dtype, seed)
         drawn = self.sample(Rows(x.detach()), draws, None, seed, False)
         log_p = nearly_log_softmax(x)

@@ -61,16 +61,16 @@ MUTANTS = [
     ),
     Mutant(
         CHECKS,
-        "((value >= 1) if at_least_1",
-        "((value > 0) if at_least_1",
+        "((value >= least) if least",
+        "((value > 0) if least",
         "ReinMax below 1 in a tensor",
         BAD,
         function="temperature",
     ),
-    Mutant(CHECKS, "if at_least_1 and float(value) < 1:", "if False:", "ReinMax below 1", BAD, function="temperature"),
+    Mutant(CHECKS, "if method and float(value) < least:", "if False:", "ReinMax below 1", BAD, function="temperature"),
     Mutant(
         CHECKS,
-        "method in gives_no_gradient and value.requires_grad",
+        "not estimator.relaxed and value.requires_grad",
         "False",
         "a gradient that is lost",
         BAD,
@@ -791,7 +791,13 @@ MUTANTS = [
         "NumPy's integers in a shape",
         "tests/test_hard_cases.py -k shapes_of_numpy",
     ),
-    Mutant(CHECKS, "in _WITHOUT_TEMPERATURE and (", "is True and (", "a temperature without effect", BAD),
+    Mutant(
+        CHECKS,
+        "if not (estimator and estimator.takes_temperature) and (",
+        "if False and (",
+        "a temperature without effect",
+        BAD,
+    ),
     Mutant(
         CHECKS,
         "(isinstance(value, Tensor) or value != 1)",
@@ -799,7 +805,9 @@ MUTANTS = [
         "a tensor of temperatures without effect",
         BAD,
     ),
-    Mutant(CHECKS, "if value != 1 and method is not", "if value == 1 and not", "relaxed samples without effect", BAD),
+    Mutant(
+        CHECKS, "if value != 1 and not (method", "if value == 1 and not (method", "relaxed samples without effect", BAD
+    ),
     Mutant(
         CHECKS, "if validate and not _is_true(inside", "if not validate and (inside", "an unimix not looked at", BAD
     ),

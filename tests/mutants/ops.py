@@ -27,7 +27,7 @@ _cpu, _small, _formulas, _kernels, _choice = (
     _in(f"compute/{name}.py") for name in ("cpu", "small", "base", "triton", "__init__")
 )
 _ops, _library, _rng, _parameters = (_in(f"{name}.py") for name in ("ops", "torch_ops", "rng", "parameters"))
-_blocks, _checks = _in("blocks.py"), _in("checks.py")
+_estimators = _in("estimators.py")
 
 _blocks, _checks, _tensors = (_in(f"{name}.py") for name in ("blocks", "checks", "tensors"))
 
@@ -522,12 +522,11 @@ MUTANTS = [
         eager("noise_of_their_own"),
         function="noise_of_draw",
     ),
-    _ops(
-        "PassThrough:\n                grad = grad[0] if draws == 1 else grad.sum(0)",
-        "PassThrough:\n                grad = grad[0]",
+    _estimators(
+        "g[0] if g.shape[0] == 1 else g.sum(0)",
+        "g[0]",
         "the gradient of the first draw alone",
         gradients("test_pass_through_gradient"),
-        function="_StraightThrough.backward",
     ),
     _parameters(
         "torch.where(weights == 0, torch.inf, weights)",
@@ -767,10 +766,11 @@ MUTANTS = [
         gradients("rmode_of_an_invalid"),
     ),
     _ops(
-        "mode(logits, mask), ReparamGradientStrategy.PassThrough",
-        "mode(logits, mask), ReparamGradientStrategy.GappedStraightThrough",
+        "ESTIMATORS[ReparamGradientStrategy.PassThrough]",
+        "ESTIMATORS[ReparamGradientStrategy.GappedStraightThrough]",
         "the mode with another gradient",
         gradients("rmode_is"),
+        function="rmode",
     ),
     _ops(
         "return again(mode(once(logits, dims), None if mask is None else once(mask, dims)), dims, logits.shape[:-1])",

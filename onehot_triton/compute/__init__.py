@@ -1,4 +1,4 @@
-"""What computes, rows in, rows out, and how it is chosen for each call: by the device and the size of its tensors.
+"""The backends, rows in, rows out, and the choice of one for each call, by the device and the size of its tensors.
 
 The package is not called `backends`: torch.compile traces into no file whose path has "triton/backends" in it.
 """
@@ -59,7 +59,7 @@ def use_backend(name: str) -> Iterator[None]:
 def of(tensor: Tensor) -> Eager:
     """Choose the backend of `tensor`; raises RuntimeError where kernels must compute and cannot."""
     device = tensor.device
-    # Where a Function would be lost, a gradient comes from torch's operations alone.
+    # A gradient comes from torch's operations alone where a Function would be lost.
     if uses_kernels(device) and not loses_functions():
         return TRITON
     backend = BY_DEVICE.get(device.type, EAGER)

@@ -148,7 +148,7 @@ def for_each_sample(of_draws: Tensor, samples: int) -> Tensor:
 def race(weight: Tensor, e: Tensor) -> Tensor:
     """Give the index of the least E / w, with E iid Exp(1) and `e` = -E.
 
-    Of exponentials divided by their rates, each is the least with a probability in proportion to its rate. It is
+    Among exponentials divided by their rates, each is the least with a probability in proportion to its rate. It is
     Gumbel-max, with -log E for the Gumbel variate.
     """
     return (weight / e).argmin(-1)
@@ -222,7 +222,7 @@ def softmax_backward(probs: Tensor, grad: Tensor) -> Tensor:
 
 def with_derivative_of(score: Tensor, logits: Tensor) -> Tensor:
     """Give `score` the derivative of x."""
-    # Where x is infinite, x - x would be NaN.
+    # An infinite x would give x - x = NaN.
     x = logits.masked_fill(logits.isinf(), 0.0).to(score.dtype)
     return score.detach() + (x - x.detach())
 
@@ -440,7 +440,7 @@ class Eager:
         t = by_row(temperature, p.dtype)
         z = scores_given(p, for_each_sample(index, samples), e, e_winner) / t
         dz = softmax_backward(self.softmax(z), for_each_sample(grad, samples).to(p.dtype)) / samples
-        # Where y is 0, so is dz, and 0 -inf would be NaN.
+        # dz is 0 where y is 0, and 0 -inf would be NaN.
         dt = -((dz * z.clamp_min(-1e30)).sum((0, 2), keepdim=True) / t).reshape(-1)
         return (dz / t).sum(0).to(logits.dtype), dt
 
@@ -480,7 +480,7 @@ class Eager:
         dtype = compute_dtype(y.dtype)
         y, t, out_dtype = y.to(dtype), by_row(temperature, dtype), y.dtype
         dz = softmax_backward(y, grad.to(dtype)) / t
-        # Where y is 0, so is dz, and 0 -inf would be NaN.
+        # dz is 0 where y is 0, and 0 -inf would be NaN.
         log_y = y.clamp(min=torch.finfo(dtype).tiny).log()
         return dz.sum(0).to(out_dtype), -(dz * log_y).sum((0, 2)) if with_temperature else None
 

@@ -1,4 +1,4 @@
-"""What a CPU computes in another way than the formulas of `base.py`, and why.
+"""The backend of a CPU: its own ways of computing the formulas of `base.py`, and the reasons for them.
 
 It is optional: without it everything still works, only slower.
 """
@@ -430,7 +430,7 @@ class Cpu(Eager):
             dx = dx.squeeze(0) if draws * samples == 1 else dx.sum(0)
             if not with_temperature:
                 return dx.to(x.dtype)
-            # dt as one column more. Where y is 0, so is dz, and 0 -inf would be NaN.
+            # dt as one column more. dz is 0 where y is 0, and 0 -inf would be NaN.
             return torch.cat([dx, -(dz * z.clamp_min(-1e30)).sum((0, 2)).unsqueeze(-1) * inverse], -1)
 
         x, t = masked(rows.logits, rows.mask), _of_rows(temperature)
@@ -454,7 +454,7 @@ class Cpu(Eager):
             dx = dz.sum(1) * inverse
             if not with_temperature:
                 return dx.to(y.dtype)
-            # dt as one column more. Where y is 0, so is dz, and 0 -inf would be NaN.
+            # dt as one column more. dz is 0 where y is 0, and 0 -inf would be NaN.
             log_y = p.clamp(min=torch.finfo(dtype).tiny).log()
             return torch.cat([dx, -(dz * log_y).sum((1, 2)).unsqueeze(-1) * inverse], -1)
 
@@ -464,7 +464,7 @@ class Cpu(Eager):
     # Densities
 
     def log_prob_index(self, rows: Rows, index: Tensor, inside: bool = False) -> tuple[Tensor, Tensor | None]:
-        # Where nothing records it, by the logsumexp: no normalised copy of the logits.
+        # By the logsumexp where nothing records it: no normalised copy of the logits.
         x, known, new = masked(rows.logits, rows.mask), rows.logsumexp, None
         if known is None and x.shape[-1] > SHORT and not is_differentiated(x):
             known = new = by_rows(_logsumexp, x, dim=1)

@@ -1,7 +1,7 @@
 """A one-hot categorical distribution, with fused Triton kernels on a GPU and eager torch on a CPU."""
 
-from ._backends import use_backend
 from ._version import __version__
+from .compute import use_backend
 from .distribution import OneHotCategorical
 from .grad_method import ReparamGradientStrategy
 from .masked import MaskedOneHotCategorical

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch import distributions as D
 
 from . import OneHotCategorical, ReparamGradientStrategy, __version__
-from ._backends import uses_kernels
+from .compute import uses_kernels
 
 ROWS, COLUMNS = 64, 131_072
 # So many draws of each of ROWS equal rows, in so many calls: few enough in each that a draw takes two stages.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import numbers
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from enum import Enum
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from .blocks import by_rows
+from .estimators import ESTIMATORS
 from .grad_method import ReparamGradientStrategy
 from .tensors import compute_dtype, in_transform, is_recorded, is_sharded
 
@@ -24,7 +25,6 @@ _SAMPLE_DTYPES = (torch.bool, *_INDEX_DTYPES, *_PARAMETER_DTYPES)
 # float first: to find it in an abstract class takes four calls.
 _REAL = (float, numbers.Real)
 _INTEGER = (int, torch.SymInt, numbers.Integral)
-_WITHOUT_TEMPERATURE = (None, ReparamGradientStrategy.PassThrough)
 
 
 def _error(name: str, expected: str, found: Any) -> ValueError:
@@ -214,14 +214,20 @@ def relaxed_samples(value: Any, method: ReparamGradientStrategy | None) -> int:
     """A number of samples, as Python's: more than 1 of RelaxedOneHot alone."""
     if not isinstance(value, numbers.Integral) or isinstance(value, bool) or int(value) < 1:
         raise _error("relaxed_samples", "an integer of at least 1", repr(value))
-    if value != 1 and method is not ReparamGradientStrategy.RelaxedOneHot:
-        expected = f"1 for {_name_of(method)}, since only RelaxedOneHot takes more"
+    if value != 1 and not (method and ESTIMATORS[method].relaxed):
+        takers = _names(other for other, row in ESTIMATORS.items() if row.relaxed)
+        expected = f"1 for {_name_of(method)}, since only {takers} takes more"
         raise _error("relaxed_samples", expected, repr(value))
     return int(value)
 
 
 def _name_of(method: ReparamGradientStrategy | None) -> str:
     return f"grad_method {'None' if method is None else method.name}"
+
+
+def _names(methods: Iterable[ReparamGradientStrategy]) -> str:
+    *others, last = (method.name for method in methods)
+    return f"{', '.join(others)} and {last}" if others else last
 
 
 def unimix(weight: Any, param: Tensor, validate: bool) -> float | Tensor:
@@ -262,32 +268,35 @@ def temperature(
 ) -> float | Tensor:
     """The temperature, above 0, of ReinMax at least 1, and 1 where the method takes none: as Python's number, or a
     tensor of one element or one that broadcasts to the batch."""
-    if method in _WITHOUT_TEMPERATURE and (isinstance(value, Tensor) or value != 1):
+    estimator = None if method is None else ESTIMATORS[method]
+    if not (estimator and estimator.takes_temperature) and (isinstance(value, Tensor) or value != 1):
+        takers = _names(other for other, row in ESTIMATORS.items() if row.takes_temperature)
         expected = (
-            f"1 for {_name_of(method)}, since only the gradients of RelaxedOneHot, ReinMax and GappedStraightThrough "
-            "take one (to sample at a temperature, divide the logits)"
+            f"1 for {_name_of(method)}, since only the gradients of {takers} take one (to sample at a temperature, "
+            "divide the logits)"
         )
         found = f"a tensor of shape {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
         raise _error("temperature", expected, found)
-    at_least_1 = method is ReparamGradientStrategy.ReinMax
+    least = estimator.least_temperature if estimator else 0
     if not isinstance(value, Tensor):
         if not isinstance(value, _REAL) or not 0 < float(value) < math.inf:
             raise _error("temperature", "a finite number above 0", repr(value))
-        if at_least_1 and float(value) < 1:
-            raise _error("temperature", "at least 1 for ReinMax", repr(value))
+        if method and float(value) < least:
+            raise _error("temperature", f"at least {least} for {method.name}", repr(value))
         return float(value)
     if not (value.is_floating_point() or value.dtype in _INDEX_DTYPES):
         raise _error("temperature", "a floating or integer tensor", value.dtype)
     _on_device("temperature", value, device)
     if value.numel() != 1 and not _broadcasts_to(value.shape, batch):
         raise _error("temperature", f"a shape that broadcasts to the batch {list(batch)}", list(value.shape))
-    gives_no_gradient = (ReparamGradientStrategy.ReinMax, ReparamGradientStrategy.GappedStraightThrough)
-    if method in gives_no_gradient and value.requires_grad:
+    if method and estimator and not estimator.relaxed and value.requires_grad:
         found = "one that requires a gradient, which it would not get"
         raise _error("temperature", f"a tensor without a gradient for {method.name}", found)
     if validate:
-        expected = "finite numbers of at least 1 for ReinMax" if at_least_1 else "finite numbers above 0"
-        bad = ~(((value >= 1) if at_least_1 else (value > 0)) & (value < torch.inf))
+        expected = "finite numbers above 0"
+        if method and least:
+            expected = f"finite numbers of at least {least} for {method.name}"
+        bad = ~(((value >= least) if least else (value > 0)) & (value < torch.inf))
         if not _is_true(~bad.any(), f"temperature: expected {expected}"):
             at = _first(bad)
             raise _error("temperature", expected, f"{value[tuple(at)].item()} at {at}")

@@ -13,11 +13,9 @@ from torch.distributions import Categorical as TorchCategorical
 from torch.distributions import Distribution, constraints, kl
 from torch.distributions import OneHotCategorical as TorchOneHotCategorical
 
-from . import _backends as backends
-from . import checks, ops, parameters, rng
-from ._backends import eager
-from ._backends.eager import LOWEST
-from ._backends.interface import Sample
+from . import checks, compute, ops, parameters, rng
+from .compute import base
+from .compute.base import LOWEST, Sample
 from .grad_method import ReparamGradientStrategy
 from .tensors import in_transform, is_recorded, is_sharded, scalar_tensor
 
@@ -193,7 +191,7 @@ class OneHotCategorical(Distribution):
     def _log_probs(self) -> Tensor:
         """Normalised log-probabilities in float32 at least, with -inf where the probability is 0."""
         logits = self._masked_logits()
-        return _sharded().log_softmax(logits) if self._is_sharded else backends.of(logits).log_softmax(logits)
+        return _sharded().log_softmax(logits) if self._is_sharded else compute.of(logits).log_softmax(logits)
 
     @property
     def probs(self) -> Tensor:
@@ -207,7 +205,7 @@ class OneHotCategorical(Distribution):
         if self._is_sharded:
             return self._log_probs().exp()
         logits = self._masked_logits()
-        return backends.of(logits).softmax(logits)
+        return compute.of(logits).softmax(logits)
 
     @property
     def param_shape(self) -> torch.Size:
@@ -267,7 +265,7 @@ class OneHotCategorical(Distribution):
         if one_hot is None or not drawn.hints or is_recorded(one_hot) or in_transform() or one_hot.is_inference():
             return
         # What cannot be looked at cannot be checked, but by a kernel, which knows of -1.
-        kernels = backends.uses_kernels(one_hot.device)
+        kernels = compute.uses_kernels(one_hot.device)
         if kernels or one_hot.is_cpu:
             index = drawn.index if kernels or drawn.all_valid else drawn.index.clamp(min=0)
             self._drawn = weakref.ref(one_hot), one_hot._version, index, rng.is_captured(one_hot.device)
@@ -428,7 +426,7 @@ class OneHotCategorical(Distribution):
             return _sharded().mode(self._current_logits(), self.dtype)
         logits = self._current_logits()
         index = ops.mode(logits, self._mask_to_apply)
-        return backends.of(logits).one_hot(index, self.num_samples, self.dtype)
+        return compute.of(logits).one_hot(index, self.num_samples, self.dtype)
 
     @property
     def rmode(self) -> Tensor:
@@ -502,18 +500,18 @@ class OneHotCategorical(Distribution):
                 out = _sharded().log_prob(logits, value, self._validate_args)
             return self._log_prob_result(out)
         hint = self._hint(value)
-        if hint is not None and not backends.uses_kernels(value.device):
+        if hint is not None and not compute.uses_kernels(value.device):
             ones = value.detach().gather(-1, hint.unsqueeze(-1)) == 1
             if ones.all().item():
                 return self._log_prob_at(hint, inside=True)
             hint = None
         if self._validate_args:
-            index = backends.of(value).argmax(value)
+            index = compute.of(value).argmax(value)
             checks.one_hot(value, index)
             return self._log_prob_at(index, inside=True)
         lead = value.shape[:-1]
         if lead[len(lead) - len(self._batch_shape) :] != self._batch_shape:
-            return self._log_prob_at(backends.of(value).argmax(value))
+            return self._log_prob_at(compute.of(value).argmax(value))
         out = ops.log_prob(self._current_logits(), self._mask_to_apply, None, value=value, index=hint)
         return self._log_prob_result(out)
 
@@ -594,12 +592,12 @@ class OneHotCategorical(Distribution):
         checks.value_shape(value, self._batch_shape, self._event_shape, self._param.device)
         hint, batch = self._hint(value), self._batch_shape
         has_batch = value.shape[max(value.dim() - 1 - len(batch), 0) : -1] == batch
-        if backends.uses_kernels(value.device) and has_batch and not self._validate_args:
+        if compute.uses_kernels(value.device) and has_batch and not self._validate_args:
             logits = self._current_logits()
             log_prob, entropy = ops.log_prob_and_entropy(logits, self._mask_to_apply, value=value, index=hint)
             return self._log_prob_result(log_prob), entropy
         if hint is None or not (value.detach().gather(-1, hint.clamp(min=0).unsqueeze(-1)) == 1).all().item():
-            hint = backends.of(value).argmax(value)
+            hint = compute.of(value).argmax(value)
             if self._validate_args:
                 checks.one_hot(value, hint)
         return self._log_prob_and_entropy_at(hint, inside=True)
@@ -749,11 +747,11 @@ def law_of(categorical: TorchCategorical) -> OneHotCategorical:
 @kl.register_kl(OneHotCategorical, TorchOneHotCategorical)
 @kl.register_kl(TorchOneHotCategorical, OneHotCategorical)
 def _kl_one_hot(p: OneHotCategorical | TorchOneHotCategorical, q: OneHotCategorical | TorchOneHotCategorical) -> Tensor:
-    """Give sum p (log p - log q), [*batch], in float32 at least; see `eager.kl`."""
+    """Give sum p (log p - log q), [*batch], in float32 at least; see `base.kl`."""
     if p.event_shape != q.event_shape:
         raise ValueError(f"q: expected {p.event_shape[0]} categories, as in p, found {q.event_shape[0]}")
     log_p, log_q = (
         (law_of(dist._categorical) if isinstance(dist, TorchOneHotCategorical) else dist)._log_probs()
         for dist in (p, q)
     )
-    return (_sharded() if is_sharded(log_p) or is_sharded(log_q) else eager).kl(log_p, log_q)
+    return (_sharded() if is_sharded(log_p) or is_sharded(log_q) else base).kl(log_p, log_q)

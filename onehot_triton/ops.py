@@ -1,7 +1,7 @@
 """Autograd, one Function an operation: forward, what is kept, backward. All arithmetic is the backend's.
 
-The functions take `logits` [*batch, columns], unnormalised, a `mask` of their shape or None, and give the rows that a
-backend takes (`backends/interface.py`).
+The functions take `logits` [*batch, columns], unnormalised, and a `mask` of their shape or None. They give a backend
+the `Rows` that it takes (`compute/base.py`).
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from . import _backends as backends
-from ._backends import eager
-from ._backends.interface import Backend, Sample
+from . import compute
+from .compute.base import Eager, Rows, Sample, log_soft_grad, masked
+from .estimators import ESTIMATORS, GivenDraw
 from .grad_method import ReparamGradientStrategy
 from .rng import Seed
 from .tensors import batch_sizes, compute_dtype, in_transform, is_differentiated, loses_functions, scalar_tensor
@@ -67,17 +67,22 @@ def _keep(
     others: tuple[Tensor | None, ...],
     by_products: tuple[Tensor | None, ...],
 ) -> None:
-    """Saves tensors for the backward; no gradient comes in for by-products, not even one of zeros."""
+    """Save tensors for the backward. No gradient comes in for by-products, not even one of zeros."""
     # In a backward that torch.compile traces, no tensor has strides to be asked for.
     ctx.mask_sizes = None if mask is None else batch_sizes(mask)
-    ctx.mark_non_differentiable(*(t for t in by_products if t is not None))
+    # A loop enters no other frame, which a comprehension does before Python 3.12.
+    marked = []
+    for tensor in by_products:
+        if tensor is not None:
+            marked.append(tensor)
+    ctx.mark_non_differentiable(*marked)
     ctx.set_materialize_grads(False)
     ctx.save_for_backward(logits, mask, *others)
 
 
-def _of_backward(backend: Backend) -> Backend:
-    """What computes a gradient: under create_graph, and in a transform, one that can be differentiated again."""
-    return backends.differentiable(backend) if torch.is_grad_enabled() else backend
+def _of_backward(backend: Eager) -> Eager:
+    """Choose what computes a gradient: under create_graph, and in a transform, one that can be differentiated again."""
+    return compute.differentiable(backend) if torch.is_grad_enabled() else backend
 
 
 def _shaped(tensor: Tensor, *shape: int) -> Tensor:
@@ -90,13 +95,22 @@ def _rows(tensor: Tensor) -> Tensor:
     return tensor if tensor.dim() == 2 else tensor.reshape(math.prod(tensor.shape[:-1]), tensor.shape[-1])
 
 
-def _mask_rows(mask: Tensor | None, backend: Backend, sizes: list[int] | None = None) -> Tensor | None:
-    """[*batch, columns] -> [rows, columns]; where that would be a copy, which a backend that reads masks need not have,
-    [m, n, columns] with m n = rows. `sizes`: those of `batch_sizes(mask)`."""
-    if mask is None or mask.dim() == 2:
-        return mask
-    sizes = batch_sizes(mask) if sizes is None else sizes
-    return mask.view(*sizes, mask.shape[-1]) if len(sizes) == 2 and backend.reads_masks else _rows(mask)
+def _rows_of(
+    logits: Tensor,
+    mask: Tensor | None,
+    backend: Eager,
+    logsumexp: Tensor | None = None,
+    entropy: Tensor | None = None,
+    mask_sizes: list[int] | None = None,
+) -> Rows:
+    """Make the `Rows` of [*batch, columns]. `mask_sizes`: those of `batch_sizes(mask)`, where they are known."""
+    x = logits if logits.dim() == 2 else _rows(logits)
+    if mask is not None and mask.dim() != 2:
+        sizes = batch_sizes(mask) if mask_sizes is None else mask_sizes
+        # As rows it would be a copy, which a backend that reads masks does not need.
+        as_it_is = len(sizes) == 2 and backend.reads_masks
+        mask = mask.view(*sizes, mask.shape[-1]) if as_it_is else _rows(mask)
+    return Rows(x, mask, logsumexp, entropy)
 
 
 # Expanded batches -----------------------------------------------------------------------------------------------------
@@ -172,17 +186,15 @@ class Draw(NamedTuple):
     generator: torch.Generator | None = None
 
 
-def _drawn(
-    backend: Backend, logits: Tensor, mask: Tensor | None, draw: Draw, seed: Seed, again: bool = False
-) -> Sample:
+def _drawn(backend: Eager, logits: Tensor, mask: Tensor | None, draw: Draw, seed: Seed, again: bool = False) -> Sample:
     """The backend's draw, in the shapes that a user asked for."""
     dims, draws = repeated(logits, mask), math.prod(draw.sample_shape)
     if not dims:
-        drawn = backend.sample(_rows(logits), _mask_rows(mask, backend), draws, draw.dtype, seed, again)
+        drawn = backend.sample(_rows_of(logits, mask, backend), draws, draw.dtype, seed, again)
         return _in_shape(drawn, draw, logits)
     batch = logits.shape[:-1]
-    x, mask = _rows(once(logits, dims)), _mask_rows(None if mask is None else once(mask, dims), backend)
-    drawn = backend.sample(x, mask, draws * math.prod(_sizes(batch, dims)[0]), draw.dtype, seed, again)
+    rows = _rows_of(once(logits, dims), None if mask is None else once(mask, dims), backend)
+    drawn = backend.sample(rows, draws * math.prod(_sizes(batch, dims)[0]), draw.dtype, seed, again)
     one_hot, place = drawn.one_hot, (dims, batch, draw.sample_shape)
     return drawn._replace(
         one_hot=None if one_hot is None else _as_batch(one_hot, *place, logits.shape[-1]),
@@ -217,32 +229,32 @@ def sample(logits: Tensor, mask: Tensor | None, draw: Draw, seed: Seed | None = 
         one_hot [*sample_shape, *batch, columns] and index [*sample_shape, *batch]; the logsumexp stays inside of the
         library, so nobody gives it the batch's shape, which is an operator more.
     """
-    backend = backends.of(logits)
+    backend = compute.of(logits)
     logits = logits.detach() if logits.requires_grad else logits
     seed = backend.new_seed(logits, draw.generator) if seed is None else seed
     return _drawn(backend, logits, mask, draw, seed)
 
 
 class _StraightThrough(Function):
-    """A one-hot draw, exactly 0 and 1, with the gradient of `method`; of the columns `index` where they are given."""
+    """Draw a one-hot, exactly 0 and 1, with the gradient of `estimator`; or take the columns of `index`, if given."""
 
     generate_vmap_rule = True
 
     @staticmethod
     def forward(
-        logits, mask, temperature, index, seed_tensor, seed, offset, row_offset, backend, draw, method, samples
+        logits, mask, temperature, index, seed_tensor, seed, offset, row_offset, backend, draw, estimator, samples
     ):
         if index is not None:
             # A Function must not return what it was given.
             return backend.one_hot(index, logits.shape[-1], draw.dtype), None, None, None
         seed = Seed(seed_tensor, seed, offset, draw.generator, row_offset)
-        drawn = _drawn(backend, logits, mask, draw, seed, method is ReparamGradientStrategy.RelaxedOneHot)
+        drawn = _drawn(backend, logits, mask, draw, seed, estimator.relaxed)
         return drawn.one_hot, drawn.index, drawn.logsumexp, drawn.seed
 
     @staticmethod
     def setup_context(ctx, inputs, output):
         logits, mask, temperature, index, seed_tensor, ctx.seed, ctx.offset, ctx.row_offset, ctx.backend, *rest = inputs
-        _, ctx.method, ctx.samples = rest
+        _, ctx.estimator, ctx.samples = rest
         # A tensor is kept by autograd, which sees where it is changed in place.
         tensor, ctx.temperature = (temperature, None) if isinstance(temperature, Tensor) else (None, temperature)
         _, new_index, logsumexp, seed_again = output
@@ -256,24 +268,14 @@ class _StraightThrough(Function):
         temperature = ctx.temperature if temperature is None else temperature
         dx = dt = None
         if grad is not None:
-            is_relaxed = ctx.method is ReparamGradientStrategy.RelaxedOneHot
-            backend = ctx.backend if is_relaxed else _of_backward(ctx.backend)
-            x, mask = _rows(logits), _mask_rows(mask, backend, ctx.mask_sizes)
+            # The noise of a relaxed sample is that of its draw, which another backend does not draw.
+            backend = ctx.backend if ctx.estimator.relaxed else _of_backward(ctx.backend)
+            rows = _rows_of(logits, mask, backend, logsumexp, None, ctx.mask_sizes)
             draws = math.prod(index.shape[: index.dim() - logits.dim() + 1])
-            grad = _shaped(grad, draws, *x.shape)
-            if ctx.method is ReparamGradientStrategy.PassThrough:
-                grad = grad[0] if draws == 1 else grad.sum(0)
-                dx = backend.softmax_grad(x, grad, mask, logsumexp)
-            else:
-                args = x, _shaped(index, draws, x.shape[0]), grad, temperature
-                if is_relaxed:
-                    seed = Seed(seed_tensor, ctx.seed, ctx.offset, None, ctx.row_offset)
-                    with_dt = ctx.needs_input_grad[2]
-                    dx, dt = backend.relaxed_grad(*args, seed, mask, logsumexp, with_dt, ctx.samples)
-                elif ctx.method is ReparamGradientStrategy.ReinMax:
-                    dx = backend.reinmax_grad(*args, mask, logsumexp)
-                else:
-                    dx = backend.gapped_grad(*args, mask, logsumexp)
+            grad = _shaped(grad, draws, *rows.logits.shape)
+            seed = Seed(seed_tensor, ctx.seed, ctx.offset, None, ctx.row_offset)
+            draw = GivenDraw(_shaped(index, draws, rows.logits.shape[0]), temperature, seed, ctx.samples)
+            dx, dt = ctx.estimator.grad(backend, rows, draw, grad, ctx.needs_input_grad[2])
             dx = _shaped(dx, *logits.shape)
         return dx, None, dt, None, None, None, None, None, None, None, None, None
 
@@ -298,20 +300,20 @@ def rsample(
         samples: of RelaxedOneHot, for each draw.
         seed: in place of a new one of the draw's generator.
     """
-    backend, draws = backends.of(logits), math.prod(draw.sample_shape)
-    of_softmax = method is ReparamGradientStrategy.PassThrough
-    relaxed = method is ReparamGradientStrategy.RelaxedOneHot
+    backend, draws = compute.of(logits), math.prod(draw.sample_shape)
+    estimator = ESTIMATORS[method]
+    relaxed, has_temperature = estimator.relaxed, estimator.takes_temperature
     relaxes_first = relaxed and seed is None and samples == 1 and backend.relaxes_first(logits, draws)
     learned = relaxed and isinstance(temperature, Tensor) and is_differentiated(temperature)
     if not (learned or relaxes_first or is_differentiated(logits)):
         return sample(logits, mask, draw, seed)
-    t = 1.0 if of_softmax else _temperature(temperature, logits)
+    t = _temperature(temperature, logits) if has_temperature else 1.0
     is_given = seed is not None
     seed = backend.new_seed(logits, draw.generator) if seed is None else seed
-    if relaxes_first or (not is_given and backend.records(logits, not of_softmax)):
-        args = draws, draw.dtype, seed, method, t, samples
-        return _in_shape(backend.straight_through(_rows(logits), _mask_rows(mask, backend), *args), draw, logits)
-    args = None, seed.tensor, seed.seed, seed.offset, seed.row_offset, backend, draw, method, samples
+    if relaxes_first or (not is_given and backend.records(logits, has_temperature)):
+        args = draws, draw.dtype, seed, estimator, t, samples
+        return _in_shape(backend.straight_through(_rows_of(logits, mask, backend), *args), draw, logits)
+    args = None, seed.tensor, seed.seed, seed.offset, seed.row_offset, backend, draw, estimator, samples
     one_hot, index, logsumexp, _ = apply(_StraightThrough, logits, mask, t, *args)
     return Sample(one_hot, index, logsumexp, False, None)
 
@@ -321,21 +323,22 @@ def mode(logits: Tensor, mask: Tensor | None) -> Tensor:
     logits, dims = logits.detach(), repeated(logits, mask)
     if dims:
         return again(mode(once(logits, dims), None if mask is None else once(mask, dims)), dims, logits.shape[:-1])
-    x = eager.masked(logits, mask)
-    index = backends.of(x).argmax(x)
+    x = masked(logits, mask)
+    index = compute.of(x).argmax(x)
     # NaN counts as the maximum: in an invalid row, it is not finite.
     return index.masked_fill(~x.gather(-1, index.unsqueeze(-1)).squeeze(-1).isfinite(), -1)
 
 
 def rmode(logits: Tensor, mask: Tensor | None) -> Tensor:
     """Give the one-hot of `mode`, [*batch, columns] in the logits' dtype, with the gradient of PassThrough."""
-    backend, index, method = backends.of(logits), mode(logits, mask), ReparamGradientStrategy.PassThrough
+    backend, index = compute.of(logits), mode(logits, mask)
     if backend.records(logits):
-        drawn = Sample(backend.one_hot(index, logits.shape[-1], logits.dtype), index, None, False, None)
-        one_hot = eager.with_gradient_of(drawn, backend.softmax(eager.masked(logits, mask))).one_hot
+        y = backend.softmax(masked(logits, mask))
+        one_hot = backend.with_gradient_of(Sample(None, index, None, False, None), y, logits.dtype).one_hot
         assert one_hot is not None
         return one_hot
-    args = index, None, 0, 0, 0, backend, Draw((), logits.dtype), method, 1
+    estimator = ESTIMATORS[ReparamGradientStrategy.PassThrough]
+    args = index, None, 0, 0, 0, backend, Draw((), logits.dtype), estimator, 1
     return apply(_StraightThrough, logits, mask, 1.0, *args)[0]
 
 
@@ -370,7 +373,7 @@ class _Relaxed(Function):
     @staticmethod
     def forward(logits, temperature, seed_tensor, seed, offset, row_offset, backend, draw, log):
         seed = Seed(seed_tensor, seed, offset, draw.generator, row_offset)
-        relaxed = eager.log_relaxed if log else backend.relaxed
+        relaxed = backend.log_relaxed if log else backend.relaxed
         out = relaxed(_rows(logits), temperature, math.prod(draw.sample_shape), seed)
         return _shaped(out, *draw.sample_shape, *logits.shape)
 
@@ -388,7 +391,7 @@ class _Relaxed(Function):
         columns = y.shape[-1]
         shape = math.prod(y.shape[: y.dim() - 1 - len(ctx.batch)]), math.prod(ctx.batch), columns
         y, grad = _shaped(y, *shape), _shaped(grad, *shape)
-        soft_grad = eager.log_soft_grad if ctx.log else _of_backward(ctx.backend).soft_grad
+        soft_grad = log_soft_grad if ctx.log else _of_backward(ctx.backend).soft_grad
         dx, dt = soft_grad(y, grad, temperature, ctx.needs_input_grad[1])
         return _shaped(dx, *ctx.batch, columns).to(ctx.dtype), dt, None, None, None, None, None, None, None
 
@@ -408,7 +411,7 @@ def relaxed_sample(
     Returns:
         [*sample_shape, *batch, columns], with gradients in the logits and the temperature.
     """
-    backend = eager if log else backends.of(logits)
+    backend = compute.EAGER if log else compute.of(logits)
     seed = backend.new_seed(logits, draw.generator) if seed is None else seed
     t = _temperature(constant_where_empty(temperature, logits), logits)
     args = t, seed.tensor, seed.seed, seed.offset, seed.row_offset, backend, draw, log
@@ -436,17 +439,17 @@ class _LogProb(Function):
             out, index, logsumexp = _LogProb.forward(logits, mask, logsumexp, value, index, inside, backend)
             index = None if index is None else _as_batch(index, dims, batch, lead)
             return _as_batch(out, dims, batch, lead), index, _of_rows(logsumexp, dims, batch)
-        x, mask = _rows(logits), _mask_rows(mask, backend)
-        # What was given is not returned: an argument returned as it is could not be saved for the backward.
+        rows = _rows_of(logits, mask, backend, logsumexp)
+        # Only an index that is computed here is returned: a Function must not return its own input.
         new_index = None
-        # What is given another shape anyway has the dimension of draws, which kernels want.
+        # A tensor that needs another shape anyway gets the dimension of draws, which kernels want.
         draws = (math.prod(lead),) if lead or len(batch) != 1 else ()
-        index = None if index is None else _shaped(index, *draws, x.shape[0])
+        index = None if index is None else _shaped(index, *draws, rows.logits.shape[0])
         if value is None:
-            out, new_logsumexp = backend.log_prob_index(x, index, mask, logsumexp, inside)
+            out, new_logsumexp = backend.log_prob_index(rows, index, inside)
         else:
-            value = _shaped(value, *draws, *x.shape)
-            out, new_index, new_logsumexp = backend.log_prob(x, value, mask, logsumexp, index)
+            value = _shaped(value, *draws, *rows.logits.shape)
+            out, new_index, new_logsumexp = backend.log_prob(rows, value, index)
         return _shaped(out, *lead, *batch), new_index, new_logsumexp
 
     @staticmethod
@@ -462,11 +465,11 @@ class _LogProb(Function):
         logits, mask, index, logsumexp = ctx.saved_tensors
         dx = None
         if grad is not None:
-            x, rows = _rows(logits), math.prod(logits.shape[:-1])
-            draws = index.numel() // max(rows, 1)
-            index, grad = _shaped(index, draws, rows), _shaped(grad, draws, rows)
+            n = math.prod(logits.shape[:-1])
+            draws = index.numel() // max(n, 1)
             backend = _of_backward(ctx.backend)
-            dx = backend.log_prob_grad(x, index, grad, _mask_rows(mask, backend, ctx.mask_sizes), logsumexp)
+            rows = _rows_of(logits, mask, backend, logsumexp, None, ctx.mask_sizes)
+            dx = backend.log_prob_grad(rows, _shaped(index, draws, n), _shaped(grad, draws, n))
             dx = _shaped(dx, *logits.shape)
         return dx, None, None, None, None, None, None
 
@@ -494,7 +497,7 @@ def log_prob(
         [*draws, *batch] in the compute dtype.
     """
     value = value.detach() if value is not None and value.requires_grad else value
-    backend = backends.of(logits)
+    backend = compute.of(logits)
     if backend.records(logits):
         return _LogProb.forward(logits, mask, None, value, index, inside, backend)[0]
     return apply(_LogProb, logits, mask, logsumexp, value, index, inside, backend)[0]
@@ -510,7 +513,7 @@ class _Entropy(Function):
         dims, batch = repeated(logits, mask), logits.shape[:-1]
         if dims:
             logits, mask = once(logits, dims), None if mask is None else once(mask, dims)
-        out, logsumexp = backend.entropy(_rows(logits), _mask_rows(mask, backend))
+        out, logsumexp = backend.entropy(_rows_of(logits, mask, backend))
         out = _shaped(out, *logits.shape[:-1])
         return again(out, dims, batch).contiguous() if dims else out, _of_rows(logsumexp, dims, batch)
 
@@ -525,17 +528,16 @@ class _Entropy(Function):
         logits, mask, entropy, logsumexp = ctx.saved_tensors
         dx = None
         if grad is not None:
-            x, rows = _rows(logits), math.prod(logits.shape[:-1])
-            entropy, grad = _shaped(entropy, rows), _shaped(grad, rows)
-            backend = _of_backward(ctx.backend)
-            dx = backend.entropy_grad(x, grad, _mask_rows(mask, backend, ctx.mask_sizes), logsumexp, entropy)
+            n, backend = math.prod(logits.shape[:-1]), _of_backward(ctx.backend)
+            rows = _rows_of(logits, mask, backend, logsumexp, _shaped(entropy, n), ctx.mask_sizes)
+            dx = backend.entropy_grad(rows, _shaped(grad, n))
             dx = _shaped(dx, *logits.shape)
         return dx, None, None
 
 
 def entropy(logits: Tensor, mask: Tensor | None) -> Tensor:
     """-sum p log p of softmax(logits), [*batch] in the compute dtype, differentiable in the logits."""
-    backend = backends.of(logits)
+    backend = compute.of(logits)
     if backend.records(logits):
         return _Entropy.forward(logits, mask, backend)[0]
     return apply(_Entropy, logits, mask, backend)[0]
@@ -559,16 +561,17 @@ class _LogProbAndEntropy(Function):
         if dims:
             index, value = (t if t is None else _as_draws(t, dims, len(lead)) for t in (index, value))
             logits, mask = once(logits, dims), None if mask is None else once(mask, dims)
-        x, mask = _rows(logits), _mask_rows(mask, backend)
+        rows = _rows_of(logits, mask, backend)
         draws = math.prod(lead) * math.prod(_sizes(batch, dims)[0])
-        index = None if index is None else _shaped(index, draws, x.shape[0])
+        index = None if index is None else _shaped(index, draws, rows.logits.shape[0])
         if value is None:
-            log_prob, entropy, logsumexp = backend.log_prob_and_entropy(x, index, mask, inside)
+            log_prob, entropy, logsumexp = backend.log_prob_and_entropy(rows, index, inside)
             new_index = drawn_at
         else:
-            # The logits are read once here too: of a known logsumexp, a log-probability is one number of them.
-            entropy, logsumexp = backend.entropy(x, mask)
-            log_prob, index, new = backend.log_prob(x, _shaped(value, draws, *x.shape), mask, logsumexp, index)
+            # The logits are read once here too: with a known logsumexp, a log-probability needs one number of them.
+            entropy, logsumexp = backend.entropy(rows)
+            rows = Rows(rows.logits, rows.mask, logsumexp)
+            log_prob, index, new = backend.log_prob(rows, _shaped(value, draws, *rows.logits.shape), index)
             logsumexp = new if logsumexp is None else logsumexp
             new_index = _as_batch(index, dims, batch, lead)
         entropy = _shaped(entropy, *logits.shape[:-1])
@@ -587,21 +590,20 @@ class _LogProbAndEntropy(Function):
         logits, mask, index, logsumexp, entropy = ctx.saved_tensors
         dx = None
         if not (grad is None and grad_log_prob is None and grad_entropy is None):
-            x, rows = _rows(logits), math.prod(logits.shape[:-1])
+            n, backend = math.prod(logits.shape[:-1]), _of_backward(ctx.backend)
             draws = math.prod(index.shape[: index.dim() - logits.dim() + 1])
-            entropy, index = _shaped(entropy, rows), _shaped(index, draws, rows)
-            # What no loss takes has gradient 0: a number a row.
-            grad_entropy = torch.zeros_like(entropy) if grad_entropy is None else _shaped(grad_entropy, rows)
+            entropy, index = _shaped(entropy, n), _shaped(index, draws, n)
+            # A result that no loss takes has gradient 0: a number per row.
+            grad_entropy = torch.zeros_like(entropy) if grad_entropy is None else _shaped(grad_entropy, n)
             if grad_log_prob is None:
-                grad_log_prob = entropy.new_zeros((draws, rows))
-            grad_log_prob = _shaped(grad_log_prob, draws, rows)
+                grad_log_prob = entropy.new_zeros((draws, n))
+            grad_log_prob = _shaped(grad_log_prob, draws, n)
+            rows = _rows_of(logits, mask, backend, logsumexp, entropy, ctx.mask_sizes)
             if grad is not None:
-                grad = _shaped(grad, draws, *x.shape)
+                grad = _shaped(grad, draws, *rows.logits.shape)
                 grad = grad[0] if draws == 1 else grad.sum(0)
-            backend = _of_backward(ctx.backend)
-            mask = _mask_rows(mask, backend, ctx.mask_sizes)
-            args = index, grad_log_prob, grad_entropy, mask, logsumexp, entropy, grad
-            dx = _shaped(backend.log_prob_and_entropy_grad(x, *args), *logits.shape)
+            dx = backend.log_prob_and_entropy_grad(rows, index, grad_log_prob, grad_entropy, grad)
+            dx = _shaped(dx, *logits.shape)
         return dx, None, None, None, None, None, None, None, None, None
 
 
@@ -614,9 +616,9 @@ def log_prob_and_entropy(
 ) -> tuple[Tensor, Tensor]:
     """`log_prob` and `entropy` of the same arguments: of one reading of the logits, and with one gradient."""
     value = value.detach() if value is not None and value.requires_grad else value
-    backend = backends.of(logits)
+    backend = compute.of(logits)
     args = logits, mask, value, index, inside, None, 0, 0, backend, None
-    # What autograd records is no by-product of a Function.
+    # Autograd may record the backend's formulas themselves: then the forward is called directly.
     out = _LogProbAndEntropy.forward(*args) if backend.records(logits) else apply(_LogProbAndEntropy, *args)
     return out[1], out[2]
 
@@ -624,10 +626,10 @@ def log_prob_and_entropy(
 def rsample_log_prob_and_entropy(logits: Tensor, mask: Tensor | None, draw: Draw) -> tuple[Sample, Tensor, Tensor]:
     """`rsample` with the gradient of PassThrough, the draw's log_prob and the entropy, as one node of the graph: its
     backward reads the logits and writes their gradient once, where three of them would each, and autograd add up."""
-    backend = backends.of(logits)
+    backend = compute.of(logits)
     seed = backend.new_seed(logits, draw.generator)
     if backend.records(logits):
-        args = _rows(logits), _mask_rows(mask, backend), math.prod(draw.sample_shape), draw.dtype, seed
+        args = _rows_of(logits, mask, backend), math.prod(draw.sample_shape), draw.dtype, seed
         drawn, log_prob, entropy = backend.rsample_log_prob_and_entropy(*args)
         drawn, batch = _in_shape(drawn, draw, logits), logits.shape[:-1]
         return drawn, _shaped(log_prob, *draw.sample_shape, *batch), _shaped(entropy, *batch)
@@ -686,4 +688,4 @@ def relaxed_log_prob(logits: Tensor, temperature: Tensor | float, value: Tensor,
         t = t.reshape(()) if t.numel() == 1 else t
     log_y = value.to(dtype) if of_log else log_of_value(value, dtype)
     logits = logits.to(dtype)
-    return backends.of(logits).relaxed_log_prob(logits, t, log_y, of_log)
+    return compute.of(logits).relaxed_log_prob(logits, t, log_y, of_log)

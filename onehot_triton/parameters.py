@@ -6,9 +6,8 @@ import torch
 from torch import Tensor
 from torch.autograd import Function
 
-from . import _backends as backends
-from . import checks
-from ._backends.eager import masked
+from . import checks, compute
+from .compute.base import masked
 from .ops import again, apply, once, repeated
 from .tensors import batch_sizes, compute_dtype, is_sharded, loses_functions
 
@@ -91,7 +90,7 @@ def logits_of(
     if as_given:
         if mask is None:
             return param, None
-        if backends.of(param).reads_masks:
+        if compute.of(param).reads_masks:
             return param, _in_rows(mask, param)
     dims = repeated(param, mask)
     if dims:
@@ -106,4 +105,4 @@ def logits_of(
         return logits, None
     # 0 / 0 where nothing is allowed, which is -inf in the end, as without `unimix`.
     uniform = 1 / logits.shape[-1] if mask is None else mask.to(logits.dtype) / mask.sum(-1, keepdim=True)
-    return masked(_log(backends.of(param).softmax(logits) * (1 - unimix) + unimix * uniform), mask), None
+    return masked(_log(compute.of(param).softmax(logits) * (1 - unimix) + unimix * uniform), mask), None

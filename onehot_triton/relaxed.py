@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from . import _backends as backends
-from . import checks, ops, parameters
+from . import checks, compute, ops, parameters
 from .distribution import SampleShape, _sharded
 from .tensors import is_sharded, scalar_tensor
 
@@ -68,7 +67,7 @@ class _Relaxed(Distribution):
         Sharded columns: placed as the parameters, one collective of 8 bytes.
         """
         logits = self._logits()
-        log_probs = _sharded().log_softmax(logits) if is_sharded(logits) else backends.of(logits).log_softmax(logits)
+        log_probs = _sharded().log_softmax(logits) if is_sharded(logits) else compute.of(logits).log_softmax(logits)
         return log_probs.to(self._param.dtype)
 
     @property
@@ -80,7 +79,7 @@ class _Relaxed(Distribution):
         logits = self._logits()
         if is_sharded(logits):
             return _sharded().log_softmax(logits).exp().to(self._param.dtype)
-        return backends.of(logits).softmax(logits).to(self._param.dtype)
+        return compute.of(logits).softmax(logits).to(self._param.dtype)
 
     @property
     def param_shape(self) -> torch.Size:

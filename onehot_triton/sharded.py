@@ -30,20 +30,20 @@ from torch.autograd import Function
 from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.tensor import DTensor, Partial, Replicate, Shard
 
-from . import _backends as backends
-from . import checks, ops, parameters, rng
-from ._backends import eager
-from ._backends.eager import (
+from . import checks, compute, ops, parameters, rng
+from .compute import base
+from .compute.base import (
     GAP,
     GROUP,
     LOWEST,
+    Sample,
     for_each_sample,
     one_hot,
     relaxed_constant,
     relaxed_limit,
     with_derivative_of,
 )
-from ._backends.interface import Sample
+from .estimators import ESTIMATORS, Grads
 from .grad_method import ReparamGradientStrategy
 from .rng import Seed
 from .tensors import compute_dtype, is_differentiated
@@ -357,7 +357,7 @@ class _LogSoftmax(Function):
 def _log_softmax(x: Tensor, layout: Layout) -> Tensor:
     """log softmax of whole rows, [..., n] of this rank, with as many derivatives as are asked for."""
     if layout.vocabulary is None:
-        return backends.of(x).log_softmax(x)
+        return compute.of(x).log_softmax(x)
     return ops.apply(_LogSoftmax, x, layout.ranks)
 
 
@@ -457,7 +457,7 @@ def _seed(x: Tensor, layout: Layout, generator: torch.Generator | None) -> Seed:
     replicated = [
         dim for dim, p in enumerate(layout.placements) if isinstance(p, Replicate) and layout.mesh.size(dim) > 1
     ]
-    if backends.uses_kernels(x.device) and not replicated:
+    if compute.uses_kernels(x.device) and not replicated:
         return rng.next_seed(x, generator)
     tensor = rng.seed_tensor(x.device, generator)
     for dim in replicated:
@@ -489,7 +489,7 @@ def _shard_race(x: Tensor, layout: Layout, draws: int, seed: Seed, *numbers: Ten
     rows, n = x.shape
     dtype = compute_dtype(x.dtype)
     if n and rows:
-        runs = _by_runs(lambda seed, x: backends.of(x).shard_race(x, draws, seed, layout.first_group), layout, seed, x)
+        runs = _by_runs(lambda seed, x: compute.of(x).shard_race(x, draws, seed, layout.first_group), layout, seed, x)
         index, score = (torch.cat([run[i] for run in runs], 1) for i in range(2))
         m, s = (torch.cat([run[i] for run in runs]) for i in (2, 3))
         chosen = x.expand(draws, rows, n).gather(-1, index.clamp(min=0).unsqueeze(-1)).squeeze(-1).to(dtype)
@@ -547,15 +547,15 @@ def _of_whole_rows(function: Callable[..., Any], layout: Layout, seed: Seed, dra
 
 
 class _StraightThrough(Function):
-    """A one-hot draw of this rank's columns, with the gradient of `method`; `seeds` are those of its noise."""
+    """A one-hot draw of this rank's columns, with the gradient of `estimator`; `seeds` are those of its noise."""
 
     @staticmethod
-    def forward(x, temperature, maximum, log_sum, at, seeds, ranks, dtype, method, samples):
+    def forward(x, temperature, maximum, log_sum, at, seeds, ranks, dtype, estimator, samples):
         return one_hot(at, x.shape[-1], dtype)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
-        x, temperature, maximum, log_sum, at, seeds, ctx.ranks, _, ctx.method, ctx.samples = inputs
+        x, temperature, maximum, log_sum, at, seeds, ctx.ranks, _, ctx.estimator, ctx.samples = inputs
         tensor, ctx.temperature = (temperature, None) if isinstance(temperature, Tensor) else (None, temperature)
         ctx.save_for_backward(x, tensor, maximum, log_sum, at, seeds)
 
@@ -564,19 +564,7 @@ class _StraightThrough(Function):
         x, temperature, maximum, log_sum, at, seeds = ctx.saved_tensors
         t = ctx.temperature if temperature is None else temperature.unsqueeze(-1)
         args = x, t, Sums(maximum, log_sum), at, grad.to(maximum.dtype), ctx.ranks
-        dx: Any = None
-        dt: Any = None
-        if ctx.method is ReparamGradientStrategy.PassThrough:
-            dx = _pass_through_grad(*args)
-        elif ctx.method is ReparamGradientStrategy.ReinMax:
-            dx = _reinmax_grad(*args)
-        elif ctx.method is ReparamGradientStrategy.GappedStraightThrough:
-            dx = _gapped_grad(*args)
-        else:
-            with torch.no_grad():
-                dx, dt = _relaxed_grad(*args, seeds, ctx.samples, ctx.needs_input_grad[1])
-            if torch.is_grad_enabled():
-                dx, dt = (None if d is None else _NoSecondDerivative.apply(d, x, grad, temperature) for d in (dx, dt))
+        dx, dt = ctx.estimator.shard_grad(*args, seeds, ctx.samples, ctx.needs_input_grad[1])
         return dx.to(x.dtype), dt, None, None, None, None, None, None, None, None
 
 
@@ -596,15 +584,21 @@ class _NoSecondDerivative(Function):
         raise RuntimeError("rsample: the RelaxedOneHot gradient of sharded logits has no second derivative")
 
 
-def _pass_through_grad(x: Tensor, t: Any, sums: Sums, at: Tensor, grad: Tensor, ranks: Ranks) -> Tensor:
+# The arguments of the gradients: this rank's logits x [rows, n]; t, a number or [rows, 1]; the sums of whole rows; the
+# draws, [draws, rows], as columns of this rank, -1 for those of another; the incoming gradient [draws, rows, n] in the
+# compute dtype; the ranks. Then, for `relaxed_grad` alone: the seeds, the samples, and whether the temperature's
+# gradient is wanted.
+
+
+def pass_through_grad(x: Tensor, t: Any, sums: Sums, at: Tensor, grad: Tensor, ranks: Ranks, *_: Any) -> Grads:
     """p (g - <p, g>), of the sum of g: the draws have p in common."""
     p, grad = _backward_log_p(x, sums, ranks).exp(), grad.sum(0)
     (of_grad,) = _totals([(p * grad).sum(-1)], ranks)
-    return p * (grad - of_grad)
+    return p * (grad - of_grad), None
 
 
-def _reinmax_grad(x: Tensor, t: Any, sums: Sums, at: Tensor, grad: Tensor, ranks: Ranks) -> Tensor:
-    """sum_s 2 J(m) g - J(p) g / 2, m = (softmax(x / t) + onehot(k)) / 2 (`eager.reinmax_grad`)."""
+def reinmax_grad(x: Tensor, t: Any, sums: Sums, at: Tensor, grad: Tensor, ranks: Ranks, *_: Any) -> Grads:
+    """sum_s 2 J(m) g - J(p) g / 2, m = (softmax(x / t) + onehot(k)) / 2 (`Eager.reinmax_grad`)."""
     p, hot, whole = _backward_log_p(x, sums, ranks).exp(), one_hot(at, x.shape[-1], grad.dtype), grad.sum(0)
     parts = [(hot * grad).sum(-1), (p * whole).sum(-1)]
     if isinstance(t, Tensor) or t != 1:
@@ -616,17 +610,36 @@ def _reinmax_grad(x: Tensor, t: Any, sums: Sums, at: Tensor, grad: Tensor, ranks
         of_draw, of_p, of_q = _totals([*parts, (p * grad).sum(-1)], ranks)
         q = p
     m, of_m = (q + hot) / 2, (of_q + of_draw) / 2
-    return (2 * m * (grad - of_m)).sum(0) - p * (whole - of_p) / 2
+    return (2 * m * (grad - of_m)).sum(0) - p * (whole - of_p) / 2, None
 
 
-def _gapped_grad(x: Tensor, t: Any, sums: Sums, at: Tensor, grad: Tensor, ranks: Ranks) -> Tensor:
+def gapped_grad(x: Tensor, t: Any, sums: Sums, at: Tensor, grad: Tensor, ranks: Ranks, *_: Any) -> Grads:
     """sum_s J(y) g / t, y = softmax(x' / t), x' - max x = 0 at the draw and min(x - max x, -gap) elsewhere, with the
-    derivative of x (`eager.gapped`)."""
+    derivative of x (`base.gapped`)."""
     d = (x.detach().to(grad.dtype) - sums.maximum.unsqueeze(-1)).clamp_max(-GAP)
     score = with_derivative_of(torch.where(one_hot(at, x.shape[-1], torch.bool), 0.0, d), x)
     w = (score / t).exp()
     total, of_grad = _totals([w.sum(-1), (w * grad).sum(-1)], ranks)
-    return (w / total * (grad - of_grad / total) / t).sum(0)
+    return (w / total * (grad - of_grad / total) / t).sum(0), None
+
+
+def relaxed_grad(
+    x: Tensor,
+    t: Any,
+    sums: Sums,
+    at: Tensor,
+    grad: Tensor,
+    ranks: Ranks,
+    seeds: Tensor,
+    samples: int,
+    with_temperature: bool,
+) -> Grads:
+    """Give the gradients of `_relaxed_grad`, which have no derivative: it would need the noise of the draw again."""
+    with torch.no_grad():
+        dx, dt = _relaxed_grad(x, t, sums, at, grad, ranks, seeds, samples, with_temperature)
+    if not torch.is_grad_enabled():
+        return dx, dt
+    return _NoSecondDerivative.apply(dx, x, grad, t), None if dt is None else _NoSecondDerivative.apply(dt, x, grad, t)
 
 
 def _relaxed_grad(
@@ -639,9 +652,9 @@ def _relaxed_grad(
     seeds: Tensor,
     samples: int,
     with_temperature: bool,
-) -> tuple[Tensor, Tensor | None]:
+) -> Grads:
     """sum_s J(y) g / t, y = softmax(z) drawn given winner k: z_j = -log(1 + E_j / (p_j E_k)) / t, 0 at k, E iid Exp(1)
-    (`eager.scores_given`). 0 is the maximum, so that no rank need know another's. The mean over the `samples`. E is of
+    (`base.scores_given`). 0 is the maximum, so that no rank need know another's. The mean over the `samples`. E is of
     the first of the seeds, but for E_k: that is of the second, which all ranks have in common."""
     p = _log_p(x, sums).exp()
     at, g = for_each_sample(at, samples), for_each_sample(grad, samples)
@@ -689,7 +702,8 @@ def rsample(
 ) -> Drawn:
     """`sample` in the logits' dtype, with the gradient of `method`."""
     layout = layout_of(logits, "logits")
-    relaxed = method is ReparamGradientStrategy.RelaxedOneHot
+    estimator = ESTIMATORS[method]
+    relaxed = estimator.relaxed
     learned = relaxed and isinstance(temperature, Tensor) and is_differentiated(temperature)
     if not (learned or is_differentiated(logits)):
         return sample(logits, draw)
@@ -709,7 +723,7 @@ def rsample(
         t = t.to(compute_dtype(x.dtype)).expand(x.shape[0])
         t = ops.constant_where_empty(t, known.sums.maximum.unsqueeze(-1)) if relaxed else t
     seeds = torch.stack([_place(numbers[0], layout, at) for at in (1 + layout.first_group, 0)]) if relaxed else None
-    how = layout.ranks, draw.dtype, method, samples
+    how = layout.ranks, draw.dtype, estimator, samples
     hot = ops.apply(_StraightThrough, x, t, *known.sums, known.at, seeds, *how)
     return _in_shape(hot, index, known, draw, layout)
 
@@ -772,7 +786,7 @@ def _mode_at(x: Tensor, maxima: Tensor, layout: Layout) -> Tensor:
     """Find the first maximum per row of this rank's [rows, n], int64 [rows], from the maxima of all shards,
     [size, rows]; -1 where the row's first maximum is in another shard, and for an invalid row."""
     rows, n = x.shape
-    at = backends.of(x).argmax(x) if n else torch.zeros(rows, dtype=torch.int64, device=x.device)
+    at = compute.of(x).argmax(x) if n else torch.zeros(rows, dtype=torch.int64, device=x.device)
     elsewhere = maxima.argmax(0) != layout.mesh.get_local_rank(layout.vocabulary)
     # NaN counts as the maximum: in an invalid row, it is not finite.
     return at.masked_fill(elsewhere | ~maxima.amax(0).isfinite(), -1)
@@ -790,7 +804,7 @@ def rmode(logits: Tensor) -> DTensor:
         m, s, _ = _shard_sums(x.detach())
         maxima, totals = _gather([m, s], layout.ranks)
         at, sums = _mode_at(x.detach(), maxima, layout), _join(maxima, totals)[0]
-        how = layout.ranks, x.dtype, ReparamGradientStrategy.PassThrough, 1
+        how = layout.ranks, x.dtype, ESTIMATORS[ReparamGradientStrategy.PassThrough], 1
         hot = ops.apply(_StraightThrough, x, 1.0, *sums, at.unsqueeze(0), None, *how)
     return _wrap(hot.reshape(layout.local), layout, columns=True)
 
@@ -904,7 +918,7 @@ def log_prob(logits: Tensor, value: Tensor, validate: bool = False) -> Tensor:
         m.new_full(value.shape[:-1], -torch.inf),
     )
     if n:
-        at = backends.of(value).argmax(value)
+        at = compute.of(value).argmax(value)
         best = value.gather(-1, at.unsqueeze(-1)).squeeze(-1).to(m.dtype)
     if validate:
         # 1 and 0 are good, and all zeros is a shard without the 1; NaN is anything else.
@@ -962,14 +976,14 @@ def entropy(logits: Tensor) -> Tensor:
 
 
 def kl(log_p: Tensor, log_q: Tensor) -> Tensor:
-    """Give sum p (log p - log q), [*batch], for normalised log-probabilities, as `eager.kl` does."""
+    """Give sum p (log p - log q), [*batch], for normalised log-probabilities, as `base.kl` does."""
     if not isinstance(log_p, DTensor):
         raise _error("p", "sharded logits where those of q are", "others")
     layout = layout_of(log_p, "p")
     # One of another batch would broadcast.
     if log_q.shape != log_p.shape:
         raise _error("q", f"the shape {list(log_p.shape)} of p, where that is sharded", list(log_q.shape))
-    part = eager.kl(_local(log_p, layout), _part(log_q, "q", layout, True))
+    part = base.kl(_local(log_p, layout), _part(log_q, "q", layout, True))
     return _wrap(_total(part, None if layout.vocabulary is None else layout.ranks), layout)
 
 
@@ -1024,7 +1038,7 @@ def relaxed_log_prob(
     x, log_y = x.to(dtype), value.to(dtype) if of_log else ops.log_of_value(value, dtype)
     t = t.to(dtype) if isinstance(t, Tensor) else t
     column_t = _spread(t, ranks).unsqueeze(-1) if isinstance(t, Tensor) else t
-    # As in `eager.relaxed_log_prob`.
+    # As in `Eager.relaxed_log_prob`.
     off, empty = x == -torch.inf, log_y == -torch.inf
     on = off.logical_not()
     zero, outside = on & empty, (off & empty.logical_not()).any(-1)

@@ -1,7 +1,7 @@
 """The kernels as torch operators, `torch.ops.onehot_triton.*`, for torch.compile, torch.export, vmap and profilers.
 
 Each function below has the name of an operator and returns its launcher in `kernels/`. `_operator` gives it a schema,
-and turns it into the function that `_backends/triton.py` calls with the launcher's arguments.
+and turns it into the function that `compute/triton.py` calls with the launcher's arguments.
 
 An operator is a pure function of its arguments, the seed included. So it needs no tag for randomness, and activation
 checkpointing can run it again. Its autograd is in `ops.py`.

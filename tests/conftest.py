@@ -13,9 +13,8 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 
-from onehot_triton import _backends as backends
-from onehot_triton import rng, use_backend
-from onehot_triton._backends import cpu
+from onehot_triton import compute, rng, use_backend
+from onehot_triton.compute import cpu
 
 # The interpreter computes inf - inf and log 0 in NumPy, of rows that are not there too, and NumPy warns.
 np.seterr(all="ignore")
@@ -31,13 +30,13 @@ collect_ignore = ["ptx"]
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--thorough", action="store_true", help="statistical checks of 10^8 draws (10^9 on a GPU)")
-    parser.addoption("--without-cpu", action="store_true", help="the formulas of eager.py in place of cpu.py")
+    parser.addoption("--without-cpu", action="store_true", help="the formulas of base.py in place of cpu.py")
     parser.addoption("--case", default="", help="of sharded_cases.py, those whose names contain this")
 
 
 def pytest_configure(config: pytest.Config) -> None:
     if config.getoption("--without-cpu"):
-        backends.BY_DEVICE.clear()
+        compute.BY_DEVICE.clear()
     config.addinivalue_line(
         "markers",
         "interpreted(argument=[values]): of the cases with backend=triton, those that are worth an interpreter's time",

@@ -6,7 +6,7 @@ noise that a kernel uses, so that the two can be compared draw for draw:
 
     index, one_hot = kernels.sample.sample(logits, draws, dtype, seed, offset, row_offset)
     noise = philox_noise(seed, offset, columns, draws, row_offset)
-    eager.sample_index(logits, draws, noise, GROUP)
+    base.sample_index(logits, draws, noise, GROUP)
 
 The layout of the counter is that of docs/noise.md.
 """
@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from onehot_triton._backends import eager
+from onehot_triton.compute import base
 
 GROUP = 1024
 ELEMENT, GROUP_STAGE, RELAXED, RELAXED_GRAD = range(4)
@@ -102,7 +102,7 @@ def relaxed_exponential(word: np.ndarray) -> np.ndarray:
 def philox_noise(
     seed: int, offset: int, columns: int, draws: int, row_offset: int = 0
 ) -> Callable[[tuple[int, ...], Tensor | None], Tensor]:
-    """The `noise` argument of `eager.sample_index`: the noise of the sample kernel.
+    """The `noise` argument of `base.sample_index`: the noise of the sample kernel.
 
     It asks for all at once, first for the groups, where there is more than one, then for the columns of the winning
     ones. `cpu.sample_index` asks in blocks: all draws of some rows, then of the next rows, each some draws at a time.
@@ -134,7 +134,7 @@ def philox_noise(
 def philox_relaxed_noise(
     seed: int, offset: int, row_offset: int = 0
 ) -> Callable[[tuple[int, ...], Tensor | None], Tensor]:
-    """The `noise` argument of `eager.relaxed_with`: the noise of the relaxed kernel."""
+    """The `noise` argument of `EAGER.relaxed_with`: the noise of the relaxed kernel."""
 
     def noise(shape: tuple[int, ...], winner: Tensor | None) -> Tensor:
         draws, rows, columns = shape
@@ -151,15 +151,15 @@ def twin_sample(
 ) -> tuple[Tensor | None, Tensor, Tensor | None]:
     """(one_hot, index, logsumexp) of the twin, draw for draw those of `kernels.sample.sample`."""
     noise = philox_noise(seed, offset, logits.shape[1], draws, row_offset)
-    index = eager.sample_index(logits, draws, noise)
-    one_hot = None if dtype is None else eager.one_hot(index, logits.shape[1], dtype)
-    return one_hot, index, eager.logsumexp(logits)
+    index = base.sample_index(logits, draws, noise)
+    one_hot = None if dtype is None else base.one_hot(index, logits.shape[1], dtype)
+    return one_hot, index, base.logsumexp(logits)
 
 
 def posterior_noise(
     seed: int, offset: int, draws: int, rows: int, columns: int, row_offset: int = 0
 ) -> tuple[Tensor, Tensor]:
-    """(E_j, E_k) of `eager.relaxed_grad_with`: the noise of the relaxed_grad kernel."""
+    """(E_j, E_k) of `EAGER.relaxed_grad_with`: the noise of the relaxed_grad kernel."""
     draw, row = np.arange(draws)[:, None], row_offset + np.arange(rows)[None, :]
     high, low, _, _ = words(seed, offset, RELAXED_GRAD, 2**30 - 1, row, draw)
     each = relaxed_words(seed, offset, columns, row[..., None], draw[..., None], np.arange(columns), RELAXED_GRAD)

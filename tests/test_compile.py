@@ -22,7 +22,7 @@ from onehot_triton import (
     RelaxedOneHotCategorical,
     ReparamGradientStrategy,
 )
-from onehot_triton._backends import cpu
+from onehot_triton.compute import cpu
 
 METHODS = [ReparamGradientStrategy.PassThrough, ReparamGradientStrategy.RelaxedOneHot]
 

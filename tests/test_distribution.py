@@ -17,10 +17,10 @@ from onehot_triton import (
     MaskedOneHotCategorical,
     OneHotCategorical,
     ReparamGradientStrategy,
+    compute,
     tensors,
     use_backend,
 )
-from onehot_triton import _backends as backends
 
 PARAMETER_DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 INTEGER_DTYPES = [torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64]
@@ -923,9 +923,9 @@ def test_use_backend_nests_and_restores():
     with use_backend("eager"):
         with pytest.raises(KeyError), use_backend("triton"):
             raise KeyError
-        assert not backends.uses_kernels(torch.device("cuda"))
-    assert backends.uses_kernels(torch.device("cuda"))
-    assert not backends.uses_kernels(torch.device("cpu"))
+        assert not compute.uses_kernels(torch.device("cuda"))
+    assert compute.uses_kernels(torch.device("cuda"))
+    assert not compute.uses_kernels(torch.device("cpu"))
 
 
 def test_use_backend_says_which_names_there_are():
@@ -940,6 +940,6 @@ def test_use_backend_triton_says_why_it_cannot_run(monkeypatch):
         monkeypatch.delenv("TRITON_INTERPRET", raising=False)
         with pytest.raises(RuntimeError, match="do not run on cpu tensors; TRITON_INTERPRET=1"):
             dist.entropy()
-        monkeypatch.setattr(backends, "_TRITON_IS_THERE", False)
+        monkeypatch.setattr(compute, "_TRITON_IS_THERE", False)
         with pytest.raises(RuntimeError, match="Triton is not installed"):
             dist.entropy()

@@ -12,7 +12,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
 
 from onehot_triton import MaskedOneHotCategorical, OneHotCategorical, ReparamGradientStrategy, use_backend
-from onehot_triton._backends import cpu
+from onehot_triton.compute import cpu
 
 COLUMNS = 6
 PASS, RELAXED = ReparamGradientStrategy.PassThrough, ReparamGradientStrategy.RelaxedOneHot

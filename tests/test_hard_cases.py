@@ -30,7 +30,9 @@ from onehot_triton import (
     rng,
     use_backend,
 )
-from onehot_triton._backends import cpu, small
+from onehot_triton.compute import CPU, SMALL, cpu
+from onehot_triton.compute.base import Rows
+from onehot_triton.estimators import ESTIMATORS
 
 INF, NAN = math.inf, math.nan
 PASS, RELAXED = ReparamGradientStrategy.PassThrough, ReparamGradientStrategy.RelaxedOneHot
@@ -90,8 +92,8 @@ def test_a_bad_row_has_no_relaxed_draw(bad, temperature, draws):
     (grad,) = torch.autograd.grad((drawn * torch.randn(5)).sum(), x)
     assert grad[[0, 2]].isfinite().all()
     assert grad[[0, 2]].abs().sum() > 0
-    args = math.prod(draws), x.dtype, rng.Seed(), RELAXED, temperature, 1
-    index = small.straight_through(x, None, *args).index
+    args = math.prod(draws), x.dtype, rng.Seed(), ESTIMATORS[RELAXED], temperature, 1
+    index = SMALL.straight_through(Rows(x), *args).index
     assert (index.view(-1, 3)[:, 1] == -1).all()
 
 
@@ -279,7 +281,7 @@ def test_argmax_is_the_first_maximum(dtype, columns):
             rows[0].masked_fill(torch.rand(few.shape) < 2 / columns, NAN),
         ]
     for row in rows:
-        assert torch.equal(cpu.argmax(row), row.argmax(-1))
+        assert torch.equal(CPU.argmax(row), row.argmax(-1))
 
 
 # Many small terms behind a large one ----------------------------------------------------------------------------------
@@ -626,14 +628,14 @@ def test_change_in_place_between_forward_and_backward_is_an_error(monkeypatch):
 @pytest.mark.parametrize("draw", ["sample", "rsample", "sample_and_log_prob", "rsample_and_log_prob"])
 @pytest.mark.parametrize("shape", [(), (3,), (2, 3)], ids=str)
 def test_the_log_prob_of_the_last_draw_is_that_of_its_copy(draw, shape, small, backend, monkeypatch):
-    monkeypatch.setattr(cpu, "_ONE_THREAD", 0)
+    monkeypatch.setattr(cpu, "ONE_THREAD", 0)
     x = torch.randn(4, 5, requires_grad=True)
     dist = OneHotCategorical(x)
     drawn = getattr(dist, draw)(shape)
     drawn = drawn[0] if isinstance(drawn, tuple) else drawn
     (expected,) = torch.autograd.grad(dist.log_prob(drawn.clone()).exp().sum(), x)
     if backend == "eager":  # where the ones are is not looked for
-        monkeypatch.setattr(cpu, "argmax", None)
+        monkeypatch.setattr(cpu.Cpu, "argmax", None)
     for value in (drawn, drawn.detach()):
         log_prob = dist.log_prob(value)
         assert log_prob.shape == (*shape, 4)

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from onehot_triton import OneHotCategorical, ReparamGradientStrategy, ops, parameters, use_backend
-from onehot_triton._backends import cpu
+from onehot_triton.compute import cpu
 
 PASS, REINMAX = ReparamGradientStrategy.PassThrough, ReparamGradientStrategy.ReinMax
 GAPPED = ReparamGradientStrategy.GappedStraightThrough

@@ -16,7 +16,8 @@ from philox import GROUP, philox_relaxed_noise, posterior_noise, twin_sample
 from torch import Tensor
 
 from onehot_triton import tensors
-from onehot_triton._backends import eager
+from onehot_triton.compute import EAGER, base
+from onehot_triton.compute.base import Rows
 
 pytest.importorskip("triton")
 import triton
@@ -193,7 +194,7 @@ def _relaxed_grad(samples: int) -> tuple[Callable, Callable]:
 
     def twin(given: Given) -> tuple[Tensor, Tensor]:
         noise = posterior_noise(SEED, OFFSET, 2 * samples, *given.x.shape, ROW_OFFSET)
-        dx, dt = eager.relaxed_grad_with(given.x, given.index, given.grad, given.temperature, *noise, samples)
+        dx, dt = EAGER.relaxed_grad_with(given.x, given.index, given.grad, given.temperature, *noise, samples)
         # A row that a mask leaves without anything to draw has no part in the temperature's gradient.
         nothing = (given.x == -torch.inf).all(-1) & (given.mask is not None)
         return _nothing_where_masked(dx, given), dt.masked_fill(nothing, 0)
@@ -210,7 +211,7 @@ def _straight_through(name: str, draws: int, number: float | None = None) -> tup
 
     def twin(given: Given) -> tuple[Tensor]:
         args = given.index[-draws:], given.grad[-draws:], number or given.temperature
-        return (_nothing_where_masked(getattr(eager, name)(given.x, *args), given),)
+        return (_nothing_where_masked(getattr(EAGER, name)(Rows(given.x), *args), given),)
 
     return kernel, twin
 
@@ -223,7 +224,7 @@ def _sample(draws: int, dtype: torch.dtype | None) -> tuple[Callable, Callable]:
 
     def twin(given: Given) -> tuple[Tensor, ...]:
         one_hot, index, _ = twin_sample(given.x, draws, dtype, SEED, OFFSET, ROW_OFFSET)
-        rest = (index, eager.logsumexp(given.x).sum(0))
+        rest = (index, base.logsumexp(given.x).sum(0))
         return rest if one_hot is None else (one_hot, *rest)
 
     return kernel, twin
@@ -236,8 +237,8 @@ def _log_prob(draws: int, known: bool) -> tuple[Callable, Callable]:
         return out, index, logsumexp.sum(0)
 
     def twin(given: Given) -> tuple[Tensor, ...]:
-        logsumexp, index = eager.logsumexp(given.x), eager.argmax(given.value[-draws:])
-        return eager.log_prob_index(given.x, index)[0], index, logsumexp.sum(0)
+        logsumexp, index = base.logsumexp(given.x), EAGER.argmax(given.value[-draws:])
+        return EAGER.log_prob_index(Rows(given.x), index)[0], index, logsumexp.sum(0)
 
     return kernel, twin
 
@@ -254,7 +255,7 @@ def _joint_grad(draws: int, of_draw: bool) -> tuple[Callable, Callable]:
     def twin(g: Given) -> tuple[Tensor, ...]:
         grad = g.grad[1] if of_draw else None
         args = g.index[-draws:], g.row_grad[-draws:], g.row_grad[0]
-        return (_nothing_where_masked(eager.log_prob_and_entropy_grad(g.x, *args, grad=grad), g),)
+        return (_nothing_where_masked(EAGER.log_prob_and_entropy_grad(Rows(g.x), *args, grad=grad), g),)
 
     return kernel, twin
 
@@ -271,7 +272,7 @@ OPERATIONS = [
     Operation(
         "relaxed",
         lambda g: (relaxed.relaxed(g.x, g.temperature, 2, SEED, OFFSET, ROW_OFFSET),),
-        lambda g: (eager.relaxed_with(g.x, g.temperature, 2, philox_relaxed_noise(SEED, OFFSET, ROW_OFFSET)),),
+        lambda g: (EAGER.relaxed_with(g.x, g.temperature, 2, philox_relaxed_noise(SEED, OFFSET, ROW_OFFSET)),),
         _noise_tile(2),
         NOISE,
         draws=2,
@@ -282,7 +283,7 @@ OPERATIONS = [
     Operation(
         "softmax_grad",
         lambda g: (softmax_grad.softmax_grad(g.x, g.logsumexp, g.grad[1], g.mask),),
-        lambda g: (_nothing_where_masked(eager.softmax_grad(g.x, g.grad[1]), g),),
+        lambda g: (_nothing_where_masked(EAGER.softmax_grad(Rows(g.x), g.grad[1]), g),),
         _tile("grad", twice=True),
         TWO,
     ),
@@ -293,7 +294,7 @@ OPERATIONS = [
         Operation(
             f"soft_grad_{draws}",
             lambda g, n=draws: soft_grad.soft_grad(g.soft[-n:], g.grad[-n:], g.temperature, True),
-            lambda g, n=draws: eager.soft_grad(g.soft[-n:], g.grad[-n:], g.temperature, True),
+            lambda g, n=draws: EAGER.soft_grad(g.soft[-n:], g.grad[-n:], g.temperature, True),
             _soft_tile(draws),
             TWO,
             draws=draws,
@@ -305,7 +306,7 @@ OPERATIONS = [
     Operation(
         "log_prob_index",
         lambda g: (log_prob.log_prob_index(g.x, g.logsumexp, g.index, g.mask),),
-        lambda g: (eager.log_prob_index(g.x, g.index)[0],),
+        lambda g: (EAGER.log_prob_index(Rows(g.x), g.index)[0],),
         _tile(),
         {**ONE, "INDEX_BLOCK": 4},
     ),
@@ -313,7 +314,9 @@ OPERATIONS = [
         Operation(
             f"log_prob_grad_{draws}",
             lambda g, n=draws: (log_prob.log_prob_grad(g.x, g.logsumexp, g.index[-n:], g.row_grad[-n:], g.mask),),
-            lambda g, n=draws: (_nothing_where_masked(eager.log_prob_grad(g.x, g.index[-n:], g.row_grad[-n:]), g),),
+            lambda g, n=draws: (
+                _nothing_where_masked(EAGER.log_prob_grad(Rows(g.x), g.index[-n:], g.row_grad[-n:]), g),
+            ),
             _tile(),
             ONE,
         )
@@ -322,28 +325,28 @@ OPERATIONS = [
     Operation(
         "logsumexp",
         lambda g: (entropy.logsumexp(g.x, g.mask).sum(0),),
-        lambda g: (eager.logsumexp(g.x).sum(0),),
+        lambda g: (base.logsumexp(g.x).sum(0),),
         _tile(),
         ONE,
     ),
     Operation(
         "entropy",
         lambda g: (lambda entropy, logsumexp: (entropy, logsumexp.sum(0)))(*entropy.entropy(g.x, g.mask)),
-        lambda g: (eager.entropy(g.x)[0], eager.logsumexp(g.x).sum(0)),
+        lambda g: (EAGER.entropy(Rows(g.x))[0], base.logsumexp(g.x).sum(0)),
         _tile(),
         ONE,
     ),
     Operation(
         "entropy_grad",
         lambda g: (entropy.entropy_grad(g.x, g.logsumexp, g.entropy, g.row_grad[1], g.mask),),
-        lambda g: (_nothing_where_masked(eager.entropy_grad(g.x, g.row_grad[1]), g),),
+        lambda g: (_nothing_where_masked(EAGER.entropy_grad(Rows(g.x), g.row_grad[1]), g),),
         _tile(),
         ONE,
     ),
     Operation(
         "log_prob_and_entropy",
         lambda g: _joint(*joint.log_prob_and_entropy(g.x, g.index, g.mask)),
-        lambda g: _joint(eager.log_prob_index(g.x, g.index)[0], eager.entropy(g.x)[0], eager.logsumexp(g.x)),
+        lambda g: _joint(EAGER.log_prob_index(Rows(g.x), g.index)[0], EAGER.entropy(Rows(g.x))[0], base.logsumexp(g.x)),
         _tile(),
         ONE,
     ),
@@ -405,7 +408,7 @@ def numbers_of(case: Case) -> tuple[Given, Given]:
     exact = masked.double()
     temperature = torch.linspace(0.5, 2, rows, dtype=compute)
     temperature = temperature if case.temperature else temperature[:1].expand(rows)
-    logsumexp, h = eager.logsumexp(exact).to(compute), eager.entropy(exact)[0].to(compute)
+    logsumexp, h = base.logsumexp(exact).to(compute), EAGER.entropy(Rows(exact))[0].to(compute)
     soft = (4 * torch.randn(2, rows, columns)).softmax(-1)
     soft[:, :, 0] = 0
     if rows > 2:
@@ -578,7 +581,7 @@ def test_sample_where_the_first_groups_are_switched_off(
     )
     assert torch.equal(index, twin_sample(x_masked, draws, None, SEED, OFFSET)[1])
     assert (index[:, 0] >= 2100).all()
-    torch.testing.assert_close(logsumexp, eager.logsumexp(x_masked))
+    torch.testing.assert_close(logsumexp, base.logsumexp(x_masked))
 
 
 @pytest.mark.parametrize("race", [1, 1024])
@@ -602,7 +605,7 @@ def test_a_sample_and_its_zeros_are_all_that_is_written(columns: int) -> None:
     x = torch.randn(3, columns)
     one_hot, index, logsumexp = sample.sample(x, 0, torch.bool, SEED, OFFSET)
     assert (one_hot.shape, index.shape) == ((0, 3, columns), (0, 3))
-    torch.testing.assert_close(logsumexp, eager.logsumexp(x))
+    torch.testing.assert_close(logsumexp, base.logsumexp(x))
     one_hot, index, logsumexp = sample.sample(x[:0], 2, torch.bool, SEED, OFFSET)
     assert (one_hot.shape, index.shape, logsumexp.shape) == ((2, 0, columns), (2, 0), (2, 0))
 

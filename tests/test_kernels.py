@@ -16,7 +16,8 @@ from philox import GROUP, philox_noise, philox_relaxed_noise, posterior_noise, t
 from torch import Tensor
 
 from onehot_triton import blocks, tensors
-from onehot_triton._backends import cpu, eager
+from onehot_triton.compute import EAGER, base, cpu
+from onehot_triton.compute.base import Rows
 
 pytest.importorskip("triton")
 from onehot_triton.kernels import entropy, launch, log_prob, relaxed, sample, softmax_grad, straight_through
@@ -72,65 +73,67 @@ def _joint_grad(x: Tensor, grad: Tensor | None, r: Tensor, mask: Tensor | None =
 
 
 CASES = [
-    Case("logsumexp", lambda x, g, r: entropy.logsumexp(x).sum(0), lambda x, g, r: eager.logsumexp(x).sum(0)),
+    Case("logsumexp", lambda x, g, r: entropy.logsumexp(x).sum(0), lambda x, g, r: base.logsumexp(x).sum(0)),
     Case(
         "logsumexp_of_entropy",
         lambda x, g, r: entropy.entropy(x)[1].sum(0),
-        lambda x, g, r: eager.logsumexp(x).sum(0),
+        lambda x, g, r: base.logsumexp(x).sum(0),
     ),
-    Case("entropy", lambda x, g, r: entropy.entropy(x)[0], lambda x, g, r: eager.entropy(x)[0]),
+    Case("entropy", lambda x, g, r: entropy.entropy(x)[0], lambda x, g, r: EAGER.entropy(Rows(x))[0]),
     Case(
         "entropy_grad",
         lambda x, g, r: entropy.entropy_grad(x, *reversed(entropy.entropy(x)), r[0]),
-        lambda x, g, r: eager.entropy_grad(x, r[0]),
+        lambda x, g, r: EAGER.entropy_grad(Rows(x), r[0]),
     ),
     Case(
         "gradient_of_both",
         lambda x, g, r: _joint_grad(x, None, r),
-        lambda x, g, r: eager.log_prob_and_entropy_grad(x, _index(x.shape[1], x.shape[0]), r, r[0]),
+        lambda x, g, r: EAGER.log_prob_and_entropy_grad(Rows(x), _index(x.shape[1], x.shape[0]), r, r[0]),
     ),
     Case(
         "gradient_of_both_and_a_draw",
         lambda x, g, r: _joint_grad(x, g, r[:1]),
-        lambda x, g, r: eager.log_prob_and_entropy_grad(x, _index(x.shape[1], x.shape[0])[:1], r[:1], r[0], grad=g),
+        lambda x, g, r: EAGER.log_prob_and_entropy_grad(
+            Rows(x), _index(x.shape[1], x.shape[0])[:1], r[:1], r[0], grad=g
+        ),
     ),
     Case(
         "softmax_grad",
         lambda x, g, r: softmax_grad.softmax_grad(x, entropy.logsumexp(x), g),
-        lambda x, g, r: eager.softmax_grad(x, g),
+        lambda x, g, r: EAGER.softmax_grad(Rows(x), g),
     ),
     *(
         Case(
             name,
             lambda x, g, r, name=name: getattr(straight_through, name)(x, entropy.logsumexp(x), *_drawn(x, g)),
-            lambda x, g, r, name=name: getattr(eager, name)(x, *_drawn(x, g)),
+            lambda x, g, r, name=name: getattr(EAGER, name)(Rows(x), *_drawn(x, g)),
         )
         for name in ("reinmax_grad", "gapped_grad")
     ),
     Case(
         "log_prob",
         lambda x, g, r: log_prob.log_prob(x, None, _hot(x, 2))[0],
-        lambda x, g, r: eager.log_prob_index(x, _index(x.shape[1], x.shape[0]))[0],
+        lambda x, g, r: EAGER.log_prob_index(Rows(x), _index(x.shape[1], x.shape[0]))[0],
     ),
     Case(
         "log_prob_of_one_draw",
         lambda x, g, r: log_prob.log_prob(x, None, _hot(x, 1))[0],
-        lambda x, g, r: eager.log_prob_index(x, _index(x.shape[1], x.shape[0])[:1])[0],
+        lambda x, g, r: EAGER.log_prob_index(Rows(x), _index(x.shape[1], x.shape[0])[:1])[0],
     ),
     Case(
         "log_prob_index",
         lambda x, g, r: log_prob.log_prob_index(x, entropy.logsumexp(x), _index(x.shape[1], x.shape[0])),
-        lambda x, g, r: eager.log_prob_index(x, _index(x.shape[1], x.shape[0]))[0],
+        lambda x, g, r: EAGER.log_prob_index(Rows(x), _index(x.shape[1], x.shape[0]))[0],
     ),
     Case(
         "log_prob_grad",
         lambda x, g, r: log_prob.log_prob_grad(x, entropy.logsumexp(x), _index(x.shape[1], x.shape[0]), r),
-        lambda x, g, r: eager.log_prob_grad(x, _index(x.shape[1], x.shape[0]), r),
+        lambda x, g, r: EAGER.log_prob_grad(Rows(x), _index(x.shape[1], x.shape[0]), r),
     ),
     Case(
         "log_prob_grad_of_one_draw",
         lambda x, g, r: log_prob.log_prob_grad(x, entropy.logsumexp(x), _index(x.shape[1], x.shape[0])[:1], r[:1]),
-        lambda x, g, r: eager.log_prob_grad(x, _index(x.shape[1], x.shape[0])[:1], r[:1]),
+        lambda x, g, r: EAGER.log_prob_grad(Rows(x), _index(x.shape[1], x.shape[0])[:1], r[:1]),
     ),
 ]
 
@@ -308,7 +311,7 @@ def test_log_prob_of_every_value_dtype(dtype: torch.dtype, columns: int) -> None
     logits = torch.randn(4, columns)
     index = torch.tensor([[0, columns - 1, 1024, 7]])
     value = torch.zeros(1, 4, columns, dtype=dtype).scatter_(-1, index.unsqueeze(-1), 1)
-    for logsumexp in (None, eager.logsumexp(logits)):
+    for logsumexp in (None, base.logsumexp(logits)):
         out, found, _ = log_prob.log_prob(logits, logsumexp, value)
         assert torch.equal(found, index)
         torch.testing.assert_close(out[0], logits.log_softmax(-1).gather(1, index.t())[:, 0])
@@ -325,11 +328,11 @@ def test_log_prob_takes_the_first_maximum(columns: int, launched: str) -> None:
     value[:, 5] = -torch.inf
     logits = torch.randn(6, columns)
     expected = value.argmax(-1)
-    assert torch.equal(expected, eager.argmax(value))
-    for logsumexp in (None, eager.logsumexp(logits)):
+    assert torch.equal(expected, EAGER.argmax(value))
+    for logsumexp in (None, base.logsumexp(logits)):
         found, index, _ = log_prob.log_prob(logits, logsumexp, value)
         assert torch.equal(index, expected)
-        torch.testing.assert_close(found, eager.log_prob_index(logits, expected)[0])
+        torch.testing.assert_close(found, EAGER.log_prob_index(Rows(logits), expected)[0])
 
 
 @each_launch(6, 1300, 9000)
@@ -362,25 +365,25 @@ def test_a_common_offset_changes_nothing(columns: int) -> None:
         kept = sample.sample(x, 1, None, *SEED)[2]
         return {
             "entropy": entropy.entropy(x)[0],
-            "entropy's twin": eager.entropy(x)[0],
+            "entropy's twin": EAGER.entropy(Rows(x))[0],
             "log_prob": log_prob.log_prob_index(x, kept, index),
-            "log_prob's twin": eager.log_prob_index(x, index)[0],
+            "log_prob's twin": EAGER.log_prob_index(Rows(x), index)[0],
             "softmax_grad": softmax_grad.softmax_grad(x, kept, grad),
-            "softmax_grad's twin": eager.softmax_grad(x, grad),
+            "softmax_grad's twin": EAGER.softmax_grad(Rows(x), grad),
             "reinmax_grad": straight_through.reinmax_grad(x, kept, index, grad[None], 1.5),
-            "reinmax_grad's twin": eager.reinmax_grad(x, index, grad[None], 1.5),
+            "reinmax_grad's twin": EAGER.reinmax_grad(Rows(x), index, grad[None], 1.5),
             "gapped_grad": straight_through.gapped_grad(x, kept, index, grad[None], 0.5),
-            "gapped_grad's twin": eager.gapped_grad(x, index, grad[None], 0.5),
+            "gapped_grad's twin": EAGER.gapped_grad(Rows(x), index, grad[None], 0.5),
             "log_prob_grad": log_prob.log_prob_grad(x, kept, index, ones),
-            "log_prob_grad's twin": eager.log_prob_grad(x, index, ones),
+            "log_prob_grad's twin": EAGER.log_prob_grad(Rows(x), index, ones),
             "entropy_grad": entropy.entropy_grad(x, kept, entropy.entropy(x)[0], ones[0]),
-            "entropy_grad's twin": eager.entropy_grad(x, ones[0]),
+            "entropy_grad's twin": EAGER.entropy_grad(Rows(x), ones[0]),
             "log_prob of both": joint.log_prob_and_entropy(x, index)[0],
             "entropy of both": joint.log_prob_and_entropy(x, index)[1],
             "gradient of both": joint.log_prob_and_entropy_grad(x, kept, entropy.entropy(x)[0], index, ones, ones[0]),
-            "gradient of both's twin": eager.log_prob_and_entropy_grad(x, index, ones, ones[0]),
+            "gradient of both's twin": EAGER.log_prob_and_entropy_grad(Rows(x), index, ones, ones[0]),
             "relaxed_grad": relaxed.relaxed_grad(x, kept, index, grad[None], ones[0], *SEED)[0],
-            "relaxed_grad's twin": eager.relaxed_grad_with(x, index, grad[None], ones[0], *noise)[0],
+            "relaxed_grad's twin": EAGER.relaxed_grad_with(x, index, grad[None], ones[0], *noise)[0],
         }
 
     ones, noise = torch.ones(1, 3), [e.to(logits.device) for e in posterior_noise(5, 8, 1, 3, columns)]
@@ -421,28 +424,28 @@ def test_logits_as_large_as_a_dtype_has(dtype: torch.dtype, columns: int) -> Non
     assert torch.equal(drawn, twin_sample(logits, 4, None, *SEED)[1])
     assert len(set(drawn[:, 0].tolist())) > 1
     assert torch.equal(logsumexp, entropy.logsumexp(logits))
-    torch.testing.assert_close(logsumexp, eager.logsumexp(logits))
+    torch.testing.assert_close(logsumexp, base.logsumexp(logits))
     h, ones = entropy.entropy(logits)[0], torch.ones(3, dtype=compute)
     exact = torch.tensor([columns, 1, 3], dtype=compute).log()
     torch.testing.assert_close(h, exact, rtol=1e-6, atol=0)
     pairs = (
-        (log_prob.log_prob_index(logits, logsumexp, index), eager.log_prob_index(logits, index)[0]),
+        (log_prob.log_prob_index(logits, logsumexp, index), EAGER.log_prob_index(Rows(logits), index)[0]),
         (
             log_prob.log_prob_grad(logits, logsumexp, index, ones[None]),
-            eager.log_prob_grad(logits, index, ones[None]),
+            EAGER.log_prob_grad(Rows(logits), index, ones[None]),
         ),
-        (softmax_grad.softmax_grad(logits, logsumexp, grad), eager.softmax_grad(logits, grad)),
-        (entropy.entropy_grad(logits, logsumexp, h, ones), eager.entropy_grad(logits, ones)),
+        (softmax_grad.softmax_grad(logits, logsumexp, grad), EAGER.softmax_grad(Rows(logits), grad)),
+        (entropy.entropy_grad(logits, logsumexp, h, ones), EAGER.entropy_grad(Rows(logits), ones)),
         (
             joint.log_prob_and_entropy_grad(logits, logsumexp, h, index, ones[None], ones, None, grad),
-            eager.log_prob_and_entropy_grad(logits, index, ones[None], ones, grad=grad),
+            EAGER.log_prob_and_entropy_grad(Rows(logits), index, ones[None], ones, grad=grad),
         ),
     )
     for found, twin in pairs:
         torch.testing.assert_close(found, twin, rtol=4 * info.eps, atol=1e-6)
     soft, twin = (
         relaxed.relaxed(logits, ones, 2, *SEED),
-        eager.relaxed_with(logits, ones, 2, philox_relaxed_noise(*SEED)),
+        EAGER.relaxed_with(logits, ones, 2, philox_relaxed_noise(*SEED)),
     )
     torch.testing.assert_close(soft, twin, rtol=1e-2, atol=1e-4)
 
@@ -462,7 +465,7 @@ def test_sample_is_the_twins_draw_for_draw(columns: int, draws: int) -> None:
         assert torch.equal(index, expected)
         assert torch.equal(one_hot, expected_one_hot)
         exact = logits.double().logsumexp(-1)
-        assert_as_good_as(logsumexp.sum(0), eager.logsumexp(logits).sum(0), exact, dtype)
+        assert_as_good_as(logsumexp.sum(0), base.logsumexp(logits).sum(0), exact, dtype)
 
 
 @pytest.mark.parametrize("columns", [100, 5000])
@@ -524,7 +527,7 @@ def test_sums_of_many_parts(monkeypatch: pytest.MonkeyPatch) -> None:
     logits, grad = torch.randn(2, 40 * 512), torch.randn(2, 40 * 512)
     assert launch.tile(logits, grad, twice=True).parts == 40
     found = softmax_grad.softmax_grad(logits, entropy.logsumexp(logits), grad)
-    torch.testing.assert_close(found, eager.softmax_grad(logits, grad), rtol=1e-5, atol=1e-8)
+    torch.testing.assert_close(found, EAGER.softmax_grad(Rows(logits), grad), rtol=1e-5, atol=1e-8)
 
 
 @pytest.mark.parametrize("race", [1, 2, 4])
@@ -565,7 +568,7 @@ def test_rows_that_are_no_distribution(columns: int, launched: str, draws: int) 
 def test_log_prob_index_of_no_column_is_nan() -> None:
     logits = torch.zeros(1, 4)
     index = torch.tensor([[-1], [0], [3], [4], [2**40]])
-    found = log_prob.log_prob_index(logits, eager.logsumexp(logits), index)
+    found = log_prob.log_prob_index(logits, base.logsumexp(logits), index)
     assert found.isnan().tolist() == [[True], [False], [False], [True], [True]]
 
 
@@ -604,7 +607,7 @@ def test_relaxed_is_the_twins(columns: int, launched: str) -> None:
         logits = logits_of(3, columns, dtype)
         t = temperature.to(tensors.compute_dtype(dtype))
         found = relaxed.relaxed(logits, t, 2, 9, 4, 1)
-        expected = eager.relaxed_with(logits, t, 2, philox_relaxed_noise(9, 4, 1))
+        expected = EAGER.relaxed_with(logits, t, 2, philox_relaxed_noise(9, 4, 1))
         # The noise is float32: 1e-6 of the exponential is 1e-5 of y at temperature 0.1.
         torch.testing.assert_close(found, expected, atol=1e-6, rtol=max(1e-4, 4 * torch.finfo(dtype).eps))
 
@@ -643,7 +646,7 @@ def test_relaxed_grad_is_the_twins(columns: int, launched: str) -> None:
         grad = torch.randn(draws, 3, columns).to(dtype)
         found, _ = relaxed.relaxed_grad(logits, entropy.logsumexp(logits), index, grad, t, 2, 4)
         noise = posterior_noise(2, 4, draws, 3, columns)
-        exact = eager.relaxed_grad_with(logits.double(), index, grad.double(), t.double(), *noise)[0]
+        exact = EAGER.relaxed_grad_with(logits.double(), index, grad.double(), t.double(), *noise)[0]
         assert found.dtype == dtype
         # 1e-5 relative of the weights, whose sum and whose <y, g> every component shares.
         bound = 3e-5 * exact.abs().max() + 4 * torch.finfo(dtype).eps * exact.abs()

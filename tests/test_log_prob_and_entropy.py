@@ -10,7 +10,8 @@ from torch.autograd import forward_ad
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from onehot_triton import MaskedOneHotCategorical, OneHotCategorical, ReparamGradientStrategy, use_backend
-from onehot_triton._backends import cpu, eager
+from onehot_triton.compute import CPU, EAGER
+from onehot_triton.compute.base import Rows
 
 MAKE = {
     "logits": OneHotCategorical,
@@ -83,14 +84,16 @@ def test_a_cpu_in_blocks_is_as_right_as_the_formula(columns: int) -> None:
     x[5], x[6, 7], x[7, 1] = -torch.inf, torch.nan, torch.inf
     index = torch.randint(columns, (2, len(x)))
     row_grad, grad = torch.randn(2, len(x)), torch.randn(len(x), columns)
-    exact = eager.log_prob_index(x.double(), index)[0], eager.entropy(x.double())[0]
-    log_prob, entropy, logsumexp = cpu.log_prob_and_entropy(x, index)
+    exact = EAGER.log_prob_index(Rows(x.double()), index)[0], EAGER.entropy(Rows(x.double()))[0]
+    log_prob, entropy, logsumexp = CPU.log_prob_and_entropy(Rows(x), index)
     torch.testing.assert_close((log_prob.double(), entropy.double()), exact, rtol=1e-6, atol=3e-6, equal_nan=True)
     for of_draw in (None, grad):
         args = index, row_grad, row_grad[0]
-        found = cpu.log_prob_and_entropy_grad(x, *args, None, logsumexp, entropy, of_draw)
+        found = CPU.log_prob_and_entropy_grad(Rows(x, None, logsumexp, entropy), *args, of_draw)
         args = index, row_grad.double(), row_grad[0].double()
-        exact = eager.log_prob_and_entropy_grad(x.double(), *args, grad=None if of_draw is None else of_draw.double())
+        exact = EAGER.log_prob_and_entropy_grad(
+            Rows(x.double()), *args, grad=None if of_draw is None else of_draw.double()
+        )
         torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=2e-6, equal_nan=True)
 
 
@@ -333,8 +336,8 @@ def test_no_scratch_of_the_size_of_the_logits_on_a_cpu() -> None:
     x = torch.randn(200, 20_000).bfloat16()
     index, row_grad = torch.zeros(1, 200, dtype=torch.int64), torch.randn(1, 200)
     with _Made() as made:
-        _, entropy, logsumexp = cpu.log_prob_and_entropy(x, index, None, True)
-        cpu.log_prob_and_entropy_grad(x, index, row_grad, row_grad[0], None, logsumexp, entropy)
+        _, entropy, logsumexp = CPU.log_prob_and_entropy(Rows(x), index, True)
+        CPU.log_prob_and_entropy_grad(Rows(x, None, logsumexp, entropy), index, row_grad, row_grad[0])
     # The gradient itself, and two blocks of scratch in each direction.
     assert sorted(made.bytes)[-1] == x.nbytes
     assert sorted(made.bytes)[-2] <= 2 * 2**21

@@ -10,9 +10,16 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.autograd import forward_ad, gradcheck
 
-from onehot_triton import MaskedOneHotCategorical, OneHotCategorical, ReparamGradientStrategy, use_backend
-from onehot_triton import _backends as backends
-from onehot_triton._backends import cpu, eager
+from onehot_triton import (
+    MaskedOneHotCategorical,
+    OneHotCategorical,
+    ReparamGradientStrategy,
+    compute,
+    estimators,
+    use_backend,
+)
+from onehot_triton.compute import CPU, EAGER, base, cpu
+from onehot_triton.compute.base import Rows
 from onehot_triton.rng import Seed
 
 PASS, RELAXED, REINMAX, GAPPED = ReparamGradientStrategy
@@ -80,14 +87,17 @@ def mean_error(gradient: Callable[[Tensor, Tensor, Tensor], Tensor]) -> float:
 
 
 def test_reinmax_is_unbiased_for_every_quadratic(backend):
-    chosen = backends.of(torch.zeros(1))
+    chosen = compute.of(torch.zeros(1))
     kernels = backend == "triton"
-    logsumexp = (lambda x: eager.logsumexp(x)) if kernels else (lambda x: None)
-    assert mean_error(lambda x, k, g: chosen.reinmax_grad(x, k, g, 1.0, None, logsumexp(x))) < 2e-15
+
+    def rows_of(x: Tensor) -> Rows:
+        return Rows(x, None, base.logsumexp(x) if kernels else None)
+
+    assert mean_error(lambda x, k, g: chosen.reinmax_grad(rows_of(x), k, g, 1.0)) < 2e-15
     # The others are not, and ReinMax is not at another temperature.
-    assert mean_error(lambda x, k, g: chosen.softmax_grad(x, g[0], None, logsumexp(x))) > 0.05
-    assert mean_error(lambda x, k, g: chosen.gapped_grad(x, k, g, 1.0, None, logsumexp(x))) > 0.05
-    assert mean_error(lambda x, k, g: chosen.reinmax_grad(x, k, g, 1.5, None, logsumexp(x))) > 0.05
+    assert mean_error(lambda x, k, g: chosen.softmax_grad(rows_of(x), g[0])) > 0.05
+    assert mean_error(lambda x, k, g: chosen.gapped_grad(rows_of(x), k, g, 1.0)) > 0.05
+    assert mean_error(lambda x, k, g: chosen.reinmax_grad(rows_of(x), k, g, 1.5)) > 0.05
 
 
 # By definition --------------------------------------------------------------------------------------------------------
@@ -313,9 +323,9 @@ def test_samples_of_a_draw_are_its_own_on_a_cpu():
     x, grad = torch.randn(3, 6).double(), torch.randn(2, 3, 6).double()
     index, t = torch.randint(6, (2, 3)), torch.tensor([0.5, 1.0, 2.0]).double()
     seed = Seed(torch.tensor(5))
-    each = eager.relaxed_grad(x, index.repeat_interleave(4, 0), grad.repeat_interleave(4, 0), t, seed, None, None, True)
-    for backend in (eager, cpu):
-        found = backend.relaxed_grad(x, index, grad, t, seed, None, None, True, 4)
+    each = EAGER.relaxed_grad(Rows(x), index.repeat_interleave(4, 0), grad.repeat_interleave(4, 0), t, seed, True)
+    for backend in (EAGER, CPU):
+        found = backend.relaxed_grad(Rows(x), index, grad, t, seed, True, 4)
         for f, e in zip(found, each, strict=True):
             assert f is not None
             assert e is not None
@@ -419,3 +429,35 @@ def test_options_are_kept():
     assert dist.expand((5, 2)).relaxed_samples == 4
     assert "relaxed_samples: 4" in repr(dist)
     assert "relaxed_samples" not in repr(OneHotCategorical(torch.zeros(2, 3)))
+
+
+# Rows of estimators.py ------------------------------------------------------------------------------------------------
+
+
+def test_every_method_has_a_row():
+    assert list(estimators.ESTIMATORS) == list(ReparamGradientStrategy)
+
+
+@both_sizes
+@each_method
+@pytest.mark.parametrize("takes_temperature", [True, False])
+def test_a_method_is_what_its_row_says(takes_temperature, method, backend, monkeypatch):
+    """Of a row that passes the gradient on as it is, times a number: backward and forward mode."""
+    row = estimators.Estimator(
+        grad=lambda backend, rows, draw, g, with_dt: (3 * g.sum(0), None),
+        smooth=lambda backend, logits, draw: 3 * logits,
+        shard_grad=lambda *args: pytest.fail("has no shards"),
+        takes_temperature=takes_temperature,
+    )
+    monkeypatch.setitem(estimators.ESTIMATORS, method, row)
+    x, grad = torch.randn(3, 5), torch.randn(2, 3, 5)
+    hot, found = gradient_of_a_draw(x, grad, grad_method=method)
+    assert hot.sum(-1).eq(1).all()
+    torch.testing.assert_close(found, 3 * grad.sum(0))
+    with forward_ad.dual_level():
+        dist = OneHotCategorical(forward_ad.make_dual(x, grad[0]), grad_method=method)
+        tangent = forward_ad.unpack_dual(dist.rsample()).tangent
+    torch.testing.assert_close(tangent, 3 * grad[0])
+    if not takes_temperature:
+        with pytest.raises(ValueError, match=f"temperature: expected 1 for grad_method {method.name}"):
+            OneHotCategorical(x, grad_method=method, temperature=2.0)

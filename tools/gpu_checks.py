@@ -23,7 +23,8 @@ from philox import philox_relaxed_noise
 from torch import Tensor
 
 from onehot_triton import OneHotCategorical, ReparamGradientStrategy, tensors, use_backend
-from onehot_triton._backends import eager
+from onehot_triton.compute import EAGER, base
+from onehot_triton.compute.base import Rows
 from onehot_triton.kernels import entropy, log_prob, relaxed, sample, soft_grad, softmax_grad
 
 Check = Callable[[torch.device, bool], None]
@@ -68,7 +69,7 @@ def softmax_grad_at(device: torch.device, rows: int, columns: int, dtype: torch.
     found = torch.autograd.grad(draw, logits, grad)[0]
     for some in torch.arange(rows, device=device).split(max(1, 2**25 // columns)):
         x, g = logits.detach()[some], grad[some]
-        exact, twin = eager.softmax_grad(x.double(), g.double()), eager.softmax_grad(x, g)
+        exact, twin = EAGER.softmax_grad(Rows(x.double()), g.double()), EAGER.softmax_grad(Rows(x), g)
         cases.assert_as_good_as(found[some], twin, exact, dtype)
 
 
@@ -82,7 +83,7 @@ def relaxed_at(device: torch.device, rows: int, columns: int, dtype: torch.dtype
     found = relaxed.relaxed(logits, t, 1, SEED, OFFSET)
     for some in ends(rows, columns):
         noise = philox_relaxed_noise(SEED, OFFSET, some.start)
-        expected = eager.relaxed_with(logits[some].cpu(), t[some].cpu(), 1, noise)
+        expected = EAGER.relaxed_with(logits[some].cpu(), t[some].cpu(), 1, noise)
         rtol = max(RELAXED, 4 * torch.finfo(dtype).eps)
         torch.testing.assert_close(found[:, some].cpu(), expected, atol=1e-6, rtol=rtol)
 
@@ -102,7 +103,7 @@ def relaxed_grad_at(device: torch.device, rows: int, columns: int, dtype: torch.
     for some in ends(rows, columns):
         x, g, i = logits[some].cpu().double(), grad[:, some].cpu().double(), index[:, some].cpu()
         noise = cases.posterior_noise(SEED, OFFSET, 1, len(x), columns, some.start)
-        assert_relaxed_grad(found[some], eager.relaxed_grad_with(x, i, g, t[some].cpu().double(), *noise)[0])
+        assert_relaxed_grad(found[some], EAGER.relaxed_grad_with(x, i, g, t[some].cpu().double(), *noise)[0])
 
 
 # The checks above by operation.
@@ -181,7 +182,7 @@ def samples_draw_for_draw(device: torch.device, small: bool) -> None:
             expected = cases.twin_sample(logits, draws, None, *place)[1]
             where = f"{columns} columns, {draws} draws, {dtype}"
             few_differ(index, expected)
-            assert torch.equal(hot.cpu(), eager.one_hot(index.cpu(), columns, torch.int64)), f"one-hot, {where}"
+            assert torch.equal(hot.cpu(), base.one_hot(index.cpu(), columns, torch.int64)), f"one-hot, {where}"
         # Rows whose start is not aligned for vector loads, and a seed on the device.
         wide = torch.randn(3, columns + 5, device=device).to(dtype)[:, 3 : columns + 3]
         index = sample.sample(wide, 1, None, *place)[1]
@@ -204,7 +205,7 @@ def relaxed_samples_and_gradients(device: torch.device, small: bool) -> None:
         t = torch.tensor([0.3, 1.0, 3.0], dtype=tensors.compute_dtype(dtype))
         x, where = logits.to(device), f"{columns} columns, {dtype}"
         found = relaxed.relaxed(x, t.to(device), 2, 9, 4, 1)
-        expected = eager.relaxed_with(logits, t, 2, philox_relaxed_noise(9, 4, 1))
+        expected = EAGER.relaxed_with(logits, t, 2, philox_relaxed_noise(9, 4, 1))
         tolerance = max(RELAXED, 4 * torch.finfo(dtype).eps)
         torch.testing.assert_close(
             found.cpu(), expected, atol=1e-6, rtol=tolerance, msg=lambda m, w=where: f"relaxed, {w}: {m}"
@@ -213,7 +214,7 @@ def relaxed_samples_and_gradients(device: torch.device, small: bool) -> None:
         grad = torch.randn(2, 3, columns).to(dtype)
         found, _ = relaxed.relaxed_grad(x, logsumexp, index, grad.to(device), t.to(device), 2, 4)
         noise = cases.posterior_noise(2, 4, 2, 3, columns)
-        exact = eager.relaxed_grad_with(logits.double(), index.cpu(), grad.double(), t.double(), *noise)[0]
+        exact = EAGER.relaxed_grad_with(logits.double(), index.cpu(), grad.double(), t.double(), *noise)[0]
         assert_relaxed_grad(found, exact, f", {where}")
 
 
@@ -226,8 +227,8 @@ def soft_gradients(device: torch.device, small: bool) -> None:
             grad = torch.randn(draws, 3, columns, device=device).to(dtype)
             t = _temperature(3, dtype, device)
             where = f"{columns} columns, {draws} draws, {dtype}"
-            (dx, dt), (twin_dx, twin_dt) = (f(y, grad, t, True) for f in (soft_grad.soft_grad, eager.soft_grad))
-            exact_dx, exact_dt = eager.soft_grad(y.double(), grad.double(), t.double(), True)
+            (dx, dt), (twin_dx, twin_dt) = (f(y, grad, t, True) for f in (soft_grad.soft_grad, EAGER.soft_grad))
+            exact_dx, exact_dt = EAGER.soft_grad(y.double(), grad.double(), t.double(), True)
             assert dt is not None
             assert twin_dt is not None
             assert exact_dt is not None
@@ -255,7 +256,7 @@ def more_than_2_to_the_31_elements(device: torch.device, small: bool) -> None:
     assert (hot.sum(-1) == 1).all(), "one-hot, every row"
     value = log_prob.log_prob(x, None, hot)
     assert torch.equal(value[1], index), "log_prob's index"
-    torch.testing.assert_close(value[0][:, -last:], eager.log_prob_index(tail, expected)[0])
+    torch.testing.assert_close(value[0][:, -last:], EAGER.log_prob_index(Rows(tail), expected)[0])
     del hot, value
     torch.testing.assert_close(entropy.entropy(x)[0][-last:], entropy.entropy(tail)[0])
     t = torch.ones(rows, device=device)

@@ -31,7 +31,7 @@ ZERO = "tests/test_distribution.py -k 'neg_inf or same_law'"
 
 TORCHRL, PYRO = PACKAGE + "integrations/torchrl.py", PACKAGE + "integrations/pyro.py"
 
-OPS, FORMULAS, CPU = PACKAGE + "ops.py", PACKAGE + "_backends/eager.py", PACKAGE + "_backends/cpu.py"
+OPS, FORMULAS, CPU = PACKAGE + "ops.py", PACKAGE + "compute/base.py", PACKAGE + "compute/cpu.py"
 
 MUTANTS = [
     # checks.py
@@ -56,23 +56,6 @@ MUTANTS = [
         "else (value > 0)) & (value",
         "else (value >= 0)) & (value",
         "a temperature of 0 in a tensor",
-        BAD,
-        function="temperature",
-    ),
-    Mutant(
-        CHECKS,
-        "((value >= 1) if at_least_1",
-        "((value > 0) if at_least_1",
-        "ReinMax below 1 in a tensor",
-        BAD,
-        function="temperature",
-    ),
-    Mutant(CHECKS, "if at_least_1 and float(value) < 1:", "if False:", "ReinMax below 1", BAD, function="temperature"),
-    Mutant(
-        CHECKS,
-        "method in gives_no_gradient and value.requires_grad",
-        "False",
-        "a gradient that is lost",
         BAD,
         function="temperature",
     ),
@@ -791,7 +774,6 @@ MUTANTS = [
         "NumPy's integers in a shape",
         "tests/test_hard_cases.py -k shapes_of_numpy",
     ),
-    Mutant(CHECKS, "in _WITHOUT_TEMPERATURE and (", "is True and (", "a temperature without effect", BAD),
     Mutant(
         CHECKS,
         "(isinstance(value, Tensor) or value != 1)",
@@ -799,7 +781,6 @@ MUTANTS = [
         "a tensor of temperatures without effect",
         BAD,
     ),
-    Mutant(CHECKS, "if value != 1 and method is not", "if value == 1 and not", "relaxed samples without effect", BAD),
     Mutant(
         CHECKS, "if validate and not _is_true(inside", "if not validate and (inside", "an unimix not looked at", BAD
     ),
@@ -1050,4 +1031,31 @@ MUTANTS = [
     ),
     Mutant(RNG, "seed - 2**64 if seed >= 2**63 else seed", "seed", "a seed that no int64 holds", SEEDS),
     Mutant(RNG, "seed >= 2**63", "seed > 2**63", "the sign at the very border", SEEDS),
+    Mutant(
+        CHECKS,
+        "((value >= least) if least",
+        "((value > 0) if least",
+        "ReinMax below 1 in a tensor",
+        BAD,
+        function="temperature",
+    ),
+    Mutant(CHECKS, "if method and float(value) < least:", "if False:", "ReinMax below 1", BAD, function="temperature"),
+    Mutant(
+        CHECKS,
+        "not estimator.relaxed and value.requires_grad",
+        "False",
+        "a gradient that is lost",
+        BAD,
+        function="temperature",
+    ),
+    Mutant(
+        CHECKS,
+        "if not (estimator and estimator.takes_temperature) and (",
+        "if False and (",
+        "a temperature without effect",
+        BAD,
+    ),
+    Mutant(
+        CHECKS, "if value != 1 and not (method", "if value == 1 and not (method", "relaxed samples without effect", BAD
+    ),
 ]

@@ -36,7 +36,8 @@ from philox import (
 from torch import Tensor
 
 from onehot_triton import tensors
-from onehot_triton._backends import eager
+from onehot_triton.compute import EAGER, base
+from onehot_triton.compute.base import Rows
 from onehot_triton.kernels import entropy, launch, log_prob, relaxed, sample, soft_grad, softmax_grad, straight_through
 from onehot_triton.kernels import log_prob_and_entropy as joint
 
@@ -134,7 +135,7 @@ class Case:
 
     @property
     def logsumexp(self) -> Tensor:
-        return eager.logsumexp(self.seen.double()).to(self.compute)
+        return base.logsumexp(self.seen.double()).to(self.compute)
 
 
 class Tally:
@@ -172,7 +173,7 @@ def logsumexp_as_good_as(case: Case, found: Tensor) -> float:
     valid = ~found[1].isnan()
     if not torch.equal(found[0, valid], case.seen.amax(-1)[valid].to(found.dtype)):
         raise AssertionError("a logsumexp's maximum is not that of the row")
-    twin, exact = eager.logsumexp(case.seen), eager.logsumexp(case.seen.double())
+    twin, exact = base.logsumexp(case.seen), base.logsumexp(case.seen.double())
     return as_good_as(found[1], twin[1], exact[1], case.dtype)
 
 
@@ -210,10 +211,10 @@ def same_draws(tally: Tally, case: Case, found: Tensor, expected: Tensor) -> Non
 def run_sample(tally: Tally, case: Case) -> float:
     hot, index, logsumexp = sample.sample(case.logits, case.draws, case.hot, *case.noise, case.allowed)
     noise = philox_noise(case.seed % 2**64, case.offset, case.columns, case.draws, case.row_offset)
-    twin = eager.sample_index(case.seen, case.draws, noise, GROUP)
+    twin = base.sample_index(case.seen, case.draws, noise, GROUP)
     same_draws(tally, case, index, twin)
     if case.hot is not None:
-        expected = eager.one_hot(index, case.columns, case.hot)
+        expected = base.one_hot(index, case.columns, case.hot)
         if hot.dtype != case.hot or not torch.equal(hot, expected):
             raise AssertionError("one-hot is not that of the index")
     return logsumexp_as_good_as(case, logsumexp)
@@ -228,7 +229,7 @@ def run_entropy(tally: Tally, case: Case) -> float:
             f"{int((found < 0).sum())} of {len(found)} entropies are negative, least {found.nan_to_num(0).min():.2e}"
         )
     return max(
-        as_good_as(found, eager.entropy(case.seen)[0], eager.entropy(case.seen.double())[0], case.dtype),
+        as_good_as(found, EAGER.entropy(Rows(case.seen))[0], EAGER.entropy(Rows(case.seen.double()))[0], case.dtype),
         logsumexp_as_good_as(case, logsumexp),
         logsumexp_as_good_as(case, alone),
     )
@@ -236,9 +237,9 @@ def run_entropy(tally: Tally, case: Case) -> float:
 
 def run_entropy_grad(tally: Tally, case: Case) -> float:
     g = case.row_grad[0]
-    exact_entropy = eager.entropy(case.seen.double())[0].to(case.compute)
+    exact_entropy = EAGER.entropy(Rows(case.seen.double()))[0].to(case.compute)
     found = entropy.entropy_grad(case.logits, case.logsumexp, exact_entropy, g, case.allowed)
-    twin, exact = eager.entropy_grad(case.seen, g), eager.entropy_grad(case.seen.double(), g.double())
+    twin, exact = EAGER.entropy_grad(Rows(case.seen), g), EAGER.entropy_grad(Rows(case.seen.double()), g.double())
     return as_good_as(found, *case.zero_where_off(twin, exact), case.dtype)
 
 
@@ -246,31 +247,31 @@ def run_log_prob_and_entropy(tally: Tally, case: Case) -> float:
     log_prob, entropy, logsumexp = joint.log_prob_and_entropy(case.logits, case.index, case.allowed)
     seen, exact = case.seen, case.seen.double()
     return max(
-        as_good_as(log_prob, *(eager.log_prob_index(x, case.index)[0] for x in (seen, exact)), case.dtype),
-        as_good_as(entropy, *(eager.entropy(x)[0] for x in (seen, exact)), case.dtype),
+        as_good_as(log_prob, *(EAGER.log_prob_index(Rows(x), case.index)[0] for x in (seen, exact)), case.dtype),
+        as_good_as(entropy, *(EAGER.entropy(Rows(x))[0] for x in (seen, exact)), case.dtype),
         logsumexp_as_good_as(case, logsumexp),
     )
 
 
 def run_log_prob_and_entropy_grad(tally: Tally, case: Case) -> float:
     worst = 0.0
-    exact_entropy = eager.entropy(case.seen.double())[0].to(case.compute)
+    exact_entropy = EAGER.entropy(Rows(case.seen.double()))[0].to(case.compute)
     for grad in (None, case.grad):
         # A tensor of its own: memory that two arguments share is watched as that of one.
         given = case.index, case.row_grad, case.row_grad[0].clone()
         found = joint.log_prob_and_entropy_grad(case.logits, case.logsumexp, exact_entropy, *given, case.allowed, grad)
-        twin = eager.log_prob_and_entropy_grad(case.seen, *given, grad=grad)
+        twin = EAGER.log_prob_and_entropy_grad(Rows(case.seen), *given, grad=grad)
         given = case.index, case.row_grad.double(), case.row_grad[0].double()
         grad = None if grad is None else grad.double()
-        exact = eager.log_prob_and_entropy_grad(case.seen.double(), *given, grad=grad)
+        exact = EAGER.log_prob_and_entropy_grad(Rows(case.seen.double()), *given, grad=grad)
         worst = max(worst, as_good_as(found, *case.zero_where_off(twin, exact), case.dtype))
     return worst
 
 
 def run_softmax_grad(tally: Tally, case: Case) -> float:
     found = softmax_grad.softmax_grad(case.logits, case.logsumexp, case.grad, case.allowed)
-    exact = eager.softmax_grad(case.seen.double(), case.grad.double())
-    twin = eager.softmax_grad(case.seen, case.grad)
+    exact = EAGER.softmax_grad(Rows(case.seen.double()), case.grad.double())
+    twin = EAGER.softmax_grad(Rows(case.seen), case.grad)
     return as_good_as(found, *case.zero_where_off(twin, exact), case.dtype)
 
 
@@ -286,9 +287,9 @@ def run_gapped_grad(tally: Tally, case: Case) -> float:
 def run_straight_through(case: Case, name: str, t: Tensor | float) -> float:
     grad = torch.randn(case.draws, case.rows, case.columns, generator=case.random).to(case.dtype)
     found = getattr(straight_through, name)(case.logits, case.logsumexp, case.index, grad, t, case.allowed)
-    twin = getattr(eager, name)(case.seen, case.index, grad, t)
+    twin = getattr(EAGER, name)(Rows(case.seen), case.index, grad, t)
     exact_t = t.double() if isinstance(t, Tensor) else t
-    exact = getattr(eager, name)(case.seen.double(), case.index, grad.double(), exact_t)
+    exact = getattr(EAGER, name)(Rows(case.seen.double()), case.index, grad.double(), exact_t)
     twin, exact = case.zero_where_off(twin, exact)
     if name == "gapped_grad":
         # What is rounded is of the size of `grad`, before it is divided by t, in the twin too.
@@ -304,8 +305,8 @@ def run_soft_grad(tally: Tally, case: Case) -> float:
     y[:, 1:2] = torch.nan
     grad = torch.randn(shape, generator=case.random).to(case.dtype)
     found = soft_grad.soft_grad(y, grad, case.temperature, True)
-    twin = eager.soft_grad(y, grad, case.temperature, True)
-    exact = eager.soft_grad(y.double(), grad.double(), case.temperature.double(), True)
+    twin = EAGER.soft_grad(y, grad, case.temperature, True)
+    exact = EAGER.soft_grad(y.double(), grad.double(), case.temperature.double(), True)
     # lg2.approx is off by 2^-22 where its result is near 0: of each product, where y is near 1.
     unit = 4 * y.double().nan_to_num().sum((0, 2)) * grad.double().abs().amax((0, 2)) / case.temperature.double()
     dt = (found[1].double() - exact[1]).abs() / (4 * (twin[1].double() - exact[1]).abs() + 2.0**-20 * unit)
@@ -315,7 +316,7 @@ def run_soft_grad(tally: Tally, case: Case) -> float:
 
 
 def run_log_prob(tally: Tally, case: Case) -> float:
-    value = eager.one_hot(case.index, case.columns, case.hot or case.dtype)
+    value = base.one_hot(case.index, case.columns, case.hot or case.dtype)
     found, index, logsumexp = log_prob.log_prob(case.logits, None, value, case.allowed)
     known, known_index, _ = log_prob.log_prob(case.logits, case.logsumexp, value, case.allowed)
     hint = case.index.clone()
@@ -323,8 +324,8 @@ def run_log_prob(tally: Tally, case: Case) -> float:
     hinted, hinted_index, _ = log_prob.log_prob(case.logits, None, value, case.allowed, hint)
     if not all(torch.equal(found, case.index) for found in (index, known_index, hinted_index)):
         raise AssertionError("index")
-    exact = eager.log_prob_index(case.seen.double(), case.index)[0]
-    twin = eager.log_prob_index(case.seen, case.index)[0]
+    exact = EAGER.log_prob_index(Rows(case.seen.double()), case.index)[0]
+    twin = EAGER.log_prob_index(Rows(case.seen), case.index)[0]
     return max(
         as_good_as(found, twin, exact, case.dtype),
         as_good_as(known, twin, exact, case.dtype),
@@ -337,14 +338,14 @@ def run_log_prob_index(tally: Tally, case: Case) -> float:
     index = case.index.clone()
     index[0, 0] = (-1, case.columns, 2**40)[case.columns % 3]
     found = log_prob.log_prob_index(case.logits, case.logsumexp, index, case.allowed)
-    exact = eager.log_prob_index(case.seen.double(), index)[0]
-    return as_good_as(found, eager.log_prob_index(case.seen, index)[0], exact, case.dtype)
+    exact = EAGER.log_prob_index(Rows(case.seen.double()), index)[0]
+    return as_good_as(found, EAGER.log_prob_index(Rows(case.seen), index)[0], exact, case.dtype)
 
 
 def run_log_prob_grad(tally: Tally, case: Case) -> float:
     found = log_prob.log_prob_grad(case.logits, case.logsumexp, case.index, case.row_grad, case.allowed)
-    twin = eager.log_prob_grad(case.seen, case.index, case.row_grad)
-    exact = eager.log_prob_grad(case.seen.double(), case.index, case.row_grad.double())
+    twin = EAGER.log_prob_grad(Rows(case.seen), case.index, case.row_grad)
+    exact = EAGER.log_prob_grad(Rows(case.seen.double()), case.index, case.row_grad.double())
     return as_good_as(found, *case.zero_where_off(twin, exact), case.dtype)
 
 
@@ -387,7 +388,7 @@ def run_relaxed_grad(tally: Tally, case: Case) -> float:
     high, low, _, _ = words(case.seed % 2**64, case.offset, 3, 2**30 - 1, row, draw)
     noise = torch.from_numpy(relaxed_noise(case, 3, samples)), torch.from_numpy(exponential(high, low))
     args = case.seen.double(), index, grad.double(), case.temperature.double(), *noise
-    exact, exact_dt = eager.relaxed_grad_with(*args, samples)
+    exact, exact_dt = EAGER.relaxed_grad_with(*args, samples)
     (exact,) = case.zero_where_off(exact)
     if case.allowed is not None:
         # A row with nothing to draw has no part in the temperature's gradient either.

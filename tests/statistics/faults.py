@@ -13,7 +13,7 @@ from samplers import Sampler, race_cost, search_cost
 from torch import Tensor
 
 from onehot_triton import rng
-from onehot_triton._backends import cpu, eager
+from onehot_triton.compute import base, cpu
 
 
 class Fault(NamedTuple):
@@ -25,7 +25,7 @@ class Fault(NamedTuple):
 
 def _draw(noise, logits: Tensor, n: int) -> Tensor:
     group = cpu.group_length(logits.shape[-1])
-    return eager.sample_index(logits, n, noise, group)
+    return base.sample_index(logits, n, noise, group)
 
 
 def _exact(shape: tuple[int, ...]) -> Tensor:

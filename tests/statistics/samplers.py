@@ -21,7 +21,7 @@ from onehot_triton import (
     rng,
     use_backend,
 )
-from onehot_triton._backends import cpu, eager, small
+from onehot_triton.compute import SMALL, base, cpu
 
 Draw = Callable[[Tensor, int], Tensor]
 """(logits [rows, columns], n) -> int64 [n, rows], from torch's default generator."""
@@ -152,7 +152,7 @@ PUBLIC = (
 
 def _relaxed_first(logits: Tensor, n: int) -> Tensor:
     """The RelaxedOneHot draw of small batches, for many draws at once."""
-    return small._relaxed_first(logits, n, torch.bool, rng.Seed(), 0.5).index.view(n, -1)
+    return SMALL.relaxed_first(logits, n, torch.bool, rng.Seed(), 0.5).index.view(n, -1)
 
 
 # A large batch draws for RelaxedOneHot as `sample` does.
@@ -173,12 +173,12 @@ def _philox_twin(logits: Tensor, n: int) -> Tensor:
     do when they are interpreted."""
     seed = int(torch.randint(2**63 - 1, ()))
     noise = philox_noise(seed, 0, logits.shape[-1], n)
-    return eager.sample_index(logits, n, noise, _GROUP)
+    return base.sample_index(logits, n, noise, _GROUP)
 
 
 def _philox_relaxed_twin(logits: Tensor, n: int) -> Tensor:
     noise = philox_relaxed_noise(int(torch.randint(2**63 - 1, ())), 0)
-    return eager.relaxed_with(logits, logits.new_full(logits.shape[:1], 0.7), n, noise).argmax(-1)
+    return base.Eager().relaxed_with(logits, logits.new_full(logits.shape[:1], 0.7), n, noise).argmax(-1)
 
 
 def _philox_cost(columns: int) -> float:

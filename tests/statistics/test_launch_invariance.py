@@ -11,7 +11,7 @@ from samplers import ON_GPU, kernels_run
 from torch import Tensor
 
 from onehot_triton import OneHotCategorical
-from onehot_triton._backends import eager
+from onehot_triton.compute import base
 
 pytestmark = [
     pytest.mark.skipif(not kernels_run(), reason="needs a GPU, or TRITON_INTERPRET=1"),
@@ -53,7 +53,7 @@ def grad(logits: Tensor, index: Tensor, rows: slice = slice(None), mask: Tensor 
     x = logits[rows]
     temperature = torch.full((x.shape[0],), 0.7, device=DEVICE)
     masked = x if mask is None else torch.where(mask, x, -torch.inf)
-    args = (eager.logsumexp(masked), index[:, rows].contiguous(), g[:, rows].contiguous(), temperature, 1.0)
+    args = (base.logsumexp(masked), index[:, rows].contiguous(), g[:, rows].contiguous(), temperature, 1.0)
     return torch.ops.onehot_triton.relaxed_grad(x, *args, *SEED, rows.start or 0, mask, False, 2)[0]
 
 

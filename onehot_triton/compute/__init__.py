@@ -1,6 +1,6 @@
-"""The choice of what computes: once for each call of a user, by the device of its tensors.
+"""The backends, rows in, rows out, and the choice of one for each call, by the device and the size of its tensors.
 
-The underscore is for torch.compile, which traces into no file whose path has "triton/backends" in it.
+The package is not called `backends`: torch.compile traces into no file whose path has "triton/backends" in it.
 """
 
 from __future__ import annotations
@@ -14,20 +14,23 @@ import torch
 from torch import Tensor
 
 from ..tensors import loses_functions
-from . import cpu, eager, small, triton
-from .interface import Backend
+from .base import Eager
+from .cpu import Cpu, is_small
+from .small import Small
+from .triton import Triton
 
 _NAMES = ("auto", "triton", "eager")
 # A plain global, which torch.compile can read and guards on.
 _name = "auto"
 _TRITON_IS_THERE = importlib.util.find_spec("triton") is not None
-BY_DEVICE: dict[str, Backend] = {"cpu": cpu}
-"""The eager path of a device, where it is not the formulas as they stand."""
+EAGER, CPU, SMALL, TRITON = Eager(), Cpu(), Small(), Triton()
+BY_DEVICE: dict[str, Eager] = {"cpu": CPU}
+"""The backends of devices without kernels that have one of their own; the others have `EAGER`."""
 
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """Chooses what computes, within a `with` block and for the whole process: for tests, comparison and debugging.
+    """Choose what computes, within a `with` block and for the whole process: for tests, comparison and debugging.
 
     Args:
         name: "auto", the default: kernels for CUDA, ROCm and XPU tensors where Triton is there, eager torch for all
@@ -53,23 +56,23 @@ def use_backend(name: str) -> Iterator[None]:
         _name = before
 
 
-def of(tensor: Tensor) -> Backend:
-    """What computes for `tensor`, on its device; raises RuntimeError where kernels must and cannot."""
+def of(tensor: Tensor) -> Eager:
+    """Choose the backend of `tensor`; raises RuntimeError where kernels must compute and cannot."""
     device = tensor.device
-    # Where a Function would be lost, a gradient comes from torch's operations alone.
+    # A gradient comes from torch's operations alone where a Function would be lost.
     if uses_kernels(device) and not loses_functions():
-        return triton
-    backend = BY_DEVICE.get(device.type, eager)
-    return small if backend is cpu and cpu.is_small(tensor) else backend
+        return TRITON
+    backend = BY_DEVICE.get(device.type, EAGER)
+    return SMALL if backend is CPU and is_small(tensor) else backend
 
 
-def differentiable(backend: Backend) -> Backend:
-    """The backend whose gradients can be differentiated, in place of `backend`."""
-    return eager if backend is triton else backend
+def differentiable(backend: Eager) -> Eager:
+    """Give the backend whose gradients can be differentiated, in place of `backend`."""
+    return EAGER if backend is TRITON else backend
 
 
 def uses_kernels(device: torch.device) -> bool:
-    """Whether the kernels compute for tensors on `device`; raises RuntimeError where they must and cannot."""
+    """Tell whether the kernels compute for tensors on `device`; raises RuntimeError where they must and cannot."""
     if _name == "eager":
         return False
     if device.type in ("cuda", "xpu") and _TRITON_IS_THERE:

@@ -3,7 +3,7 @@
 Beside the rows of these kernels and formulas in the other tables."""
 
 from mutants.mutant import Mutant
-from mutants.ops import _cpu, _formulas, _kernels, _of, _ops
+from mutants.ops import _cpu, _estimators, _formulas, _kernels, _of, _ops
 
 BOTH, STRAIGHT, OPTIONS = "log_prob_and_entropy.py", "straight_through.py", "tests/test_straight_through.py"
 cases, both, estimators = (
@@ -551,5 +551,17 @@ MUTANTS = [
         "GappedStraightThrough without the mask",
         estimators("definition and mask"),
         function="Triton.gapped_grad",
+    ),
+    _estimators(
+        "smooth=lambda backend, logits, draw: backend.gapped_given",
+        "smooth=lambda backend, logits, draw: backend.reinmax_given",
+        "one estimator for the other, where autograd records it",
+        estimators("transforms and eager"),
+    ),
+    _estimators(
+        "least_temperature=1",
+        "least_temperature=0",
+        "ReinMax takes a temperature below 1",
+        "tests/test_hard_cases.py -k test_bad_input",
     ),
 ]

@@ -27,11 +27,7 @@ _cpu, _small, _formulas, _kernels, _choice = (
     _in(f"compute/{name}.py") for name in ("cpu", "small", "base", "triton", "__init__")
 )
 _ops, _library, _rng, _parameters = (_in(f"{name}.py") for name in ("ops", "torch_ops", "rng", "parameters"))
-_blocks, _checks = _in("blocks.py"), _in("checks.py")
-
-_blocks, _checks, _tensors = (_in(f"{name}.py") for name in ("blocks", "checks", "tensors"))
-
-_estimators = _in("estimators.py")
+_blocks, _checks, _tensors, _estimators = (_in(f"{name}.py") for name in ("blocks", "checks", "tensors", "estimators"))
 
 MUTANTS = [
     # The temperature as a number

@@ -16,14 +16,19 @@ from .tensors import loses_functions
 _BLOCK = 2**19
 
 
-def blocks(rows: int, elements_per_row: int) -> list[slice]:
-    """Cuts `rows` into slices of at most `_BLOCK` elements; one slice while compiling, where the compiler fuses."""
+def blocks(rows: int, elements_per_row: int, per_thread: bool = False) -> list[slice]:
+    """Cut `rows` into slices of at most `_BLOCK` elements; one slice while compiling, because the compiler fuses.
+
+    `per_thread` gives each thread a part of that size, which fits its own cache: the threads wait for each other after
+    every operation on a block. Noise must not depend on the number of threads, so draws do without.
+    """
     # Compiled, no branch and no range on `rows`, either of which would fix it as a constant of the graph.
     if torch.compiler.is_compiling():
         return [slice(0, rows)]
-    if rows * elements_per_row <= _BLOCK:
+    block = _BLOCK * torch.get_num_threads() if per_thread else _BLOCK
+    if rows * elements_per_row <= block:
         return [slice(0, rows)]
-    step = max(1, _BLOCK // max(1, elements_per_row))
+    step = max(1, block // max(1, elements_per_row))
     return [slice(start, min(start + step, rows)) for start in range(0, rows, step)]
 
 

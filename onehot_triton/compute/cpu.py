@@ -303,8 +303,7 @@ def _weights(x: Tensor, maximum: Tensor | None = None) -> Iterator[tuple[slice, 
     rows, columns = x.shape
     dtype = compute_dtype(x.dtype)
     # With the rows that are read and written, a block is four times its size: scratch that fills the cache is slower.
-    # Each thread has a part of a block in a cache of its own, and waits for the others after each operation on a block.
-    parts = blocks(rows, max(1, 4 * columns // torch.get_num_threads()))
+    parts = blocks(rows, 4 * columns, per_thread=True)
     scratch = x.new_empty((2, parts[0].stop, columns), dtype=dtype)
     for part in parts:
         some = part_of(x, part)

@@ -117,7 +117,7 @@ def _find(logits, value_ptrs, hint_ptrs, inside, tile, columns, KNOWN: tl.conste
     best = (tl.full([ROWS, LANES], LEAST, VALUE_TYPE), tl.zeros([ROWS, LANES], tl.int32))
     unknown = inside
     if hint_ptrs is not None:
-        # Where the value is 1 there, nothing else of it is read. Otherwise it is walked by itself.
+        # A value that is 1 there is read no further. Another one is walked by itself.
         hint = tl.load(hint_ptrs, mask=inside, other=-1)
         hinted = inside & (hint >= 0) & (hint < columns)
         hinted &= _load_value(value_ptrs + hint, hinted, VALUE_TYPE, LEAST) == 1
@@ -188,7 +188,7 @@ def _log_prob_kernel(
     row = tl.program_id(0) % programs_per_draw * ROWS + tl.arange(0, ROWS)
     inside = row < rows
     at = draw * rows + row
-    # Where rows start is computed where it is needed: kept over the walk it would take registers.
+    # The start of a row is computed when it is needed: kept over the walk it would take registers.
     if from_parts(parts, PARTS):
         value_ptrs, part_ptrs = value_ptr + at * columns, (parts_ptr, part_index_ptr)
         found = _join(value_ptrs, part_ptrs, at, columns, parts, KNOWN, (TYPE, VALUE_TYPE, LEAST), PARTS)

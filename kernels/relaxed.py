@@ -376,7 +376,7 @@ def _write_tile(start, mask, product, known, CONSTANTS: tl.constexpr):
     noise_row, key, counter3 = noise
     maximum, base, inverse = law
     if PARTS == 0 or DT:
-        # What is off is no part of a sum.
+        # A category that is off is no part of a sum.
         x = load_logits(logits, start, mask, TYPE) - over_tile(maximum)
     else:
         x = load_logits(without_mask(logits), start, mask, TYPE) - over_tile(maximum)

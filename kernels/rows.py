@@ -114,7 +114,7 @@ def allowed_arguments(allowed: Tensor | None) -> dict:
 
 @triton.jit
 def allowed_row(row, strides):
-    """Where the category mask of a row starts, by its (stride,), or by (stride, n, jump), a jump after each n rows."""
+    """Give the start of a row's category mask, by its (stride,), or by (stride, n, jump), a jump after each n rows."""
     at = row * strides[0]
     if len(strides) == 3:
         at += row // strides[1] * strides[2]

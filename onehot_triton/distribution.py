@@ -483,7 +483,7 @@ class OneHotCategorical(Distribution):
         Raises:
             ValueError: the last dimension is not the number of categories, or, validated, a row is not one-hot.
 
-        Sharded columns: Replicate. Of the last draw nothing is sent, of another value one collective of 8 bytes and
+        Sharded columns: Replicate. The last draw sends nothing, another value one collective of 8 bytes and
         8 a draw; in the backward nothing.
 
         Example:
@@ -528,7 +528,7 @@ class OneHotCategorical(Distribution):
             ValueError: `index` is no integer tensor, does not broadcast, or, validated, is outside 0 .. columns - 1.
                 Where nothing is validated, NaN stands at such a place.
 
-        Sharded columns: Replicate. Of the last draw nothing is sent, of another index one collective of 8 bytes and
+        Sharded columns: Replicate. The last draw sends nothing, another index one collective of 8 bytes and
         4 a draw; in the backward nothing.
 
         Example:

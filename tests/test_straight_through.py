@@ -442,7 +442,7 @@ def test_every_method_has_a_row():
 @each_method
 @pytest.mark.parametrize("takes_temperature", [True, False])
 def test_a_method_is_what_its_row_says(takes_temperature, method, backend, monkeypatch):
-    """Of a row that passes the gradient on as it is, times a number: backward and forward mode."""
+    """A row that passes the gradient on, times a number, does so in backward and forward mode."""
     row = estimators.Estimator(
         grad=lambda backend, rows, draw, g, with_dt: (3 * g.sum(0), None),
         smooth=lambda backend, logits, draw: 3 * logits,

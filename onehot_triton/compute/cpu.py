@@ -510,7 +510,7 @@ class Cpu(Eager):
     def log_prob_and_entropy(
         self, rows: Rows, index: Tensor, inside: bool = False
     ) -> tuple[Tensor, Tensor, Tensor | None]:
-        # By the logsumexp that comes with the entropy. What is differentiated, or compiled, has one log_softmax.
+        # By the logsumexp that comes with the entropy. Differentiated or compiled programs take one log_softmax.
         x = masked(rows.logits, rows.mask)
         if not (is_differentiated(x) or torch.compiler.is_compiling()):
             h, logsumexp = _entropy_and_logsumexp(x)

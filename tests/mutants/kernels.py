@@ -242,7 +242,7 @@ MUTANTS = [
         "tl.where(hot, over_tile(winner_grad - mean), 0.0)",
         "0.0",
         "without the draw",
-        "tests/test_kernel_cases.py -k 'reinmax_grad-alone'",
+        "tests/test_kernel_cases.py -k 'reinmax_grad-shared'",
         function="_gradient",
     ),
     Mutant(

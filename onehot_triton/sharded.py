@@ -36,6 +36,7 @@ from .compute.base import (
     GAP,
     GROUP,
     LOWEST,
+    NoSecondDerivative,
     Sample,
     for_each_sample,
     one_hot,
@@ -568,22 +569,6 @@ class _StraightThrough(Function):
         return dx.to(x.dtype), dt, None, None, None, None, None, None, None, None
 
 
-class _NoSecondDerivative(Function):
-    """A gradient of `sources`: in a graph it can be used, but not differentiated."""
-
-    @staticmethod
-    def forward(gradient, *sources):
-        return gradient.clone()
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        pass
-
-    @staticmethod
-    def backward(ctx, *_):
-        raise RuntimeError("rsample: the RelaxedOneHot gradient of sharded logits has no second derivative")
-
-
 # The arguments of the gradients: this rank's logits x [rows, n]; t, a number or [rows, 1]; the sums of whole rows; the
 # draws, [draws, rows], as columns of this rank, -1 for those of another; the incoming gradient [draws, rows, n] in the
 # compute dtype; the ranks. Then, for `relaxed_grad` alone: the seeds, the samples, and whether the temperature's
@@ -639,7 +624,8 @@ def relaxed_grad(
         dx, dt = _relaxed_grad(x, t, sums, at, grad, ranks, seeds, samples, with_temperature)
     if not torch.is_grad_enabled():
         return dx, dt
-    return _NoSecondDerivative.apply(dx, x, grad, t), None if dt is None else _NoSecondDerivative.apply(dt, x, grad, t)
+    maker = "sharded logits", x, grad, t
+    return NoSecondDerivative.apply(dx, *maker), None if dt is None else NoSecondDerivative.apply(dt, *maker)
 
 
 def _relaxed_grad(

@@ -23,6 +23,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd import Function
 
 from .. import rng
 from ..estimators import Estimator, GivenDraw
@@ -90,6 +91,24 @@ class ShardRace(NamedTuple):
     score: Tensor
     maximum: Tensor
     total: Tensor
+
+
+class NoSecondDerivative(Function):
+    """A gradient that `maker` computed from `sources`: in a graph it can be used, but not differentiated."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(gradient, maker, *sources):
+        return gradient.clone()
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        ctx.maker = inputs[1]
+
+    @staticmethod
+    def backward(ctx, *_):
+        raise RuntimeError(f"rsample: the RelaxedOneHot gradient of {ctx.maker} has no second derivative")
 
 
 # Parts of the formulas ------------------------------------------------------------------------------------------------

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.autograd import Function
 
 from .. import rng, torch_ops
 from ..rng import Seed
 from ..tensors import compute_dtype
-from .base import Eager, Rows, Sample, ShardRace
+from .base import Eager, NoSecondDerivative, Rows, Sample, ShardRace
 
 
 def _noise(seed: Seed) -> tuple[int | Tensor, int, int]:
@@ -81,7 +80,9 @@ class Triton(Eager):
         with torch.no_grad():
             out, dt = torch_ops.relaxed_grad(logits, logsumexp, *args)
         if torch.is_grad_enabled():
-            out, dt = (_NoSecondDerivative.apply(gradient, logits, grad, temperature) for gradient in (out, dt))
+            out, dt = (
+                NoSecondDerivative.apply(gradient, "a kernel", logits, grad, temperature) for gradient in (out, dt)
+            )
         return out, dt if with_temperature else None
 
     def reinmax_grad(self, rows: Rows, index: Tensor, grad: Tensor, temperature: Tensor | float) -> Tensor:
@@ -137,21 +138,3 @@ class Triton(Eager):
         assert entropy is not None
         args = index, grad_log_prob, grad_entropy, mask, grad
         return torch_ops.log_prob_and_entropy_grad(logits, logsumexp, entropy, *args)
-
-
-class _NoSecondDerivative(Function):
-    """A gradient that a kernel computed from `sources`: in a graph it can be used, but not differentiated."""
-
-    generate_vmap_rule = True
-
-    @staticmethod
-    def forward(gradient, *sources):
-        return gradient.clone()
-
-    @staticmethod
-    def setup_context(ctx, inputs, output):
-        pass
-
-    @staticmethod
-    def backward(ctx, *_):
-        raise RuntimeError("rsample: the RelaxedOneHot gradient of a kernel has no second derivative")
